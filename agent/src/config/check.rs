@@ -1,0 +1,322 @@
+//! From what is written to what is meant: every value is parsed, every reference looked up.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use hyper::Uri;
+
+use super::document::Document;
+use super::{
+    Account, Agent, Capture, ClickHouse, Config, Credential, Issuer, KeySource, Rule, Tls, is_under, raw,
+};
+
+/// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
+/// is none.
+pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
+    let mut checker = Checker { document };
+    let capture = checker.capture(raw.capture);
+    let accounts = checker.accounts(raw.accounts, &capture.suffixes);
+    let issuers = checker.issuers(raw.issuers);
+    let credentials = checker.credentials(raw.credentials);
+    let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
+    let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
+    Config {
+        path: path.to_owned(),
+        agent: checker.agent(raw.agent),
+        capture,
+        tls: Tls { upstream_ca_bundle: raw.tls.upstream_ca_bundle },
+        accounts,
+        issuers,
+        rules,
+        credentials,
+        policy_file: raw.policy.file,
+        clickhouse,
+    }
+}
+
+struct Checker<'a> {
+    document: &'a mut Document,
+}
+
+/// A path in the document: `at!["rules", 0, "name"]`.
+macro_rules! at {
+    ($($key:expr),+) => { &[$($key.to_string()),+] };
+}
+
+impl Checker<'_> {
+    fn wrong(&mut self, path: &[String], message: impl AsRef<str>) {
+        self.document.add(path, message.as_ref());
+    }
+
+    fn agent(&mut self, raw: raw::Agent) -> Agent {
+        if !raw.state_dir.is_absolute() {
+            self.wrong(at!["agent", "state_dir"], "expected an absolute path");
+        }
+        let node =
+            raw.node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+        if node.is_empty() || node.len() > 253 {
+            self.wrong(at!["agent", "node"], "expected a name of 1 to 253 bytes");
+        }
+        Agent { state_dir: raw.state_dir, node }
+    }
+
+    fn capture(&mut self, raw: raw::Capture) -> Capture {
+        for (key, path) in [("cgroup", &raw.cgroup), ("bpffs", &raw.bpffs)] {
+            if !path.is_absolute() {
+                self.wrong(at!["capture", key], "expected an absolute path");
+            }
+        }
+        if raw.listen_port == 0 {
+            self.wrong(at!["capture", "listen_port"], "expected a port from 1 to 65535");
+        }
+        if raw.ports.is_empty() || raw.ports.contains(&0) {
+            self.wrong(at!["capture", "ports"], "expected at least one port from 1 to 65535");
+        }
+        if raw.ports.contains(&raw.listen_port) {
+            self.wrong(at!["capture", "listen_port"], "expected a port that is not itself redirected");
+        }
+        if raw.suffixes.is_empty() {
+            self.wrong(at!["capture", "suffixes"], "expected at least one domain");
+        }
+        let mut names = |key: &str, values: Vec<String>| -> Vec<String> {
+            let parse = |(index, value): (usize, String)| {
+                let name = host_name(&value);
+                if name.is_none() {
+                    self.wrong(
+                        at!["capture", key, index],
+                        "expected a domain name such as `snowflakecomputing.com`",
+                    );
+                }
+                name
+            };
+            values.into_iter().enumerate().filter_map(parse).collect()
+        };
+        let suffixes = names("suffixes", raw.suffixes);
+        let names = names("names", raw.names);
+        let networks =
+            self.parse_each("networks", raw.networks, "expected a network such as `198.51.100.0/24`");
+        let nameservers = self.parse_each(
+            "nameservers",
+            raw.nameservers,
+            "expected an address and port such as `10.0.0.2:53`",
+        );
+        Capture {
+            cgroup: raw.cgroup,
+            bpffs: raw.bpffs,
+            listen_port: raw.listen_port,
+            ports: raw.ports,
+            suffixes,
+            names,
+            networks,
+            nameservers,
+        }
+    }
+
+    fn parse_each<T: std::str::FromStr>(&mut self, key: &str, values: Vec<String>, expected: &str) -> Vec<T> {
+        let mut parsed = Vec::new();
+        for (index, value) in values.into_iter().enumerate() {
+            match value.parse() {
+                Ok(value) => parsed.push(value),
+                Err(_) => self.wrong(at!["capture", key, index], expected),
+            }
+        }
+        parsed
+    }
+
+    fn accounts(&mut self, raw: Vec<raw::Account>, suffixes: &[String]) -> Vec<Account> {
+        if raw.is_empty() {
+            self.wrong(at!["accounts"], "expected at least one account");
+        }
+        let mut accounts = Vec::new();
+        for (index, account) in raw.into_iter().enumerate() {
+            let path = at!["accounts", index, "host"];
+            match host_name(&account.host) {
+                Some(host) if suffixes.iter().any(|suffix| is_under(&host, suffix)) => {
+                    accounts.push(Account { host });
+                }
+                Some(_) => self.wrong(path, "expected a name under one of capture.suffixes"),
+                None => {
+                    self.wrong(path, "expected a host name such as `acme.eu-west-1.snowflakecomputing.com`")
+                }
+            }
+        }
+        accounts
+    }
+
+    fn issuers(&mut self, raw: Vec<raw::Issuer>) -> Vec<Issuer> {
+        if raw.is_empty() {
+            self.wrong(at!["issuers"], "expected at least one issuer");
+        }
+        let mut seen = HashSet::new();
+        let mut issuers = Vec::new();
+        for (index, issuer) in raw.into_iter().enumerate() {
+            if !seen.insert(issuer.issuer.clone()) {
+                self.wrong(at!["issuers", index, "issuer"], "expected each issuer once");
+            }
+            for (key, value) in [("issuer", &issuer.issuer), ("audience", &issuer.audience)] {
+                if value.is_empty() {
+                    self.wrong(at!["issuers", index, key], "expected a value that is not empty");
+                }
+            }
+            let keys = match (issuer.jwks_url, issuer.jwks_file) {
+                (None, Some(file)) => Some(KeySource::File(file)),
+                (Some(url), None) => match key_url(&url, issuer.allow_http) {
+                    Ok(url) => Some(KeySource::Url(url)),
+                    Err(expected) => {
+                        self.wrong(at!["issuers", index, "jwks_url"], expected);
+                        None
+                    }
+                },
+                _ => {
+                    self.wrong(at!["issuers", index], "expected either jwks_url or jwks_file");
+                    None
+                }
+            };
+            if let Some(keys) = keys {
+                issuers.push(Issuer {
+                    issuer: issuer.issuer,
+                    audience: issuer.audience,
+                    keys,
+                    ca_bundle: issuer.ca_bundle,
+                    groups_claim: issuer.groups_claim,
+                    subject_claim: issuer.subject_claim,
+                });
+            }
+        }
+        issuers
+    }
+
+    fn credentials(&mut self, raw: std::collections::BTreeMap<String, raw::Credential>) -> Vec<Credential> {
+        let mut credentials = Vec::new();
+        for (name, credential) in raw {
+            match credential.secret.parse() {
+                Ok(secret) => credentials.push(Credential { name, kind: credential.kind, secret }),
+                Err(expected) => self.wrong(at!["credentials", name, "secret"], expected),
+            }
+        }
+        credentials
+    }
+
+    fn rules(
+        &mut self,
+        raw: Vec<raw::Rule>,
+        accounts: &[Account],
+        issuers: &[Issuer],
+        credentials: &[Credential],
+    ) -> Vec<Rule> {
+        if raw.is_empty() {
+            self.wrong(at!["rules"], "expected at least one rule");
+        }
+        let mut rules = Vec::new();
+        let mut seen = HashSet::new();
+        for (index, rule) in raw.into_iter().enumerate() {
+            if rule.name.is_empty() || !seen.insert(rule.name.clone()) {
+                self.wrong(at!["rules", index, "name"], "expected a name that no other rule has");
+            }
+            if rule.user.is_empty() {
+                self.wrong(at!["rules", index, "user"], "expected the name of a Snowflake user");
+            }
+            if let Some(issuer) = &rule.issuer
+                && !issuers.iter().any(|known| known.issuer == *issuer)
+            {
+                self.wrong(at!["rules", index, "issuer"], "expected one of the configured issuers");
+            }
+            let account = rule.account.map(|account| account.to_ascii_lowercase());
+            if let Some(account) = &account
+                && !accounts.iter().any(|known| known.host == *account)
+            {
+                self.wrong(
+                    at!["rules", index, "account"],
+                    "expected the host of one of the configured accounts",
+                );
+            }
+            if !credentials.iter().any(|known| known.name == rule.credential) {
+                self.wrong(
+                    at!["rules", index, "credential"],
+                    format!(
+                        "expected the name of a credential: there is no [credentials.{}]",
+                        rule.credential
+                    ),
+                );
+            }
+            let cgroups = rule.cgroups.map(|globs| self.globs(index, &globs));
+            rules.push(Rule {
+                name: rule.name,
+                issuer: rule.issuer,
+                groups: rule.groups,
+                cgroups,
+                account,
+                user: rule.user,
+                role: rule.role,
+                warehouse: rule.warehouse,
+                credential: rule.credential,
+            });
+        }
+        rules
+    }
+
+    fn globs(&mut self, rule: usize, globs: &[String]) -> GlobSet {
+        let mut set = GlobSetBuilder::new();
+        for (index, glob) in globs.iter().enumerate() {
+            match GlobBuilder::new(glob).literal_separator(true).build() {
+                Ok(glob) if glob.glob().starts_with('/') => {
+                    set.add(glob);
+                }
+                _ => self.wrong(
+                    at!["rules", rule, "cgroups", index],
+                    "expected a glob that starts with `/`, such as `/kubepods.slice/**`",
+                ),
+            }
+        }
+        set.build().unwrap_or_default()
+    }
+
+    fn clickhouse(&mut self, raw: raw::ClickHouse) -> ClickHouse {
+        let is_http =
+            |url: &Uri| matches!(url.scheme_str(), Some("http" | "https")) && url.authority().is_some();
+        if !raw.url.parse().is_ok_and(|url| is_http(&url)) {
+            self.wrong(at!["audit", "clickhouse", "url"], "expected a URL such as `https://clickhouse:8443`");
+        }
+        let password = raw.password.and_then(|reference| match reference.parse() {
+            Ok(reference) => Some(reference),
+            Err(expected) => {
+                self.wrong(at!["audit", "clickhouse", "password"], expected);
+                None
+            }
+        });
+        let mut characters = raw.database.chars();
+        let identifier = characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+            && characters.all(|other| other.is_ascii_alphanumeric() || other == '_');
+        if !identifier {
+            self.wrong(at!["audit", "clickhouse", "database"], "expected letters, digits and underscores");
+        }
+        ClickHouse { url: raw.url, database: raw.database, user: raw.user, password }
+    }
+}
+
+/// A host name in lower case, without dots around it.
+fn host_name(text: &str) -> Option<String> {
+    let name = text.trim_matches('.').to_ascii_lowercase();
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    (name.len() <= 253 && name.contains('.') && name.split('.').all(label)).then_some(name)
+}
+
+/// Keys decide who is let in, so they come over TLS, from this machine, or with the operator's word.
+fn key_url(text: &str, allow_http: bool) -> Result<Uri, &'static str> {
+    let url: Uri = text.parse().map_err(|_| "expected a URL such as `https://idp.example/jwks`")?;
+    let host = url.host().ok_or("expected a URL with a host, such as `https://idp.example/jwks`")?;
+    let loopback = host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    match url.scheme_str() {
+        Some("https") => Ok(url),
+        Some("http") if loopback || allow_http => Ok(url),
+        Some("http") => Err("expected https://; over plain HTTP only with allow_http = true"),
+        _ => Err("expected an http:// or https:// URL"),
+    }
+}

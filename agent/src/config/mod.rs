@@ -1,0 +1,184 @@
+//! The configuration: one TOML file, `snowfence.toml`.
+//!
+//! [`load`] reads it and reports every problem at once, each with its line, column and key. What it returns is
+//! checked: the accounts, issuers and credentials that a rule names exist, globs and addresses are parsed. Secrets
+//! are references ([`SecretReference`]) that are read when they are used, never values.
+
+mod check;
+mod document;
+mod raw;
+mod secret;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use globset::GlobSet;
+use ipnet::IpNet;
+
+pub use document::Problem;
+pub use raw::{CredentialType, schema};
+pub use secret::{Secret, SecretError, SecretReference};
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it was read from.
+    pub path: PathBuf,
+    pub agent: Agent,
+    pub capture: Capture,
+    pub tls: Tls,
+    /// The Snowflake accounts that may be reached, by host name.
+    pub accounts: Vec<Account>,
+    pub issuers: Vec<Issuer>,
+    /// Who becomes what in Snowflake; the first match wins.
+    pub rules: Vec<Rule>,
+    pub credentials: Vec<Credential>,
+    /// The Cedar policy file; the built-in policy where there is none.
+    pub policy_file: Option<PathBuf>,
+    pub clickhouse: Option<ClickHouse>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// The journal, the internal CA and the session key live here.
+    pub state_dir: PathBuf,
+    /// The name of this node in every record.
+    pub node: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Capture {
+    /// The covered cgroup, below the cgroup v2 mount.
+    pub cgroup: PathBuf,
+    /// Where links and maps are pinned.
+    pub bpffs: PathBuf,
+    /// The loopback port of the listeners.
+    pub listen_port: u16,
+    /// The destination ports that are redirected.
+    pub ports: Vec<u16>,
+    /// Names under these belong to Snowflake; lower case, without a leading dot.
+    pub suffixes: Vec<String>,
+    /// Names that are resolved besides the account hosts.
+    pub names: Vec<String>,
+    /// Networks that belong to Snowflake whatever DNS says.
+    pub networks: Vec<IpNet>,
+    /// The DNS servers to ask; those of `/etc/resolv.conf` where empty.
+    pub nameservers: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Roots for Snowflake's certificates, in PEM; the system's where there is none.
+    pub upstream_ca_bundle: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The host name, lower case.
+    pub host: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Issuer {
+    /// What the token's `iss` must equal.
+    pub issuer: String,
+    /// What the token's `aud` must contain.
+    pub audience: String,
+    pub keys: KeySource,
+    /// Roots for the key server's certificate; the system's where there is none.
+    pub ca_bundle: Option<PathBuf>,
+    pub groups_claim: String,
+    pub subject_claim: String,
+}
+
+/// Where an issuer's public keys (a JWKS document) come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    File(PathBuf),
+    Url(hyper::Uri),
+}
+
+/// Admits callers of certain groups, from certain workloads, as a Snowflake user.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    pub name: String,
+    pub issuer: Option<String>,
+    /// Any of these; `None` admits every verified token.
+    pub groups: Option<Vec<String>>,
+    /// Any of these globs on the cgroup path; `None` admits every workload.
+    pub cgroups: Option<GlobSet>,
+    pub account: Option<String>,
+    pub user: String,
+    pub role: Option<String>,
+    pub warehouse: Option<String>,
+    /// The name of a credential.
+    pub credential: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Credential {
+    pub name: String,
+    pub kind: CredentialType,
+    pub secret: SecretReference,
+}
+
+#[derive(Debug, Clone)]
+pub struct ClickHouse {
+    pub url: String,
+    pub database: String,
+    pub user: Option<String>,
+    pub password: Option<SecretReference>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{}: cannot be read: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}", list(path, problems))]
+    Invalid { path: PathBuf, problems: Vec<Problem> },
+}
+
+/// Reads and checks a configuration file.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse(path, &text)
+}
+
+/// Checks a configuration's text; `path` is for the messages.
+pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    let invalid = |problems| ConfigError::Invalid { path: path.to_owned(), problems };
+    let (raw, mut document) = document::read::<raw::Raw>(text).map_err(invalid)?;
+    let config = check::check(path, raw, &mut document);
+    if document.has_problems() { Err(invalid(document.into_problems())) } else { Ok(config) }
+}
+
+impl Config {
+    pub fn credential(&self, name: &str) -> Option<&Credential> {
+        self.credentials.iter().find(|credential| credential.name == name)
+    }
+
+    /// Whether a lower-case name is Snowflake's: a suffix itself or a name under it.
+    pub fn is_snowflake(&self, name: &str) -> bool {
+        self.capture.suffixes.iter().any(|suffix| is_under(name, suffix))
+    }
+}
+
+/// Whether `name` is `suffix` or ends in `.suffix`. Both are lower case.
+pub fn is_under(name: &str, suffix: &str) -> bool {
+    name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn list(path: &Path, problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems
+        .iter()
+        .map(|Problem { line, column, key, message }| {
+            let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+            format!("{}:{line}:{column}: {key}{message}", path.display())
+        })
+        .collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! The file as it is written: plain structs, unknown keys refused. Doc comments here are the descriptions in
+//! `snowfence config schema`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// The JSON schema of the configuration file.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(Raw)
+}
+
+/// Configuration of the Snowfence agent.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "snowfence.toml")]
+pub struct Raw {
+    #[serde(default)]
+    pub agent: Agent,
+    #[serde(default)]
+    pub capture: Capture,
+    #[serde(default)]
+    pub tls: Tls,
+    /// The Snowflake accounts that may be reached. A connection to any other account is refused.
+    pub accounts: Vec<Account>,
+    /// The identity providers whose tokens are accepted.
+    pub issuers: Vec<Issuer>,
+    /// Who becomes what in Snowflake. The first rule that matches wins; where none does, the login is refused.
+    pub rules: Vec<Rule>,
+    /// The Snowflake credentials that the agent holds, by name.
+    pub credentials: BTreeMap<String, Credential>,
+    #[serde(default)]
+    pub policy: Policy,
+    #[serde(default)]
+    pub audit: Audit,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agent {
+    /// Journal, internal CA and session key; made with mode 0700.
+    pub state_dir: PathBuf,
+    /// The name of this node in every record. Default: the host name.
+    pub node: Option<String>,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self { state_dir: "/var/lib/snowfence".into(), node: None }
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Capture {
+    /// The covered cgroup, below the cgroup v2 mount. `/` is the whole host.
+    pub cgroup: PathBuf,
+    /// Where the kernel programs' links and maps are pinned.
+    pub bpffs: PathBuf,
+    /// The loopback port that the agent listens on in each covered network namespace.
+    pub listen_port: u16,
+    /// The destination ports that are redirected.
+    pub ports: Vec<u16>,
+    /// Names under these belong to Snowflake.
+    pub suffixes: Vec<String>,
+    /// Names to resolve besides the account hosts, for example `PrivateLink` names.
+    pub names: Vec<String>,
+    /// Networks that belong to Snowflake whatever DNS says (CIDR).
+    pub networks: Vec<String>,
+    /// DNS servers (`ADDRESS:PORT`). Default: those of /etc/resolv.conf.
+    pub nameservers: Vec<String>,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self {
+            cgroup: "/".into(),
+            bpffs: "/sys/fs/bpf/snowfence".into(),
+            listen_port: 15443,
+            ports: vec![443],
+            suffixes: vec!["snowflakecomputing.com".into(), "snowflakecomputing.cn".into()],
+            names: Vec::new(),
+            networks: Vec::new(),
+            nameservers: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Root certificates (PEM) that Snowflake's certificate is verified with. Default: the system's.
+    pub upstream_ca_bundle: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// For example `acme.eu-west-1.snowflakecomputing.com`.
+    pub host: String,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// What the token's `iss` claim must equal.
+    pub issuer: String,
+    /// What the token's `aud` claim must contain.
+    pub audience: String,
+    /// Where the public keys are fetched.
+    pub jwks_url: Option<String>,
+    /// A file with the public keys, instead of `jwks_url`.
+    pub jwks_file: Option<PathBuf>,
+    /// Fetch the keys without TLS from an address that is not loopback. Only for a network that you trust.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// Root certificates (PEM) for `jwks_url`. Default: the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// The claim that lists the caller's groups.
+    #[serde(default = "groups")]
+    pub groups_claim: String,
+    /// The claim that names the caller.
+    #[serde(default = "sub")]
+    pub subject_claim: String,
+}
+
+fn groups() -> String {
+    "groups".into()
+}
+
+fn sub() -> String {
+    "sub".into()
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Shown in records and errors.
+    pub name: String,
+    /// Only tokens of this issuer.
+    pub issuer: Option<String>,
+    /// Only callers in one of these groups. Without it: every verified token.
+    pub groups: Option<Vec<String>>,
+    /// Only workloads whose cgroup path matches one of these globs (`*` within a component, `**` across).
+    pub cgroups: Option<Vec<String>>,
+    /// Only this account.
+    pub account: Option<String>,
+    /// The Snowflake user to log in as.
+    pub user: String,
+    /// The role to log in with; the client's own choice is overridden.
+    pub role: Option<String>,
+    /// The warehouse to log in with; the client's own choice is overridden.
+    pub warehouse: Option<String>,
+    /// The name of the credential to log in with.
+    pub credential: String,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    #[serde(rename = "type")]
+    pub kind: CredentialType,
+    /// `file:PATH` or `env:NAME`.
+    pub secret: String,
+}
+
+/// How the agent proves to Snowflake who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CredentialType {
+    Password,
+    ProgrammaticAccessToken,
+    OauthToken,
+    /// An RSA private key in PEM (PKCS #8).
+    KeyPair,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// A Cedar policy file. Default: the built-in policy.
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Where the trail is delivered. Without it, it stays in the journal.
+    pub clickhouse: Option<ClickHouse>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClickHouse {
+    /// The HTTP interface, for example `https://clickhouse:8443`.
+    pub url: String,
+    #[serde(default = "database")]
+    pub database: String,
+    pub user: Option<String>,
+    /// `file:PATH` or `env:NAME`.
+    pub password: Option<String>,
+}
+
+fn database() -> String {
+    "snowfence".into()
+}

@@ -1,0 +1,122 @@
+use super::*;
+
+const GOOD: &str = r#"
+[agent]
+node = "node-1"
+
+[[accounts]]
+host = "Acme.eu-west-1.snowflakecomputing.com"
+
+[[issuers]]
+issuer = "https://idp.example"
+audience = "snowfence"
+jwks_url = "https://idp.example/jwks"
+
+[[rules]]
+name = "analysts"
+groups = ["analysts"]
+cgroups = ["/kubepods/*/pod-*", "/system.slice/**"]
+user = "SVC"
+credential = "svc"
+
+[credentials.svc]
+type = "password"
+secret = "env:SVC_PASSWORD"
+"#;
+
+fn problems(text: &str) -> Vec<(usize, String, String)> {
+    match parse(Path::new("t.toml"), text) {
+        Err(ConfigError::Invalid { problems, .. }) => {
+            problems.into_iter().map(|problem| (problem.line, problem.key, problem.message)).collect()
+        }
+        other => panic!("expected problems, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_good_file_is_read_with_its_defaults() {
+    let config = parse(Path::new("t.toml"), GOOD).unwrap();
+    assert_eq!(config.accounts[0].host, "acme.eu-west-1.snowflakecomputing.com");
+    assert_eq!(config.capture.listen_port, 15443);
+    assert!(config.is_snowflake("x.snowflakecomputing.com"));
+    assert!(!config.is_snowflake("evilsnowflakecomputing.com"));
+    let globs = config.rules[0].cgroups.as_ref().unwrap();
+    assert!(globs.is_match("/kubepods/a/pod-1"));
+    assert!(!globs.is_match("/kubepods/a/b/pod-1"));
+    assert!(globs.is_match("/system.slice/a/b"));
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_its_place() {
+    let text = r#"
+[agent]
+nodes = "x"
+
+[capture]
+listen_port = "many"
+networks = ["10.0.0.0/40"]
+
+[[accounts]]
+host = "acme.example.com"
+
+[[issuers]]
+issuer = "https://idp.example"
+audience = 5
+
+[[rules]]
+name = "a"
+user = "U"
+credential = "svc"
+
+[credentials.svc]
+type = "pasword"
+secret = "hunter2"
+"#;
+    let found = problems(text);
+    let keys: Vec<_> = found.iter().map(|(line, key, _)| (*line, key.as_str())).collect();
+    assert_eq!(
+        keys,
+        [
+            (3, "agent.nodes"),
+            (6, "capture.listen_port"),
+            (14, "issuers[0].audience"),
+            (22, "credentials.svc.type"),
+        ]
+    );
+    assert!(found[0].2.contains("unknown field"), "{}", found[0].2);
+}
+
+#[test]
+fn wrong_meanings_are_reported_at_once_too() {
+    let text = GOOD
+        .replace("eu-west-1.snowflakecomputing.com", "example.com")
+        .replace("https://idp.example/jwks", "http://idp.example/jwks")
+        .replace("env:SVC_PASSWORD", "hunter2")
+        .replace("\"/kubepods/*/pod-*\"", "\"kubepods\"");
+    let found = problems(&text);
+    let keys: Vec<_> = found.iter().map(|(_, key, _)| key.as_str()).collect();
+    assert_eq!(
+        keys,
+        [
+            "accounts[0].host",
+            "issuers[0].jwks_url",
+            "rules[0].cgroups[0]",
+            "rules[0].credential",
+            "credentials.svc.secret"
+        ]
+    );
+    assert!(found.iter().all(|(_, _, message)| !message.contains("hunter2")), "the secret is not repeated");
+}
+
+#[test]
+fn a_missing_key_and_a_syntax_error_name_their_place() {
+    let found = problems(&GOOD.replace("user = \"SVC\"\n", ""));
+    assert!(found[0].1 == "rules[0]" && found[0].2.contains("missing field `user`"), "{found:?}");
+    let found = problems("[agent\n");
+    assert_eq!(found[0].0, 1);
+}
+
+#[test]
+fn a_secret_shows_nothing() {
+    assert_eq!(format!("{:?}", Secret::new("hunter2".into())), "Secret(…)");
+}
