@@ -4,3 +4,4 @@
 //! then `sql`, `tls`, `audit`, `capture`, then `config`. [`app`] wires them together.
 
 pub mod config;
+pub mod tls;
