@@ -1,0 +1,42 @@
+//! Errors of the audit folder.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Why the trail could not be written or read. Cheap to clone: one failure answers every append that waited for it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AuditError {
+    #[error("the journal is closed: the agent is ending")]
+    Closed,
+    #[error(
+        "the journal {path} is damaged ({detail}): move it away to start a new one, and keep it for recovery"
+    )]
+    Corrupt { path: PathBuf, detail: String },
+    #[error("cannot use {path} for the journal: {source}")]
+    Directory { path: PathBuf, source: Arc<io::Error> },
+    #[error("a record with the identifier {0} is already in the journal")]
+    Duplicate(String),
+    #[error("the query was stopped")]
+    Interrupted,
+    #[error("another agent has the journal {0} open: stop it first, or give this one a state_dir of its own")]
+    Locked(PathBuf),
+    #[error("no journal at {0}: is the agent's state_dir right, and has the agent run once?")]
+    Missing(PathBuf),
+    #[error(
+        "the journal {path} has schema {found}, this program knows up to {known}: use the version that wrote it, or a newer one"
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("{0} is not a journal of this program")]
+    NotAJournal(PathBuf),
+    #[error("the query is refused: only SELECT is possible on the journal")]
+    NotReadOnly,
+    #[error("cannot read the journal: {0}")]
+    Read(Arc<rusqlite::Error>),
+    #[error("the query is wrong: {0}")]
+    Sql(String),
+    #[error("the query took longer than {0} seconds: narrow it down, for example by time or with LIMIT")]
+    TimedOut(u64),
+    #[error("cannot write the journal: {0}; statements are refused until it can be written")]
+    Write(Arc<rusqlite::Error>),
+}

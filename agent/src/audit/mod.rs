@@ -1,0 +1,14 @@
+//! The audit trail: the journal on this host, and where it goes from there.
+//!
+//! The [`Journal`] is an embedded database that a record is durably in before the statement that it describes goes
+//! upstream. Sinks read it at their own pace, each with a cursor of its own in it. People read it by `snowfence audit`.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod record;
+
+pub use error::AuditError;
+pub use record::{
+    Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Session, Statement, Verdict, Workload, now,
+};

@@ -1,0 +1,283 @@
+//! What is recorded: plain data, as it stands in the journal and in every sink.
+//!
+//! Times are microseconds since the Unix epoch, UTC. A text that is not known is empty.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Anything that can be appended to the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "record", rename_all = "snake_case")]
+pub enum Record {
+    Session(Session),
+    Statement(Statement),
+    Outcome(Outcome),
+    Event(Event),
+}
+
+/// Who opened the connection, as the kernel attests it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Workload {
+    /// Path of the cgroup below the cgroup v2 mount.
+    pub cgroup: String,
+    pub pid: u32,
+    pub uid: u32,
+    pub comm: String,
+    pub executable: String,
+}
+
+/// Whom the verified token names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Caller {
+    pub issuer: String,
+    pub subject: String,
+    pub groups: Vec<String>,
+}
+
+/// A session that was opened with Snowflake.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Session {
+    /// The agent's own identifier.
+    pub id: Uuid,
+    pub time: i64,
+    pub workload: Workload,
+    pub caller: Caller,
+    /// Host name of the account.
+    pub account: String,
+    /// The rule of the configuration that admitted the caller.
+    pub rule: String,
+    pub user: String,
+    pub role: String,
+    /// Snowflake's identifier of the session.
+    pub snowflake_session: String,
+    /// What the client says it is: application, version, user agent.
+    pub client: String,
+}
+
+/// A request to run SQL, recorded before any of it goes upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Statement {
+    /// The agent's own identifier.
+    pub id: Uuid,
+    /// [`Session::id`].
+    pub session: Uuid,
+    pub time: i64,
+    /// The client's identifier of the request.
+    pub request_id: String,
+    pub workload: Workload,
+    pub caller: Caller,
+    /// Host name of the account.
+    pub account: String,
+    pub user: String,
+    pub role: String,
+    pub sql: String,
+    pub kind: String,
+    pub effect: String,
+    pub actions: Vec<String>,
+    pub objects: Vec<String>,
+    pub features: Vec<String>,
+    pub verdict: Verdict,
+    /// Which policy decided.
+    pub policy: String,
+    /// The client asked for the shape of the result only.
+    pub describe_only: bool,
+    /// Number of bound values.
+    pub binds: u32,
+}
+
+/// How a statement ended. There is at most one for each statement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// [`Statement::id`].
+    pub statement: Uuid,
+    pub time: i64,
+    pub status: OutcomeStatus,
+    /// Snowflake's identifier of the query.
+    pub query_id: String,
+    pub rows: Option<u64>,
+    /// Snowflake's error code.
+    pub code: String,
+    pub message: String,
+    /// From the arrival of the request to the end of the answer, in microseconds.
+    pub duration_us: u64,
+    pub response_bytes: u64,
+}
+
+/// Anything else that the security team must be able to see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Event {
+    pub id: Uuid,
+    pub time: i64,
+    pub kind: EventKind,
+    pub workload: Option<Workload>,
+    pub caller: Option<Caller>,
+    /// Host name of the account.
+    pub account: String,
+    pub detail: String,
+}
+
+/// What the policy said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Allow,
+    Deny,
+    Hold,
+}
+
+/// How a statement ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeStatus {
+    /// Snowflake answered with an error.
+    Failed,
+    /// It was not forwarded.
+    Refused,
+    Succeeded,
+    /// The agent ended, or lost the connection, before an answer came: it may have run.
+    Unknown,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    AgentStarted,
+    AgentStopped,
+    ConfigurationRefused,
+    ConfigurationReloaded,
+    /// The address is Snowflake's, the name asked for is not.
+    ForeignName,
+    /// `Host` or `:authority` differs from the name of the TLS handshake.
+    HostMismatch,
+    LoginRefused,
+    /// Not HTTP, or a body that is not what the operation needs.
+    MalformedRequest,
+    /// A connection that the kernel part knows nothing about.
+    NoFlow,
+    /// Bytes that are not TLS, or a hello without a name.
+    NotTls,
+    /// A body or header beyond the limit.
+    RequestTooLarge,
+    SessionClosed,
+    /// A session token that is unknown, expired, or was given to another workload.
+    SessionRefused,
+    UnknownOperation,
+    /// Snowflake could not be reached, or its certificate is not valid.
+    UpstreamFailed,
+}
+
+/// The time of the system's clock, in microseconds since the Unix epoch.
+pub fn now() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |micros| -micros),
+    }
+}
+
+impl Verdict {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Hold => "hold",
+        }
+    }
+}
+
+impl OutcomeStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Succeeded => "succeeded",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl EventKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AgentStarted => "agent_started",
+            Self::AgentStopped => "agent_stopped",
+            Self::ConfigurationRefused => "configuration_refused",
+            Self::ConfigurationReloaded => "configuration_reloaded",
+            Self::ForeignName => "foreign_name",
+            Self::HostMismatch => "host_mismatch",
+            Self::LoginRefused => "login_refused",
+            Self::MalformedRequest => "malformed_request",
+            Self::NoFlow => "no_flow",
+            Self::NotTls => "not_tls",
+            Self::RequestTooLarge => "request_too_large",
+            Self::SessionClosed => "session_closed",
+            Self::SessionRefused => "session_refused",
+            Self::UnknownOperation => "unknown_operation",
+            Self::UpstreamFailed => "upstream_failed",
+        }
+    }
+}
+
+impl From<Session> for Record {
+    fn from(session: Session) -> Self {
+        Self::Session(session)
+    }
+}
+
+impl From<Statement> for Record {
+    fn from(statement: Statement) -> Self {
+        Self::Statement(statement)
+    }
+}
+
+impl From<Outcome> for Record {
+    fn from(outcome: Outcome) -> Self {
+        Self::Outcome(outcome)
+    }
+}
+
+impl From<Event> for Record {
+    fn from(event: Event) -> Self {
+        Self::Event(event)
+    }
+}
+
+impl Record {
+    /// Roughly how many bytes of memory it takes.
+    pub(super) fn size(&self) -> usize {
+        const FIXED: usize = 512;
+        let texts =
+            |texts: &[String]| texts.iter().map(|text| text.len() + size_of::<String>()).sum::<usize>();
+        let workload =
+            |workload: &Workload| workload.cgroup.len() + workload.comm.len() + workload.executable.len();
+        let caller = |caller: &Caller| caller.issuer.len() + caller.subject.len() + texts(&caller.groups);
+        FIXED
+            + match self {
+                Self::Session(session) => {
+                    workload(&session.workload)
+                        + caller(&session.caller)
+                        + session.rule.len()
+                        + session.client.len()
+                        + session.snowflake_session.len()
+                }
+                Self::Statement(statement) => {
+                    workload(&statement.workload)
+                        + caller(&statement.caller)
+                        + statement.request_id.len()
+                        + statement.sql.len()
+                        + texts(&statement.actions)
+                        + texts(&statement.objects)
+                        + texts(&statement.features)
+                        + statement.policy.len()
+                }
+                Self::Outcome(outcome) => outcome.query_id.len() + outcome.message.len(),
+                Self::Event(event) => {
+                    event.workload.as_ref().map_or(0, workload)
+                        + event.caller.as_ref().map_or(0, caller)
+                        + event.detail.len()
+                }
+            }
+    }
+}
