@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 /// Why the trail could not be written or read. Cheap to clone: one failure answers every append that waited for it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AuditError {
@@ -16,7 +18,7 @@ pub enum AuditError {
     #[error("cannot use {path} for the journal: {source}")]
     Directory { path: PathBuf, source: Arc<io::Error> },
     #[error("a record with the identifier {0} is already in the journal")]
-    Duplicate(String),
+    Duplicate(Uuid),
     #[error("the query was stopped")]
     Interrupted,
     #[error("another agent has the journal {0} open: stop it first, or give this one a state_dir of its own")]
@@ -35,6 +37,8 @@ pub enum AuditError {
     Read(Arc<rusqlite::Error>),
     #[error("the query is wrong: {0}")]
     Sql(String),
+    #[error("cannot start the journal's thread: {0}; is the limit of processes or memory too low?")]
+    Thread(Arc<io::Error>),
     #[error("the query took longer than {0} seconds: narrow it down, for example by time or with LIMIT")]
     TimedOut(u64),
     #[error("cannot write the journal: {0}; statements are refused until it can be written")]

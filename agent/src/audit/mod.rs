@@ -6,9 +6,16 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod journal;
 mod record;
+mod schema;
+mod store;
+
+#[cfg(test)]
+mod samples;
 
 pub use error::AuditError;
+pub use journal::{Journal, Recorded, Written};
 pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Session, Statement, Verdict, Workload, now,
 };

@@ -1,0 +1,254 @@
+//! The journal: what is appended is on the disk before the append returns.
+//!
+//! One thread writes. It takes what is queued and commits it as one transaction, so that many callers share one sync of
+//! the disk. Both the number of waiting appends and their bytes are bounded: a caller waits when they are reached.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::schema::{self, Lock};
+use super::store::{Cursor, Store, Write};
+use super::{AuditError, Record, Statement, Verdict};
+
+/// How many appends may wait.
+const QUEUE: usize = 4096;
+
+/// How many bytes of records may wait. A larger append waits until it is alone.
+const QUEUE_BYTES: usize = 64 << 20;
+
+/// How many appends share a transaction.
+const GROUP: usize = 1024;
+
+/// A handle to the journal. Clones share one writer.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    shared: Arc<Shared>,
+}
+
+/// Proof that a statement is durably recorded. Only [`Journal::append_statement`] makes one.
+#[derive(Debug)]
+pub struct Recorded {
+    statement: Uuid,
+    verdict: Verdict,
+}
+
+/// How far the journal has been written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// `seq` of the last record.
+    pub last_seq: i64,
+    /// Transactions since the journal was opened.
+    pub commits: u64,
+    /// The last write failed.
+    pub failing: bool,
+}
+
+impl Journal {
+    /// Opens the journal and creates it where there is none. `node` goes into every row. Blocks: it reads the whole file
+    /// to find damage, and gives an outcome to the statements that an agent before this one left without.
+    pub fn open(path: &Path, node: &str) -> Result<Self, AuditError> {
+        let lock = schema::prepare(path)?;
+        let connection = schema::open(path)?;
+        let id = schema::identifier(&connection)?;
+        let mut store = Store::new(connection, node.to_owned());
+        let (settled, last_seq) = store.settle()?;
+        if settled > 0 {
+            warn!(
+                statements = settled,
+                "the agent ended before these statements did: their outcome is unknown"
+            );
+        }
+        let (messages, queue) = mpsc::channel(QUEUE);
+        let written = watch::Sender::new(Written { last_seq, ..Written::default() });
+        let writer = Writer { store, queue, written: written.clone(), lock };
+        thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|source| AuditError::Directory { path: path.to_owned(), source: Arc::new(source) })?;
+        let bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
+        Ok(Self { shared: Arc::new(Shared { path: path.to_owned(), id, messages, bytes, written }) })
+    }
+
+    /// Appends all of `records` or nothing. Returns when they are durable.
+    ///
+    /// A caller that goes away while it waits does not undo the append.
+    pub async fn append(&self, records: Vec<Record>) -> Result<(), AuditError> {
+        let bytes = records.iter().map(Record::size).sum::<usize>().min(QUEUE_BYTES);
+        self.shared.write(Write::Records(records), bytes).await
+    }
+
+    /// Appends a statement. Returns the proof that it is durable, without which it cannot be forwarded.
+    pub async fn append_statement(&self, statement: Statement) -> Result<Recorded, AuditError> {
+        let recorded = Recorded { statement: statement.id, verdict: statement.verdict };
+        self.append(vec![Record::Statement(statement)]).await?;
+        Ok(recorded)
+    }
+
+    /// How far the journal has been written, now and from now on.
+    pub fn written(&self) -> watch::Receiver<Written> {
+        self.shared.written.subscribe()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// The identifier of the journal's file.
+    pub fn id(&self) -> Uuid {
+        self.shared.id
+    }
+
+    /// Writes what is queued, and closes the file. Appends that come later fail.
+    pub async fn close(self) {
+        let (done, closed) = oneshot::channel();
+        if self.shared.messages.send(Message::Close(done)).await.is_ok() {
+            // The writer drops the sender without an answer only when it panicked, and then nothing is left to close.
+            let _ = closed.await;
+        }
+    }
+
+    /// Saves how far a sink is, durably.
+    pub(super) async fn save_cursor(&self, sink: &str, cursor: Cursor) -> Result<(), AuditError> {
+        self.shared.write(Write::Cursor { sink: sink.to_owned(), cursor }, sink.len()).await
+    }
+}
+
+impl Recorded {
+    /// [`Statement::id`].
+    pub fn statement(&self) -> Uuid {
+        self.statement
+    }
+
+    /// [`Statement::verdict`].
+    pub fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    id: Uuid,
+    messages: mpsc::Sender<Message>,
+    bytes: Arc<Semaphore>,
+    written: watch::Sender<Written>,
+}
+
+impl Shared {
+    async fn write(&self, write: Write, bytes: usize) -> Result<(), AuditError> {
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let permit =
+            Arc::clone(&self.bytes).acquire_many_owned(permits).await.map_err(|_| AuditError::Closed)?;
+        let (done, answer) = oneshot::channel();
+        let job = Job { write, done, _permit: permit };
+        self.messages.send(Message::Job(job)).await.map_err(|_| AuditError::Closed)?;
+        answer.await.map_err(|_| AuditError::Closed)?
+    }
+}
+
+enum Message {
+    Job(Job),
+    Close(oneshot::Sender<()>),
+}
+
+struct Job {
+    write: Write,
+    done: oneshot::Sender<Result<(), AuditError>>,
+    /// Its share of [`QUEUE_BYTES`].
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The thread that writes.
+struct Writer {
+    store: Store,
+    queue: mpsc::Receiver<Message>,
+    written: watch::Sender<Written>,
+    lock: Lock,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut closing = Vec::new();
+        let mut jobs = Vec::new();
+        while let Some(message) = self.queue.blocking_recv() {
+            self.take(message, &mut jobs, &mut closing);
+            while jobs.len() < GROUP
+                && let Ok(message) = self.queue.try_recv()
+            {
+                self.take(message, &mut jobs, &mut closing);
+            }
+            self.commit(&mut jobs);
+        }
+        let Self { store, lock, .. } = self;
+        drop(store);
+        drop(lock);
+        for done in closing {
+            // Whoever asked may have stopped waiting.
+            let _ = done.send(());
+        }
+    }
+
+    fn take(&mut self, message: Message, jobs: &mut Vec<Job>, closing: &mut Vec<oneshot::Sender<()>>) {
+        match message {
+            Message::Job(job) => jobs.push(job),
+            Message::Close(done) => {
+                self.queue.close();
+                closing.push(done);
+            }
+        }
+    }
+
+    /// Commits the jobs as one transaction. Where that fails, each is tried alone: one that cannot be written must not
+    /// take others down.
+    fn commit(&mut self, jobs: &mut Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        let together = self.store.commit(jobs.iter().map(|job| &job.write));
+        if together.is_ok() || jobs.len() == 1 {
+            let answer = self.note(together);
+            for job in jobs.drain(..) {
+                // Whoever appended may have stopped waiting: the record stays.
+                let _ = job.done.send(answer.clone());
+            }
+        } else {
+            for job in jobs.drain(..) {
+                let alone = self.store.commit([&job.write].into_iter());
+                let answer = self.note(alone);
+                let _ = job.done.send(answer);
+            }
+        }
+    }
+
+    /// Publishes how a write went; logs when that changes.
+    fn note(&self, result: Result<i64, AuditError>) -> Result<(), AuditError> {
+        let was_failing = self.written.borrow().failing;
+        let failing = match &result {
+            Ok(_) => false,
+            Err(AuditError::Write(_)) => true,
+            // The fault of the record: it says nothing about the disk.
+            Err(_) => was_failing,
+        };
+        match &result {
+            Err(cause) if failing && !was_failing => error!("{cause}"),
+            Ok(_) if was_failing => info!("the journal can be written again"),
+            _ => {}
+        }
+        self.written.send_modify(|written| {
+            written.failing = failing;
+            if let Ok(last_seq) = result {
+                written.last_seq = last_seq;
+                written.commits += 1;
+            }
+        });
+        result.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Records for tests.
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::{
+    Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Session, Statement, Verdict, Workload,
+};
+
+/// 2026-01-02T03:04:05.678901Z
+pub(super) const TIME: i64 = 1_767_323_045_678_901;
+
+pub(super) fn workload() -> Workload {
+    Workload {
+        cgroup: "/pods/analyst".to_owned(),
+        pid: 4321,
+        uid: 1000,
+        comm: "python3".to_owned(),
+        executable: "/usr/bin/python3.11".to_owned(),
+    }
+}
+
+pub(super) fn caller() -> Caller {
+    Caller {
+        issuer: "https://idp.example".to_owned(),
+        subject: "agent-7".to_owned(),
+        groups: vec!["analysts".to_owned(), "all \"staff\"".to_owned()],
+    }
+}
+
+pub(super) fn session() -> Session {
+    Session {
+        id: Uuid::now_v7(),
+        time: TIME,
+        workload: workload(),
+        caller: caller(),
+        account: "acme.snowflakecomputing.com".to_owned(),
+        rule: "analysts".to_owned(),
+        user: "SVC_AGENTS".to_owned(),
+        role: "ANALYST".to_owned(),
+        snowflake_session: "1234567890".to_owned(),
+        client: "PythonConnector 4.0.0".to_owned(),
+    }
+}
+
+pub(super) fn statement(session: Uuid, sql: &str, verdict: Verdict) -> Statement {
+    Statement {
+        id: Uuid::now_v7(),
+        session,
+        time: TIME,
+        request_id: "6b1f0c1e-request".to_owned(),
+        workload: workload(),
+        caller: caller(),
+        account: "acme.snowflakecomputing.com".to_owned(),
+        user: "SVC_AGENTS".to_owned(),
+        role: "ANALYST".to_owned(),
+        sql: sql.to_owned(),
+        kind: "select".to_owned(),
+        effect: "read".to_owned(),
+        actions: vec!["select".to_owned()],
+        objects: vec!["SALES.PUBLIC.ORDERS".to_owned(), "SALES.PUBLIC.\"Odd, name\"".to_owned()],
+        features: vec![],
+        verdict,
+        policy: "reads".to_owned(),
+        describe_only: false,
+        binds: 2,
+    }
+}
+
+pub(super) fn outcome(statement: Uuid) -> Outcome {
+    Outcome {
+        statement,
+        time: TIME + 1500,
+        status: OutcomeStatus::Succeeded,
+        query_id: "01b2c3d4-0000-query".to_owned(),
+        rows: Some(42),
+        code: String::new(),
+        message: String::new(),
+        duration_us: 1500,
+        response_bytes: 2048,
+    }
+}
+
+pub(super) fn event(kind: EventKind) -> Event {
+    Event {
+        id: Uuid::now_v7(),
+        time: TIME,
+        kind,
+        workload: Some(workload()),
+        caller: None,
+        account: "acme.snowflakecomputing.com".to_owned(),
+        detail: "GET /unknown".to_owned(),
+    }
+}
+
+/// Any record, with texts of any kind. An outcome's statement is a random one.
+pub(super) fn any_record() -> impl Strategy<Value = Record> {
+    let text = || prop_oneof![any::<String>(), Just("\0'\"; DROP TABLE x; --\u{feff}\u{1f409}".to_owned())];
+    let texts = move || prop::collection::vec(text(), 0..3);
+    let id = || any::<u128>().prop_map(Uuid::from_u128);
+    // What ClickHouse's DateTime64(6) can hold: 1900 to 2299.
+    let time = || -2_208_988_800_000_000_i64..10_413_791_999_000_000;
+    let workload = move || {
+        (text(), any::<u32>(), any::<u32>(), text(), text())
+            .prop_map(|(cgroup, pid, uid, comm, executable)| Workload { cgroup, pid, uid, comm, executable })
+    };
+    let caller = move || {
+        (text(), text(), texts()).prop_map(|(issuer, subject, groups)| Caller { issuer, subject, groups })
+    };
+    let verdict = prop_oneof![Just(Verdict::Allow), Just(Verdict::Deny), Just(Verdict::Hold)];
+    prop_oneof![
+        (id(), time(), workload(), caller(), text(), text()).prop_map(
+            |(id, time, workload, caller, user, client)| {
+                Record::Session(Session { id, time, workload, caller, user, client, ..session() })
+            }
+        ),
+        (
+            (id(), id(), time(), workload(), caller(), text()),
+            (texts(), texts(), verdict, any::<bool>(), any::<u32>())
+        )
+            .prop_map(
+                |(
+                    (id, session, time, workload, caller, sql),
+                    (objects, features, verdict, describe_only, binds),
+                )| {
+                    Record::Statement(Statement {
+                        id,
+                        time,
+                        workload,
+                        caller,
+                        objects,
+                        features,
+                        describe_only,
+                        binds,
+                        ..statement(session, &sql, verdict)
+                    })
+                }
+            ),
+        (id(), time(), any::<Option<u64>>(), text(), any::<u64>()).prop_map(
+            |(statement, time, rows, message, duration_us)| {
+                Record::Outcome(Outcome { time, rows, message, duration_us, ..outcome(statement) })
+            }
+        ),
+        (id(), time(), prop::option::of(workload()), prop::option::of(caller()), text()).prop_map(
+            |(id, time, workload, caller, detail)| {
+                Record::Event(Event { id, time, workload, caller, detail, ..event(EventKind::NoFlow) })
+            }
+        ),
+    ]
+}

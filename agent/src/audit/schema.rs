@@ -1,0 +1,272 @@
+//! The tables of the journal, and how its file is opened.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use uuid::Uuid;
+
+use super::{AuditError, now};
+
+/// The schema that this program writes, in `PRAGMA user_version`.
+pub(super) const VERSION: i64 = 1;
+
+/// "SNFW", in `PRAGMA application_id`.
+const APPLICATION: i64 = 0x534e_4657;
+
+/// `seq` has no gaps and counts over all tables; `time` is in microseconds since the epoch, UTC; lists are JSON arrays.
+const TABLES: &str = "
+CREATE TABLE journal (
+    id       TEXT NOT NULL,      -- of this file: a new file has a new one
+    created  INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE sessions (
+    seq               INTEGER PRIMARY KEY,
+    node              TEXT NOT NULL,
+    id                TEXT NOT NULL UNIQUE,
+    time              INTEGER NOT NULL,
+    cgroup            TEXT NOT NULL,
+    pid               INTEGER NOT NULL,
+    uid               INTEGER NOT NULL,
+    comm              TEXT NOT NULL,
+    executable        TEXT NOT NULL,
+    issuer            TEXT NOT NULL,
+    subject           TEXT NOT NULL,
+    groups            TEXT NOT NULL,
+    account           TEXT NOT NULL,
+    rule              TEXT NOT NULL,
+    user              TEXT NOT NULL,
+    role              TEXT NOT NULL,
+    snowflake_session TEXT NOT NULL,
+    client            TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE statements (
+    seq           INTEGER PRIMARY KEY,
+    node          TEXT NOT NULL,
+    id            TEXT NOT NULL UNIQUE,
+    session       TEXT NOT NULL,
+    time          INTEGER NOT NULL,
+    request_id    TEXT NOT NULL,
+    cgroup        TEXT NOT NULL,
+    pid           INTEGER NOT NULL,
+    uid           INTEGER NOT NULL,
+    comm          TEXT NOT NULL,
+    executable    TEXT NOT NULL,
+    issuer        TEXT NOT NULL,
+    subject       TEXT NOT NULL,
+    groups        TEXT NOT NULL,
+    account       TEXT NOT NULL,
+    user          TEXT NOT NULL,
+    role          TEXT NOT NULL,
+    sql           TEXT NOT NULL,
+    kind          TEXT NOT NULL,
+    effect        TEXT NOT NULL,
+    actions       TEXT NOT NULL,
+    objects       TEXT NOT NULL,
+    features      TEXT NOT NULL,
+    verdict       TEXT NOT NULL,
+    policy        TEXT NOT NULL,
+    describe_only INTEGER NOT NULL,
+    binds         INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE outcomes (
+    seq            INTEGER PRIMARY KEY,
+    node           TEXT NOT NULL,
+    statement      TEXT NOT NULL UNIQUE,
+    time           INTEGER NOT NULL,
+    status         TEXT NOT NULL,
+    query_id       TEXT NOT NULL,
+    rows           INTEGER,
+    code           TEXT NOT NULL,
+    message        TEXT NOT NULL,
+    duration_us    INTEGER NOT NULL,
+    response_bytes INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE events (
+    seq        INTEGER PRIMARY KEY,
+    node       TEXT NOT NULL,
+    id         TEXT NOT NULL UNIQUE,
+    time       INTEGER NOT NULL,
+    kind       TEXT NOT NULL,
+    cgroup     TEXT,
+    pid        INTEGER,
+    uid        INTEGER,
+    comm       TEXT,
+    executable TEXT,
+    issuer     TEXT,
+    subject    TEXT,
+    groups     TEXT,
+    account    TEXT NOT NULL,
+    detail     TEXT NOT NULL
+) STRICT;
+
+-- How far each sink is: all up to `delivered` has arrived, and (delivered, sending] may have.
+CREATE TABLE cursors (
+    sink      TEXT PRIMARY KEY,
+    delivered INTEGER NOT NULL,
+    sending   INTEGER NOT NULL
+) STRICT;
+
+CREATE VIEW trail AS
+SELECT s.seq, strftime('%Y-%m-%dT%H:%M:%S', s.time / 1000000, 'unixepoch') || printf('.%06dZ', s.time % 1000000) AS time,
+       s.node, s.id, s.session, s.request_id, s.cgroup, s.pid, s.uid, s.comm, s.executable,
+       s.issuer, s.subject, s.groups, s.account, coalesce(n.rule, '') AS rule, coalesce(n.client, '') AS client,
+       s.user, s.role, s.sql, s.kind, s.effect, s.actions, s.objects, s.features, s.verdict, s.policy,
+       s.describe_only, s.binds, coalesce(o.status, 'open') AS status, o.rows, coalesce(o.query_id, '') AS query_id,
+       coalesce(o.code, '') AS code, coalesce(o.message, '') AS message, o.duration_us, o.response_bytes
+FROM statements s LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session;
+";
+
+/// Keeps other agents away from a journal while it lives.
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Makes the file and its directory where they are missing (0600, 0700), and keeps other agents out.
+pub(super) fn prepare(path: &Path) -> Result<Lock, AuditError> {
+    let directory = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Err(AuditError::Missing(path.to_owned())),
+    };
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| AuditError::Directory { path, source: Arc::new(source) }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed(directory))?;
+    let lock_path = lock_path(path);
+    let lock = private_file(&lock_path).map_err(failed(&lock_path))?;
+    lock.try_lock().map_err(|error| match error {
+        std::fs::TryLockError::WouldBlock => AuditError::Locked(path.to_owned()),
+        std::fs::TryLockError::Error(source) => failed(&lock_path)(source),
+    })?;
+    private_file(path).map_err(failed(path))?;
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))?;
+    Ok(Lock { _file: lock })
+}
+
+/// Opens the journal to write it; creates the tables in an empty file.
+pub(super) fn open(path: &Path) -> Result<Connection, AuditError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(|error| unreadable(path, error))?;
+    configure(&connection).map_err(|error| unreadable(path, error))?;
+    check_damage(path, &connection)?;
+    match version(path, &connection)? {
+        Some(_) => Ok(connection),
+        None => {
+            create(&mut connection).map_err(|error| AuditError::Write(Arc::new(error))).map(|()| connection)
+        }
+    }
+}
+
+/// Opens the journal to read it, whether an agent has it open or not.
+pub(super) fn open_read_only(path: &Path) -> Result<Connection, AuditError> {
+    if !path.is_file() {
+        return Err(AuditError::Missing(path.to_owned()));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|error| unreadable(path, error))?;
+    let settings = connection
+        .busy_timeout(Duration::from_secs(10))
+        .and_then(|()| connection.pragma_update(None, "query_only", true));
+    settings.map_err(|error| unreadable(path, error))?;
+    match version(path, &connection)? {
+        Some(_) => Ok(connection),
+        None => Err(AuditError::Missing(path.to_owned())),
+    }
+}
+
+/// The identifier of this journal file.
+pub(super) fn identifier(connection: &Connection) -> Result<Uuid, AuditError> {
+    let text: String = connection
+        .query_row("SELECT id FROM journal", [], |row| row.get(0))
+        .map_err(|error| AuditError::Read(Arc::new(error)))?;
+    Uuid::parse_str(&text).map_err(|_| AuditError::Corrupt {
+        path: connection.path().map(PathBuf::from).unwrap_or_default(),
+        detail: "its identifier is not a UUID".to_owned(),
+    })
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+/// Opens a file that only its owner may read, and makes it so where it was not.
+fn private_file(path: &Path) -> io::Result<File> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // A reader can hold the log back; it shrinks again to this size once the reader is gone.
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "trusted_schema", false)
+}
+
+fn check_damage(path: &Path, connection: &Connection) -> Result<(), AuditError> {
+    let answer: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(|error| unreadable(path, error))?;
+    if answer == "ok" {
+        return Ok(());
+    }
+    Err(AuditError::Corrupt {
+        path: path.to_owned(),
+        detail: answer.lines().last().unwrap_or_default().to_owned(),
+    })
+}
+
+/// The schema's version; `None` for an empty file.
+fn version(path: &Path, connection: &Connection) -> Result<Option<i64>, AuditError> {
+    let pragma = |name: &str| {
+        connection
+            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+            .map_err(|error| unreadable(path, error))
+    };
+    match (pragma("application_id")?, pragma("user_version")?) {
+        (APPLICATION, found) if found > VERSION => {
+            Err(AuditError::Newer { path: path.to_owned(), found, known: VERSION })
+        }
+        (APPLICATION, found) => Ok(Some(found)),
+        (0, 0) if pragma("schema_version")? == 0 => Ok(None),
+        _ => Err(AuditError::NotAJournal(path.to_owned())),
+    }
+}
+
+fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(TABLES)?;
+    transaction.execute(
+        "INSERT INTO journal (id, created, last_seq) VALUES (?1, ?2, 0)",
+        (Uuid::new_v4().to_string(), now()),
+    )?;
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
+}
+
+fn unreadable(path: &Path, error: rusqlite::Error) -> AuditError {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase) => AuditError::NotAJournal(path.to_owned()),
+        Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
+            AuditError::Corrupt { path: path.to_owned(), detail: error.to_string() }
+        }
+        _ => AuditError::Read(Arc::new(error)),
+    }
+}

@@ -1,0 +1,304 @@
+//! Rows of the journal, written by one connection.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
+use uuid::Uuid;
+
+use super::{AuditError, Caller, Event, Outcome, Record, Session, Statement, Workload, now};
+
+/// Something to write.
+pub(super) enum Write {
+    Records(Vec<Record>),
+    /// How far a sink is.
+    Cursor {
+        sink: String,
+        cursor: Cursor,
+    },
+}
+
+/// All up to `delivered` is in the sink, and what is in (`delivered`, `sending`] may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub delivered: i64,
+    pub sending: i64,
+}
+
+pub(super) struct Store {
+    connection: Connection,
+    node: String,
+}
+
+impl Store {
+    pub(super) fn new(connection: Connection, node: String) -> Self {
+        Self { connection, node }
+    }
+
+    /// Commits all of `writes` or nothing, durably. Returns the last `seq` of the journal.
+    pub(super) fn commit<'a>(&mut self, writes: impl Iterator<Item = &'a Write>) -> Result<i64, AuditError> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|error| write_error(error, Uuid::nil))?;
+        let first = last_seq(&transaction)?;
+        let mut last = first;
+        for write in writes {
+            match write {
+                Write::Records(records) => {
+                    for record in records {
+                        last += 1;
+                        insert(&transaction, &self.node, last, record)
+                            .map_err(|error| write_error(error, || identifier(record)))?;
+                    }
+                }
+                Write::Cursor { sink, cursor } => save_cursor(&transaction, sink, *cursor)?,
+            }
+        }
+        if last != first {
+            save_last_seq(&transaction, last)?;
+        }
+        transaction.commit().map_err(|error| write_error(error, Uuid::nil))?;
+        Ok(last)
+    }
+
+    /// Gives an outcome to each statement that has none: its agent ended before it knew. What was not allowed was not
+    /// forwarded. Returns how many there were and the last `seq`.
+    pub(super) fn settle(&mut self) -> Result<(usize, i64), AuditError> {
+        let failed = |error| write_error(error, Uuid::nil);
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let last = last_seq(&transaction)?;
+        let settled = transaction
+            .execute(
+                "INSERT INTO outcomes (seq, node, statement, time, status, query_id, rows, code, message,
+                                       duration_us, response_bytes)
+                 SELECT ?1 + row_number() OVER (ORDER BY s.seq), ?2, s.id, ?3, iif(s.verdict = 'allow', 'unknown', 'refused'),
+                        '', NULL, '', 'the agent ended before the statement did', 0, 0
+                 FROM statements s
+                 WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.statement = s.id)",
+                params![last, self.node, now()],
+            )
+            .map_err(failed)?;
+        let last = last.saturating_add(i64::try_from(settled).unwrap_or(i64::MAX));
+        if settled > 0 {
+            save_last_seq(&transaction, last)?;
+        }
+        transaction.commit().map_err(failed)?;
+        Ok((settled, last))
+    }
+}
+
+/// How far a sink is; a sink that is new starts at the beginning.
+pub(super) fn cursor(connection: &Connection, sink: &str) -> Result<Cursor, AuditError> {
+    let mut query = connection
+        .prepare_cached("SELECT delivered, sending FROM cursors WHERE sink = ?1")
+        .map_err(|error| AuditError::Read(Arc::new(error)))?;
+    match query.query_row([sink], |row| Ok(Cursor { delivered: row.get(0)?, sending: row.get(1)? })) {
+        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(Cursor::default()),
+        answer => answer.map_err(|error| AuditError::Read(Arc::new(error))),
+    }
+}
+
+fn last_seq(transaction: &Transaction<'_>) -> Result<i64, AuditError> {
+    transaction
+        .prepare_cached("SELECT last_seq FROM journal")
+        .and_then(|mut query| query.query_row([], |row| row.get(0)))
+        .map_err(|error| write_error(error, Uuid::nil))
+}
+
+fn save_last_seq(transaction: &Transaction<'_>, last: i64) -> Result<(), AuditError> {
+    transaction
+        .prepare_cached("UPDATE journal SET last_seq = ?1")
+        .and_then(|mut update| update.execute([last]))
+        .map_err(|error| write_error(error, Uuid::nil))?;
+    Ok(())
+}
+
+fn save_cursor(transaction: &Transaction<'_>, sink: &str, cursor: Cursor) -> Result<(), AuditError> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO cursors (sink, delivered, sending) VALUES (?1, ?2, ?3)")
+        .and_then(|mut insert| insert.execute(params![sink, cursor.delivered, cursor.sending]))
+        .map_err(|error| write_error(error, Uuid::nil))?;
+    Ok(())
+}
+
+fn insert(transaction: &Transaction<'_>, node: &str, seq: i64, record: &Record) -> rusqlite::Result<()> {
+    match record {
+        Record::Session(session) => insert_session(transaction, node, seq, session),
+        Record::Statement(statement) => insert_statement(transaction, node, seq, statement),
+        Record::Outcome(outcome) => insert_outcome(transaction, node, seq, outcome),
+        Record::Event(event) => insert_event(transaction, node, seq, event),
+    }
+}
+
+fn insert_session(
+    transaction: &Transaction<'_>,
+    node: &str,
+    seq: i64,
+    session: &Session,
+) -> rusqlite::Result<()> {
+    let Session { id, time, workload, caller, account, rule, user, role, snowflake_session, client } =
+        session;
+    let Workload { cgroup, pid, uid, comm, executable } = workload;
+    let Caller { issuer, subject, groups } = caller;
+    transaction
+        .prepare_cached(
+            "INSERT INTO sessions (seq, node, id, time, cgroup, pid, uid, comm, executable, issuer, subject, groups,
+                                   account, rule, user, role, snowflake_session, client)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+        )?
+        .execute(params![
+            seq,
+            node,
+            id.to_string(),
+            time,
+            cgroup,
+            pid,
+            uid,
+            comm,
+            executable,
+            issuer,
+            subject,
+            list(groups)?,
+            account,
+            rule,
+            user,
+            role,
+            snowflake_session,
+            client
+        ])?;
+    Ok(())
+}
+
+fn insert_statement(
+    transaction: &Transaction<'_>,
+    node: &str,
+    seq: i64,
+    statement: &Statement,
+) -> rusqlite::Result<()> {
+    let Workload { cgroup, pid, uid, comm, executable } = &statement.workload;
+    let Caller { issuer, subject, groups } = &statement.caller;
+    transaction
+        .prepare_cached(
+            "INSERT INTO statements (seq, node, id, session, time, request_id, cgroup, pid, uid, comm, executable,
+                                     issuer, subject, groups, account, user, role, sql, kind, effect, actions,
+                                     objects, features, verdict, policy, describe_only, binds)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
+                     ?22, ?23, ?24, ?25, ?26, ?27)",
+        )?
+        .execute(params![
+            seq,
+            node,
+            statement.id.to_string(),
+            statement.session.to_string(),
+            statement.time,
+            statement.request_id,
+            cgroup,
+            pid,
+            uid,
+            comm,
+            executable,
+            issuer,
+            subject,
+            list(groups)?,
+            statement.account,
+            statement.user,
+            statement.role,
+            statement.sql,
+            statement.kind,
+            statement.effect,
+            list(&statement.actions)?,
+            list(&statement.objects)?,
+            list(&statement.features)?,
+            statement.verdict.as_str(),
+            statement.policy,
+            statement.describe_only,
+            statement.binds
+        ])?;
+    Ok(())
+}
+
+fn insert_outcome(
+    transaction: &Transaction<'_>,
+    node: &str,
+    seq: i64,
+    outcome: &Outcome,
+) -> rusqlite::Result<()> {
+    let Outcome { statement, time, status, query_id, rows, code, message, duration_us, response_bytes } =
+        outcome;
+    transaction
+        .prepare_cached(
+            "INSERT INTO outcomes (seq, node, statement, time, status, query_id, rows, code, message, duration_us,
+                                   response_bytes)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        )?
+        .execute(params![
+            seq,
+            node,
+            statement.to_string(),
+            time,
+            status.as_str(),
+            query_id,
+            rows.map(count),
+            code,
+            message,
+            count(*duration_us),
+            count(*response_bytes)
+        ])?;
+    Ok(())
+}
+
+fn insert_event(transaction: &Transaction<'_>, node: &str, seq: i64, event: &Event) -> rusqlite::Result<()> {
+    let Event { id, time, kind, workload, caller, account, detail } = event;
+    let workload = workload.as_ref();
+    let caller = caller.as_ref();
+    transaction
+        .prepare_cached(
+            "INSERT INTO events (seq, node, id, time, kind, cgroup, pid, uid, comm, executable, issuer, subject, groups,
+                                 account, detail)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+        )?
+        .execute(params![
+            seq,
+            node,
+            id.to_string(),
+            time,
+            kind.as_str(),
+            workload.map(|workload| &workload.cgroup),
+            workload.map(|workload| workload.pid),
+            workload.map(|workload| workload.uid),
+            workload.map(|workload| &workload.comm),
+            workload.map(|workload| &workload.executable),
+            caller.map(|caller| &caller.issuer),
+            caller.map(|caller| &caller.subject),
+            caller.map(|caller| list(&caller.groups)).transpose()?,
+            account,
+            detail
+        ])?;
+    Ok(())
+}
+
+fn list(texts: &[String]) -> rusqlite::Result<String> {
+    serde_json::to_string(texts).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}
+
+/// SQLite's integers are signed.
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn identifier(record: &Record) -> Uuid {
+    match record {
+        Record::Session(session) => session.id,
+        Record::Statement(statement) => statement.id,
+        Record::Outcome(outcome) => outcome.statement,
+        Record::Event(event) => event.id,
+    }
+}
+
+fn write_error(error: rusqlite::Error, identifier: impl FnOnce() -> Uuid) -> AuditError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::ConstraintViolation) => AuditError::Duplicate(identifier()),
+        _ => AuditError::Write(Arc::new(error)),
+    }
+}
