@@ -1,0 +1,230 @@
+"""The life of a query: accepted once per request id, run in the background, fetched, watched and cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from emulator import protocol, statements
+from emulator.engine import Engine, status_result
+from emulator.protocol import Refusal
+from emulator.sessions import Session
+
+LOGGER = logging.getLogger("upstream.queries")
+KEPT_QUERIES = 10_000
+MULTI_STATEMENT = 0xA000
+# What makes two requests the same statement; the rest of a body (times, counters) may differ in a repetition.
+IDENTITY = ("sqlText", "bindings", "bindStage", "parameters", "describeOnly")
+
+
+@dataclass(eq=False)
+class Query:
+    """A query request, or one statement of a request with several."""
+
+    session: Session
+    request: dict[str, Any]
+    statements: list[str]
+    wants_json: bool
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    started: float = field(default_factory=time.time)
+    ended: float | None = None
+    task: asyncio.Task[None] | None = None
+    request_key: tuple[int, str] | None = None
+    parent: Query | None = None
+    in_engine: bool = False
+    cancelled: bool = False
+    data: dict[str, Any] | None = None
+    error: Refusal | None = None
+
+    @property
+    def user(self) -> str:
+        return self.session.user
+
+    @property
+    def identity(self) -> str:
+        return json.dumps({key: self.request.get(key) for key in IDENTITY}, sort_keys=True)
+
+    @property
+    def done(self) -> bool:
+        return self.data is not None or self.error is not None
+
+    @property
+    def status(self) -> str:
+        """The status as the monitoring interface calls it."""
+        if not self.done:
+            return "RUNNING"
+        return "FAILED_WITH_ERROR" if self.error else "SUCCESS"
+
+    def envelope(self, in_progress: str = protocol.IN_PROGRESS) -> dict[str, Any]:
+        """The reply: the result, the error, or where to ask again."""
+        if self.error is not None:
+            return protocol.failure(self.error, self.id)
+        if self.data is not None:
+            return protocol.success(self.data)
+        data = {
+            "queryId": self.id,
+            "getResultUrl": f"/queries/{self.id}/result",
+            "queryAbortsAfterSecs": 300,
+            "progressDesc": None,
+        }
+        return protocol.success(data, in_progress)
+
+
+class Queries:
+    """All queries of the server, with the engine that runs them."""
+
+    def __init__(self, engine: Engine, host: str, account: str) -> None:
+        self._engine = engine
+        self._host = host
+        self._account = account
+        self._by_id: OrderedDict[str, Query] = OrderedDict()
+        self._by_request: dict[tuple[int, str], Query] = {}
+
+    def find(self, query_id: str, user: str) -> Query | None:
+        """A query by its id, if `user` may see it."""
+        query = self._by_id.get(query_id)
+        return query if query is not None and query.user == user else None
+
+    def prepare(self, session: Session, request_id: str, request: dict[str, Any], wants_json: bool) -> tuple[Query, bool]:
+        """The query for a request, and whether it still has to be started (not so for a repeated request id)."""
+        query = Query(session, request, [], wants_json)
+        earlier = self._by_request.get((session.id, request_id)) if request_id else None
+        if earlier is not None:
+            if earlier.identity != query.identity:
+                raise Refusal("390400", "Bad request: this requestId was used for another statement.")
+            return earlier, False
+        parameters = request.get("parameters")
+        expected = statements.expected_count(parameters if isinstance(parameters, dict) else {}, session)
+        query.statements = statements.split(request["sqlText"], expected)
+        self._remember(query)
+        if request_id:
+            query.request_key = (session.id, request_id)
+            self._by_request[query.request_key] = query
+        return query, True
+
+    def start(self, query: Query) -> None:
+        """Begins to run a prepared query."""
+        query.task = asyncio.create_task(self._run(query))
+
+    async def wait(self, query: Query, seconds: float) -> None:
+        """Returns when the query is done, or after `seconds`."""
+        if query.task is not None:
+            await asyncio.wait({query.task}, timeout=seconds)
+
+    def cancel(self, query: Query | None) -> None:
+        """Cancels a running query; raises when there is none."""
+        if query is None or query.done or query.task is None:
+            raise Refusal("000605", "Identified SQL statement is not currently executing.", "57014")
+        query.cancelled = True
+        if query.in_engine:
+            query.session.connection._duck_conn.interrupt()  # noqa: SLF001 - fakesnow has no cancel of its own
+        else:
+            query.task.cancel()
+
+    def by_request(self, session: Session, request_id: str) -> Query | None:
+        """The query that a request id of this session began."""
+        return self._by_request.get((session.id, request_id))
+
+    def _remember(self, query: Query) -> None:
+        self._by_id[query.id] = query
+        if len(self._by_id) > KEPT_QUERIES:
+            oldest = self._by_id.popitem(last=False)[1]
+            if oldest.request_key is not None:
+                self._by_request.pop(oldest.request_key, None)
+
+    async def _run(self, query: Query) -> None:
+        try:
+            if len(query.statements) == 1:
+                data = await self._run_one(query)
+            else:
+                data = await self._run_all(query)
+            query.data = self._complete(query, data)
+        except Refusal as refusal:
+            query.error = cancelled() if query.cancelled else refusal
+        except asyncio.CancelledError:
+            query.error = cancelled()
+        except Exception:
+            LOGGER.exception("query %s failed inside the emulator", query.id)
+            query.error = Refusal("000603", "SQL execution internal error.", "XX000")
+        query.ended = time.time()
+
+    async def _run_all(self, query: Query) -> dict[str, Any]:
+        if query.request.get("describeOnly"):
+            return status_result("", MULTI_STATEMENT, "multiple statement execution")
+        children: list[Query] = []
+        for text in query.statements:
+            request = {"sqlText": text}
+            child = Query(query.session, request, [text], query.wants_json, parent=query)
+            self._remember(child)
+            await self._run(child)
+            if query.cancelled or child.error is not None:
+                raise child.error or cancelled()
+            children.append(child)
+        data = status_result("Multiple statements executed successfully.", MULTI_STATEMENT, "multiple statement execution")
+        data["resultIds"] = ",".join(child.id for child in children)
+        data["resultTypes"] = ",".join(str((child.data or {}).get("statementTypeId", 0)) for child in children)
+        return data
+
+    async def _run_one(self, query: Query) -> dict[str, Any]:
+        session, sql = query.session, query.statements[0]
+        if not query.request.get("describeOnly"):
+            action = statements.answered_here(sql, session)
+            if isinstance(action, statements.Wait):
+                await asyncio.sleep(action.seconds)
+                return status_result(f"waited {action.seconds} seconds", 0x1000, "SYSTEM$WAIT")
+            if isinstance(action, statements.Scan):
+                return self._scan(query, action.query_id)
+            if action is not None:
+                return status_result("Statement executed successfully.", 0x4000)
+        async with session.lock:
+            if session.closed:
+                raise Refusal("390111", "Session no longer exists. New login required to access the service.")
+            running = query.parent or query
+            running.in_engine = True
+            try:
+                request = {key: query.request.get(key) for key in ("bindings", "describeOnly")}
+                request["sqlText"] = statements.with_context(sql, session, self._account)
+                # Shielded, so that the connection's lock outlives the thread that still uses the connection.
+                execution = self._engine.execute(session.engine_token, request, self._host, query.wants_json)
+                return await asyncio.shield(execution)
+            finally:
+                running.in_engine = False
+
+    def _scan(self, query: Query, query_id: str) -> dict[str, Any]:
+        """The result of an earlier query of the same user, in the format that it was asked for then."""
+        earlier = self.find(query_id, query.user)
+        if earlier is None or earlier.data is None:
+            raise Refusal("000709", f"Statement {query_id} not found", "02000")
+        return {**earlier.data, "statementTypeId": 0x1000}
+
+    def _complete(self, query: Query, data: dict[str, Any]) -> dict[str, Any]:
+        """Adds what a real account's reply has and fakesnow's lacks."""
+        session = query.session
+        if "rowtype" in data:
+            data.setdefault("returned", data.get("total", 0))
+            data.setdefault("numberOfBinds", len(query.request.get("bindings") or {}))
+        final = {
+            "queryId": query.id,
+            "sqlState": "00000",
+            "databaseProvider": None,
+            "finalDatabaseName": session.connection.database,
+            "finalSchemaName": session.connection.schema,
+            "finalWarehouseName": session.warehouse,
+            "finalRoleName": session.role,
+            "arrayBindSupported": data.get("arrayBindSupported", False),
+            "version": 1,
+            "sendResultTime": int(time.time() * 1000),
+            "queryContext": {"entries": [{"id": 0, "timestamp": int(time.time() * 1_000_000), "priority": 0}]},
+        }
+        return data | final
+
+
+def cancelled() -> Refusal:
+    """The end of a cancelled statement."""
+    return Refusal("000604", "SQL execution canceled", "57014")
