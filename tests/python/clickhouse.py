@@ -41,6 +41,8 @@ RESERVED = frozenset(
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 COMMENT = re.compile(r"\A(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.S)
 INSERT = re.compile(r"(insert\s.+?)(\ssettings\s.+?)?\sformat\s+(\w+)\s*;?\s*\Z", re.I | re.S)
+FORM = re.compile(r'multipart/form-data\s*;.*boundary=(?:"([^"]+)"|([^\s;]+))', re.I)
+FIELD_NAME = re.compile(rb'content-disposition:[^\r\n]*\bname="([^"]*)"', re.I)
 READING = ("select", "with", "show", "describe", "desc", "exists", "explain", "(")
 ERROR = re.compile(r"Code: (\d+)")
 STATUS_OF_ERROR = {
@@ -168,6 +170,9 @@ class Front:
         body = unpack(body, headers.get("content-encoding", ""))
         if parameters.get("decompress") == "1":
             body = decompress(body)
+        if form := FORM.match(headers.get("content-type", "")):
+            parameters |= form_fields(body, (form[1] or form[2]).encode())
+            body = b""
         query, data = statement(parameters.get("query", ""), body)
         if method == "GET":
             require_reading(query)
@@ -190,6 +195,16 @@ class Front:
                 "x-clickhouse-summary": dumps(result.summary),
             },
         )
+
+
+def form_fields(body: bytes, boundary: bytes) -> dict[str, str]:
+    """The fields of a multipart form, by which clients send a query with parameters."""
+    fields: dict[str, str] = {}
+    for part in (b"\r\n" + body).split(b"\r\n--" + boundary)[1:]:
+        head, separator, value = part.partition(b"\r\n\r\n")
+        if separator and (name := FIELD_NAME.search(head)):
+            fields[name[1].decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+    return fields
 
 
 def statement(query: str, body: bytes) -> tuple[str, bytes]:
@@ -278,7 +293,8 @@ def compress(data: bytes) -> bytes:
 def checksum(block: bytes) -> bytes:
     """CityHash128 in the version that ClickHouse froze."""
     value: Any = CityHash128(block)
-    return value.to_bytes(16, "little")
+    # The library holds the first half of the digest in the number's high bits; each half goes out low byte first.
+    return (value >> 64).to_bytes(8, "little") + (value & (2**64 - 1)).to_bytes(8, "little")
 
 
 def damaged(reason: str) -> QueryError:
