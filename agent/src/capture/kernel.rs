@@ -34,7 +34,7 @@ pub(super) struct Kernel {
     pub(super) programs: Programs,
 }
 
-/// The programs, loaded into this process but not yet into the kernel.
+/// The programs, verified by the kernel.
 pub(super) struct Programs {
     object: Ebpf,
     settings_map: Array<MapData, KernelSettings>,
@@ -43,7 +43,6 @@ pub(super) struct Programs {
     links: PathBuf,
     /// Whether the links that are pinned are on the cgroup that is to be covered.
     same_cgroup: bool,
-    release: String,
 }
 
 /// What [`super::detach`] took down.
@@ -70,6 +69,7 @@ impl Kernel {
             .default_map_pin_directory(&settings.bpffs)
             .load(OBJECT)
             .map_err(|source| CaptureError::Programs { source })?;
+        verify(&mut programs, &release)?;
 
         let same_cgroup = earlier.is_some_and(|earlier| earlier.cgroup == cgroup_id);
         let mut settings_map: Array<MapData, KernelSettings> = take(&mut programs, maps::SETTINGS)?;
@@ -106,7 +106,6 @@ impl Kernel {
                 settings: KernelSettings { cgroup: cgroup_id, ..kernel_settings },
                 links: settings.bpffs.join(LINKS),
                 same_cgroup,
-                release,
             },
         })
     }
@@ -129,16 +128,7 @@ impl Programs {
 
     fn attach_one(&mut self, name: &'static str, cgroup: BorrowedFd<'_>) -> Result<(), CaptureError> {
         let failed = |source| CaptureError::Attach { program: name, source };
-        let missing = || failed(io::Error::other("the embedded object lacks it: run `cargo xtask build`"));
-        let program = self.object.program_mut(name).ok_or_else(missing)?;
-        let loaded = match program {
-            Program::SockOps(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            _ => return Err(missing()),
-        };
-        loaded.map_err(|error| CaptureError::rejected(name, &self.release, &error))?;
-
+        let program = self.object.program_mut(name).ok_or_else(|| missing(name))?;
         let pin = self.links.join(name);
         if self.same_cgroup && pin.exists() {
             let fd = program.fd().map_err(|error| failed(io::Error::other(error)))?;
@@ -167,6 +157,25 @@ pub(super) fn pid_of_agent(bpffs: &Path) -> u32 {
 pub(super) fn remove_pins(bpffs: &Path) -> Result<Detached, CaptureError> {
     let links = bpffs.join(LINKS);
     Ok(Detached { programs: remove_directory(&links)?, maps: remove_directory(bpffs)? })
+}
+
+/// Has the kernel verify every program. The maps must all be there still: programs name them by their descriptors.
+fn verify(programs: &mut Ebpf, release: &str) -> Result<(), CaptureError> {
+    for name in PROGRAMS {
+        let loaded = match programs.program_mut(name).ok_or_else(|| missing(name))? {
+            Program::SockOps(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => return Err(missing(name)),
+        };
+        loaded.map_err(|error| CaptureError::rejected(name, release, &error))?;
+    }
+    Ok(())
+}
+
+fn missing(program: &'static str) -> CaptureError {
+    let source = io::Error::other("the embedded object has no such program: run `cargo xtask build`");
+    CaptureError::Attach { program, source }
 }
 
 /// Attaches a loaded program. Links share a cgroup by their nature; the kernel wants no flag that says so.
