@@ -9,6 +9,14 @@ use uuid::Uuid;
 /// Why the trail could not be written or read. Cheap to clone: one failure answers every append that waited for it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AuditError {
+    #[error("cannot deliver to ClickHouse at {url}: {cause}")]
+    ClickHouse { url: String, cause: String },
+    #[error("a batch for ClickHouse must have at least one row")]
+    ClickHouseBatch,
+    #[error("the ClickHouse database `{0}` is refused: use letters, digits and underscores, at most 64")]
+    ClickHouseDatabase(String),
+    #[error("the ClickHouse URL {url} is wrong: {problem}")]
+    ClickHouseUrl { url: String, problem: &'static str },
     #[error("the journal is closed: the agent is ending")]
     Closed,
     #[error(

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod clickhouse;
+
 mod error;
 mod journal;
 mod record;
