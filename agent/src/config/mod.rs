@@ -153,6 +153,20 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     if document.has_problems() { Err(invalid(document.into_problems())) } else { Ok(config) }
 }
 
+/// What is wrong with values that are well-formed but cannot be used, each with the path of its key.
+pub fn unusable(path: &Path, problems: &[(Vec<String>, String)]) -> ConfigError {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    match document::read::<toml::Table>(&text) {
+        Ok((_, mut document)) => {
+            for (key, message) in problems {
+                document.add(key, message);
+            }
+            ConfigError::Invalid { path: path.to_owned(), problems: document.into_problems() }
+        }
+        Err(problems) => ConfigError::Invalid { path: path.to_owned(), problems },
+    }
+}
+
 impl Config {
     pub fn credential(&self, name: &str) -> Option<&Credential> {
         self.credentials.iter().find(|credential| credential.name == name)
