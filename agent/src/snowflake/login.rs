@@ -1,0 +1,255 @@
+//! Login and renewal: what the client sends, what goes upstream instead, and what the client gets back.
+
+use serde_json::json;
+
+use super::credential::Proof;
+use super::json::{Malformed, Object};
+use super::token::ClientToken;
+use crate::config::Secret;
+
+/// What of the client's login goes on to Snowflake. Everything else in it is the client's claim of who it is.
+const FORWARDED: [&str; 8] = [
+    "ACCOUNT_NAME",
+    "CLIENT_APP_ID",
+    "CLIENT_APP_VERSION",
+    "CLIENT_APP_VERSION_FULL",
+    "CLIENT_CAPABILITIES",
+    "CLIENT_ENVIRONMENT",
+    "SESSION_PARAMETERS",
+    "SVN_REVISION",
+];
+
+/// What of Snowflake's answer to a login goes on to the client; the tokens are replaced.
+const ANSWERED: [&str; 11] = [
+    "displayUserName",
+    "firstLogin",
+    "healthCheckInterval",
+    "masterValidityInSeconds",
+    "newClientForUpgrade",
+    "parameters",
+    "responseData",
+    "serverVersion",
+    "sessionId",
+    "sessionInfo",
+    "validityInSeconds",
+];
+
+/// Query parameters of a login that go on to Snowflake.
+const PARAMETERS: [&str; 9] = [
+    "requestId",
+    "request_id",
+    "request_guid",
+    "databaseName",
+    "schemaName",
+    "clientStartTime",
+    "retryCount",
+    "retryReason",
+    "retry",
+];
+
+/// A client's login.
+pub struct LoginRequest {
+    data: Object,
+}
+
+/// As whom the agent logs in.
+pub struct LoginTarget<'a> {
+    pub user: &'a str,
+    pub role: Option<&'a str>,
+    pub warehouse: Option<&'a str>,
+}
+
+/// Snowflake's answer to a login that succeeded.
+pub struct LoginAnswer {
+    pub session_token: Secret,
+    pub master_token: Secret,
+    /// Snowflake's number of the session.
+    pub session_id: String,
+    /// The role that the session has.
+    pub role: String,
+    body: Object,
+    data: Object,
+}
+
+impl LoginRequest {
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let body = Object::parse(bytes)?;
+        if body.raw("inFlightCtx").is_some_and(|context| context.get() != "null") {
+            return Err(Malformed::Unsupported("inFlightCtx"));
+        }
+        if body.raw("data").is_none() {
+            return Err(Malformed::Field("data"));
+        }
+        Ok(Self { data: body.object("data")? })
+    }
+
+    /// The JWT, in whichever field the driver has put it: an OAuth token, an access token, or the password.
+    pub fn token(&self) -> Option<String> {
+        let is_jwt = |value: &String| value.split('.').count() == 3;
+        ["TOKEN", "PASSWORD"].into_iter().filter_map(|field| self.data.field(field)).find(is_jwt)
+    }
+
+    /// What the client says it is.
+    pub fn client(&self) -> String {
+        let text = |field| self.data.field::<String>(field).unwrap_or_default();
+        let client = format!("{} {}", text("CLIENT_APP_ID"), text("CLIENT_APP_VERSION"));
+        client.trim().chars().take(200).collect()
+    }
+
+    /// The login as it goes upstream: with the agent's user and credential, and nothing that the client claimed.
+    pub fn for_upstream(mut self, target: &LoginTarget<'_>, proof: &Proof) -> Vec<u8> {
+        self.data.retain(|key| FORWARDED.contains(&key));
+        self.data.set("LOGIN_NAME", &target.user);
+        if let Some(authenticator) = proof.authenticator {
+            self.data.set("AUTHENTICATOR", &authenticator);
+        }
+        self.data.set(proof.field, &proof.value.expose());
+        let mut body = Object::default();
+        body.set("data", &self.data);
+        body.to_vec()
+    }
+}
+
+/// The query string of a login as it goes upstream: role and warehouse are the rule's where it names them.
+pub fn login_query(query: Option<&str>, target: &LoginTarget<'_>) -> String {
+    let mut upstream = form_urlencoded::Serializer::new(String::new());
+    for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let forced = match key.as_ref() {
+            "roleName" => target.role.is_some(),
+            "warehouse" => target.warehouse.is_some(),
+            other => !PARAMETERS.contains(&other),
+        };
+        if !forced {
+            upstream.append_pair(&key, &value);
+        }
+    }
+    for (key, value) in [("roleName", target.role), ("warehouse", target.warehouse)] {
+        if let Some(value) = value {
+            upstream.append_pair(key, value);
+        }
+    }
+    upstream.finish()
+}
+
+impl LoginAnswer {
+    /// Reads Snowflake's answer to a login; `Ok(None)` where it refused.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+        let body = Object::parse(bytes)?;
+        if body.field::<bool>("success") != Some(true) {
+            return Ok(None);
+        }
+        let data = body.object("data")?;
+        let token = |field| data.field::<String>(field).map(Secret::new).ok_or(Malformed::Field(field));
+        let info = data.object("sessionInfo")?;
+        Ok(Some(Self {
+            session_token: token("token")?,
+            master_token: token("masterToken")?,
+            session_id: data.raw("sessionId").map(|id| id.get().trim_matches('"').to_owned()).unwrap_or_default(),
+            role: info.field("roleName").unwrap_or_default(),
+            body,
+            data,
+        }))
+    }
+
+    /// The answer for the client, with the agent's tokens in the place of Snowflake's.
+    pub fn for_client(mut self, session: &ClientToken, master: &ClientToken) -> Vec<u8> {
+        self.data.retain(|key| ANSWERED.contains(&key));
+        self.data.set("token", &session.as_str());
+        self.data.set("masterToken", &master.as_str());
+        self.body.retain(|key| matches!(key, "code" | "message" | "success"));
+        self.body.set("data", &self.data);
+        self.body.to_vec()
+    }
+}
+
+/// A renewal: the request for a new session token.
+pub struct Renewal {
+    pub session_token: Secret,
+    pub master_token: Secret,
+    body: Object,
+    data: Object,
+}
+
+/// The body of a renewal. Only `RENEW` exists for clients: `ISSUE` would mint a further token.
+pub fn renewal_body(client_body: &[u8], old_session_token: &Secret) -> Result<Vec<u8>, Malformed> {
+    let body = Object::parse(client_body)?;
+    match body.field::<String>("requestType").as_deref() {
+        Some("RENEW") => {}
+        _ => return Err(Malformed::Unsupported("requestType other than RENEW")),
+    }
+    Ok(json!({ "oldSessionToken": old_session_token.expose(), "requestType": "RENEW" }).to_string().into_bytes())
+}
+
+impl Renewal {
+    /// Reads Snowflake's answer to a renewal; `Ok(None)` where it refused.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+        let body = Object::parse(bytes)?;
+        if body.field::<bool>("success") != Some(true) {
+            return Ok(None);
+        }
+        let data = body.object("data")?;
+        let token = |field| data.field::<String>(field).map(Secret::new).ok_or(Malformed::Field(field));
+        Ok(Some(Self { session_token: token("sessionToken")?, master_token: token("masterToken")?, body, data }))
+    }
+
+    /// The answer for the client, with the agent's tokens in the place of Snowflake's.
+    pub fn for_client(mut self, session: &ClientToken, master: &ClientToken) -> Vec<u8> {
+        self.data.retain(|key| matches!(key, "validityInSecondsST" | "validityInSecondsMT" | "sessionId"));
+        self.data.set("sessionToken", &session.as_str());
+        self.data.set("masterToken", &master.as_str());
+        self.body.retain(|key| matches!(key, "code" | "message" | "success"));
+        self.body.set("data", &self.data);
+        self.body.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CredentialType;
+
+    const LOGIN: &str = r#"{"data":{"ACCOUNT_NAME":"acme","LOGIN_NAME":"somebody","PASSWORD":"hunter2","AUTHENTICATOR":"OAUTH","TOKEN":"aaa.bbb.ccc","SPCS_TOKEN":"s","RAW_SAML_RESPONSE":"r","CLIENT_APP_ID":"PythonConnector","CLIENT_APP_VERSION":"4.8.1","SECONDARY_ROLES":"ALL","SESSION_PARAMETERS":{"QUERY_TAG":"x"}}}"#;
+
+    #[test]
+    fn nothing_that_the_client_claims_goes_upstream() {
+        let request = LoginRequest::parse(LOGIN.as_bytes()).unwrap();
+        assert_eq!(request.token().as_deref(), Some("aaa.bbb.ccc"));
+        assert_eq!(request.client(), "PythonConnector 4.8.1");
+        let proof = Proof::new(CredentialType::Password, &Secret::new("real".into()), "h", "u", 0).unwrap();
+        let target = LoginTarget { user: "SVC", role: None, warehouse: None };
+        let body: serde_json::Value = serde_json::from_slice(&request.for_upstream(&target, &proof)).unwrap();
+        assert_eq!(
+            body,
+            json!({"data": {
+                "ACCOUNT_NAME": "acme", "CLIENT_APP_ID": "PythonConnector", "CLIENT_APP_VERSION": "4.8.1",
+                "SESSION_PARAMETERS": {"QUERY_TAG": "x"}, "LOGIN_NAME": "SVC", "PASSWORD": "real",
+            }})
+        );
+    }
+
+    #[test]
+    fn role_and_warehouse_are_the_rules_where_it_names_them() {
+        let query = Some("request_id=1&roleName=ACCOUNTADMIN&warehouse=BIG&databaseName=D%20B&x=y");
+        let target = LoginTarget { user: "SVC", role: Some("ANALYST"), warehouse: None };
+        assert_eq!(login_query(query, &target), "request_id=1&warehouse=BIG&databaseName=D+B&roleName=ANALYST");
+    }
+
+    #[test]
+    fn the_client_never_sees_snowflakes_tokens() {
+        let answer = br#"{"data":{"token":"real-s","masterToken":"real-m","idToken":"real-i","futureToken":"real-f","sessionId":12345678901234567890,"parameters":[]},"code":null,"message":null,"success":true}"#;
+        let answer = LoginAnswer::parse(answer).unwrap().unwrap();
+        assert_eq!((answer.session_token.expose(), answer.session_id.as_str()), ("real-s", "12345678901234567890"));
+        let (session, master) = (ClientToken::random().unwrap(), ClientToken::random().unwrap());
+        let text = String::from_utf8(answer.for_client(&session, &master)).unwrap();
+        assert!(!text.contains("real-"), "{text}");
+        assert!(text.contains(session.as_str()) && text.contains(master.as_str()) && text.contains("12345678901234567890"));
+    }
+
+    #[test]
+    fn a_further_token_is_not_issued() {
+        let old = Secret::new("old".into());
+        assert!(renewal_body(br#"{"oldSessionToken":"x","requestType":"ISSUE"}"#, &old).is_err());
+        let body = renewal_body(br#"{"oldSessionToken":"x","requestType":"RENEW"}"#, &old).unwrap();
+        assert_eq!(body, br#"{"oldSessionToken":"old","requestType":"RENEW"}"#);
+    }
+}

@@ -1,0 +1,24 @@
+//! Snowflake's client protocol: which operation a request is, what is in it, what goes upstream instead, and what of
+//! an answer may reach the client. Pure: no sockets, no clock.
+//!
+//! ARCHITECTURE.md lists the facts of the protocol that this rests on.
+
+#![forbid(unsafe_code)]
+
+mod credential;
+mod json;
+mod login;
+mod operation;
+mod query;
+mod refusal;
+mod reply;
+mod token;
+
+pub use credential::{CredentialError, Proof};
+pub use json::{Malformed, Object};
+pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, renewal_body};
+pub use operation::{Operation, QueryId, UnknownOperation, classify};
+pub use query::QueryRequest;
+pub use refusal::{Refusal, request_id, telemetry_answer};
+pub use reply::Reply;
+pub use token::{ClientToken, TokenHash, authorization, snowflake_token};

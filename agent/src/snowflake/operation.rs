@@ -1,0 +1,148 @@
+//! What a request asks for, by method and path. What is not listed here is refused.
+
+use hyper::Method;
+
+/// The operations that the agent understands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// `POST /session/v1/login-request`
+    Login,
+    /// `POST /session/token-request`: a new session token for the master token.
+    Renew,
+    /// `POST /session/heartbeat`
+    Heartbeat,
+    /// `POST /session?delete=true`
+    CloseSession,
+    /// `POST /queries/v1/query-request`
+    Query,
+    /// `GET /queries/{id}/result`
+    Result(QueryId),
+    /// `POST /queries/v1/abort-request`, the request to cancel named in the body
+    Abort,
+    /// `POST /queries/{id}/abort-request`
+    AbortQuery(QueryId),
+    /// `GET /monitoring/queries/{id}`
+    Monitor(QueryId),
+    /// `POST /telemetry/send`, `POST /telemetry/send/sessionless`
+    Telemetry,
+}
+
+/// Snowflake's identifier of a query: letters, digits and hyphens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct QueryId(String);
+
+/// A request that is none of the known operations.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Snowfence does not know the operation {method} {path}")]
+pub struct UnknownOperation {
+    pub method: String,
+    /// Cut after 200 bytes.
+    pub path: String,
+}
+
+/// Classifies a request. Doubled slashes count as one: a driver sends them.
+pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Operation, UnknownOperation> {
+    let unknown = || UnknownOperation {
+        method: method.as_str().chars().take(20).collect(),
+        path: path.chars().take(200).collect(),
+    };
+    let mut segments: Vec<&str> = path.split('/').collect();
+    // A path starts with one slash; what follows the last one must not be empty.
+    if segments.first() != Some(&"") || segments.last() == Some(&"") {
+        return Err(unknown());
+    }
+    segments.retain(|segment| !segment.is_empty());
+    let id = |text: &str| QueryId::parse(text).ok_or_else(unknown);
+    match (method.as_str(), segments.as_slice()) {
+        ("POST", ["session", "v1", "login-request"]) => Ok(Operation::Login),
+        ("POST", ["session", "token-request"]) => Ok(Operation::Renew),
+        ("POST", ["session", "heartbeat"]) => Ok(Operation::Heartbeat),
+        ("POST", ["session"]) if deletes(query) => Ok(Operation::CloseSession),
+        ("POST", ["queries", "v1", "query-request"]) => Ok(Operation::Query),
+        ("POST", ["queries", "v1", "abort-request"]) => Ok(Operation::Abort),
+        ("POST", ["queries", query, "abort-request"]) => Ok(Operation::AbortQuery(id(query)?)),
+        ("GET", ["queries", query, "result"]) => Ok(Operation::Result(id(query)?)),
+        ("GET", ["monitoring", "queries", query]) => Ok(Operation::Monitor(id(query)?)),
+        ("POST", ["telemetry", "send"] | ["telemetry", "send", "sessionless"]) => Ok(Operation::Telemetry),
+        _ => Err(unknown()),
+    }
+}
+
+impl Operation {
+    /// The path to ask upstream. It is built here, so that no spelling of the client's gets there.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Login => "/session/v1/login-request".into(),
+            Self::Renew => "/session/token-request".into(),
+            Self::Heartbeat => "/session/heartbeat".into(),
+            Self::CloseSession => "/session".into(),
+            Self::Query => "/queries/v1/query-request".into(),
+            Self::Result(QueryId(id)) => format!("/queries/{id}/result"),
+            Self::Abort => "/queries/v1/abort-request".into(),
+            Self::AbortQuery(QueryId(id)) => format!("/queries/{id}/abort-request"),
+            Self::Monitor(QueryId(id)) => format!("/monitoring/queries/{id}"),
+            Self::Telemetry => "/telemetry/send".into(),
+        }
+    }
+}
+
+impl QueryId {
+    pub fn parse(text: &str) -> Option<Self> {
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        ((16..=64).contains(&text.len()) && text.bytes().all(valid)).then(|| Self(text.to_ascii_lowercase()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn deletes(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|pair| pair == "delete=true"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn post(target: &str) -> Result<Operation, UnknownOperation> {
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        classify(&Method::POST, path, query)
+    }
+
+    #[test]
+    fn the_drivers_requests_are_known() {
+        let id = QueryId::parse("01b1c2d3-0000-1111-2222-333344445555").unwrap();
+        assert_eq!(post("/session/v1/login-request?requestId=1"), Ok(Operation::Login));
+        assert_eq!(post("/session?delete=true&requestId=1"), Ok(Operation::CloseSession));
+        assert_eq!(
+            classify(&Method::GET, "/monitoring/queries//01b1c2d3-0000-1111-2222-333344445555", None),
+            Ok(Operation::Monitor(id.clone()))
+        );
+        assert_eq!(
+            Operation::Monitor(id).path(),
+            "/monitoring/queries/01b1c2d3-0000-1111-2222-333344445555"
+        );
+    }
+
+    #[test]
+    fn what_looks_like_one_is_not() {
+        for target in [
+            "/session",
+            "/session?delete=false",
+            "/Session/v1/login-request",
+            "/queries/v1/query-request/",
+            "/queries/v1/query%2drequest",
+            "/queries/v1/../v1/query-request",
+            "/queries/v1/query-request;x=1",
+            "queries/v1/query-request",
+            "/api/v2/statements",
+            "/queries/0123456789abcdef'--/abort-request",
+            "*",
+            "",
+        ] {
+            assert!(post(target).is_err(), "{target}");
+        }
+        assert!(classify(&Method::PUT, "/queries/v1/query-request", None).is_err());
+    }
+}

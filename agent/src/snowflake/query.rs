@@ -1,0 +1,60 @@
+//! `POST /queries/v1/query-request`.
+
+use super::json::{Malformed, Object};
+
+/// A request to run SQL.
+#[derive(Debug)]
+pub struct QueryRequest {
+    pub sql: String,
+    /// The client wants the shape of the result only.
+    pub describe_only: bool,
+    /// The number of bound values.
+    pub binds: u32,
+    body: Object,
+}
+
+impl QueryRequest {
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut body = Object::parse(bytes)?;
+        // A second form of the same statement, which nobody has classified.
+        body.retain(|key| key != "dataframeAst");
+        let sql = body.field::<String>("sqlText").ok_or(Malformed::Field("sqlText"))?;
+        let binds = body.object("bindings")?.keys().count();
+        Ok(Self {
+            sql,
+            describe_only: body.field("describeOnly").unwrap_or(false),
+            binds: u32::try_from(binds).unwrap_or(u32::MAX),
+            body,
+        })
+    }
+
+    /// What goes upstream: the body as it came, value for value.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.body.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_statement_is_the_one_that_goes_upstream() {
+        let body = br#"{"sqlText":"select ?","bindings":{"1":{"type":"FIXED","value":"1"}},"dataframeAst":"x","sequenceId":12345678901234567890}"#;
+        let request = QueryRequest::parse(body).unwrap();
+        assert_eq!((request.sql.as_str(), request.binds, request.describe_only), ("select ?", 1, false));
+        assert_eq!(
+            String::from_utf8(request.to_vec()).unwrap(),
+            r#"{"sqlText":"select ?","bindings":{"1":{"type":"FIXED","value":"1"}},"sequenceId":12345678901234567890}"#
+        );
+    }
+
+    #[test]
+    fn a_body_without_one_statement_is_malformed() {
+        for body in [r#"{}"#, r#"{"sqlText":null}"#, r#"{"sqlText":["x"]}"#, r#"{"sqlText":"a","bindings":[1]}"#] {
+            assert!(QueryRequest::parse(body.as_bytes()).is_err(), "{body}");
+        }
+        assert!(QueryRequest::parse(b"{\"sqlText\":\"\xff\"}").is_err());
+        assert!(QueryRequest::parse(br#"{"sqlText":"\ud800"}"#).is_err());
+    }
+}

@@ -1,0 +1,103 @@
+//! What Snowflake answers: looked through before any of it reaches the client.
+
+use serde_json::value::RawValue;
+
+use super::json::{Malformed, Object};
+use super::operation::QueryId;
+
+/// Keys of `data` that carry, or lead to, secrets of the storage behind Snowflake or of the session.
+const SECRET: [&str; 14] = [
+    "chunkheaders",
+    "chunks",
+    "creds",
+    "encryptionmaterial",
+    "idtoken",
+    "mastertoken",
+    "mfatoken",
+    "presignedurl",
+    "presignedurls",
+    "qrmk",
+    "sessiontoken",
+    "stageinfo",
+    "token",
+    "uploadinfo",
+];
+
+/// An answer that the client may have, and what the record needs of it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub success: bool,
+    /// Six digits; empty on success.
+    pub code: String,
+    pub message: String,
+    pub query_id: Option<QueryId>,
+    /// The statements of a text with several, each with a result of its own.
+    pub result_ids: Vec<QueryId>,
+    pub rows: Option<u64>,
+    /// The statement still runs; the result is asked for later.
+    pub in_progress: bool,
+    /// The key under which the answer carries a secret. Such an answer must not reach the client.
+    pub secret: Option<String>,
+}
+
+impl Reply {
+    /// Reads an answer.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let body = Object::parse(bytes)?;
+        let data = match body.raw("data").map(|data| data.get()) {
+            Some(text) if text.starts_with('{') => Object::parse(text.as_bytes())?,
+            _ => Object::default(),
+        };
+        let is_secret = |(key, value): &(&str, &RawValue)| {
+            SECRET.contains(&key.to_ascii_lowercase().as_str()) && !is_empty(value.get())
+        };
+        let secret = body.keys().chain(data.keys()).find(is_secret).map(|(key, _)| key.to_owned());
+        let code: String = body.field("code").unwrap_or_default();
+        let query_id: Option<String> = data.field("queryId");
+        let result_ids: Option<String> = data.field("resultIds");
+        Ok(Self {
+            success: body.field("success").unwrap_or(false),
+            in_progress: matches!(code.as_str(), "333333" | "333334"),
+            code,
+            message: body.field("message").unwrap_or_default(),
+            query_id: query_id.and_then(|id| QueryId::parse(&id)),
+            result_ids: result_ids.unwrap_or_default().split(',').filter_map(QueryId::parse).collect(),
+            rows: data.field("total").or_else(|| data.field("returned")),
+            secret,
+        })
+    }
+}
+
+/// Null, false, or nothing in it.
+fn is_empty(json: &str) -> bool {
+    let compact: String = json.chars().filter(|character| !character.is_whitespace()).take(8).collect();
+    matches!(compact.as_str(), "null" | "false" | "\"\"" | "[]" | "{}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_record_needs_is_read() {
+        let reply = Reply::parse(
+            br#"{"data":{"queryId":"01b1c2d3-0000-1111-2222-333344445555","total":3,"rowset":[["1"]],"chunks":[],"qrmk":null},"code":null,"message":null,"success":true}"#,
+        )
+        .unwrap();
+        assert_eq!((reply.success, reply.rows, &reply.secret), (true, Some(3), &None));
+        assert_eq!(reply.query_id.unwrap().as_str(), "01b1c2d3-0000-1111-2222-333344445555");
+    }
+
+    #[test]
+    fn an_answer_with_a_secret_says_so() {
+        for body in [
+            r#"{"data":{"chunks":[{"url":"https://bucket/?sig=x"}]},"success":true}"#,
+            r#"{"data":{"stageInfo":{"creds":{}}},"success":true}"#,
+            r#"{"data":{"StageInfo":{"creds":{}}},"success":true}"#,
+            r#"{"data":{"sessionToken":"x"},"success":true}"#,
+        ] {
+            assert!(Reply::parse(body.as_bytes()).unwrap().secret.is_some(), "{body}");
+        }
+        assert!(Reply::parse(b"<html>").is_err());
+    }
+}
