@@ -1,0 +1,139 @@
+//! One captured connection: whose it is, what it starts with, and what becomes of it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::{Proxy, service};
+use crate::audit::EventKind;
+use crate::capture::{Accepted, Flow};
+use crate::tls::{HelloError, read_hello};
+
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// Drivers keep idle connections for up to half an hour; a request's header must not take that long.
+const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What every request of a connection has in common.
+pub struct Peer {
+    pub flow: Flow,
+    /// The name of the TLS handshake, lower case.
+    pub server_name: String,
+}
+
+/// Serves a connection to its end.
+pub async fn serve(proxy: Arc<Proxy>, Accepted { mut stream, flow }: Accepted) {
+    let Some(flow) = flow else {
+        let peer = stream.peer_addr().map(|peer| peer.to_string()).unwrap_or_default();
+        proxy.event(EventKind::NoFlow, None, None, "", format!("connection from {peer}")).await;
+        return;
+    };
+    let hello = match read_hello(&mut stream).await {
+        Ok(hello) => hello,
+        // Nobody asked for anything.
+        Err(HelloError::Closed | HelloError::Io(_)) => return,
+        Err(error) => {
+            proxy.event(EventKind::NotTls, Some(&flow), None, "", format!("to {}: {error}", flow.destination)).await;
+            return;
+        }
+    };
+    let stream = Rewound { before: hello.bytes, position: 0, stream };
+    match hello.server_name {
+        None => {
+            let detail = format!("to {}: a ClientHello without a server name", flow.destination);
+            proxy.event(EventKind::NotTls, Some(&flow), None, "", detail).await;
+        }
+        Some(name) if proxy.config.is_snowflake(&name) => {
+            terminate(proxy, stream, Peer { flow, server_name: name }).await;
+        }
+        Some(name) => match proxy.foreign.check(flow.destination, &name).await {
+            Ok(exemption) => exemption.splice(stream).await,
+            Err(error) => {
+                let detail = format!("to {}: server name {name}: {error}", flow.destination);
+                proxy.event(EventKind::ForeignName, Some(&flow), None, "", detail).await;
+            }
+        },
+    }
+}
+
+async fn terminate(proxy: Arc<Proxy>, stream: Rewound, peer: Peer) {
+    let acceptor = TlsAcceptor::from(Arc::clone(&proxy.tls));
+    let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::warn!(
+                cgroup = peer.flow.cgroup, pid = peer.flow.pid, name = peer.server_name, %error,
+                "the client broke off the TLS handshake: does it trust the internal CA (`snowfence ca print`)?"
+            );
+            return;
+        }
+        Err(_) => return,
+    };
+    let peer = Arc::new(peer);
+    let shutdown = proxy.shutdown.clone();
+    let service = service_fn(|request| {
+        let (proxy, peer) = (Arc::clone(&proxy), Arc::clone(&peer));
+        async move { Ok::<_, std::convert::Infallible>(service::handle(&proxy, &peer, request).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(64 * 1024);
+    builder.http2().timer(TokioTimer::new()).max_header_list_size(64 * 1024).max_concurrent_streams(100);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.as_mut().await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client's connection ended");
+    }
+}
+
+/// A stream whose first bytes were read already and are read again.
+pub struct Rewound {
+    before: Vec<u8>,
+    position: usize,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let rest = self.before.get(self.position..).unwrap_or_default();
+        if rest.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let count = rest.len().min(buf.remaining());
+        buf.put_slice(rest.get(..count).unwrap_or_default());
+        self.position += count;
+        if self.position == self.before.len() {
+            self.before = Vec::new();
+            self.position = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,140 @@
+//! A login: the client's token is verified, the agent logs in with its own credential, and the client gets tokens of
+//! the agent's.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hyper::body::Incoming;
+use hyper::header::USER_AGENT;
+use uuid::Uuid;
+
+use super::body;
+use super::service::{Exchange, Reaction, json_answer, refused};
+use super::sessions::{NewSession, UpstreamTokens};
+use super::workload;
+use crate::audit::{self, Caller, EventKind};
+use crate::identity::{IdentityError, Principal};
+use crate::snowflake::{
+    LoginAnswer, LoginRequest, LoginTarget, Proof, Refusal, Reply, login_query, request_id,
+};
+
+pub async fn login(exchange: Exchange<'_>, body: Incoming) -> Reaction {
+    let body = match body::read(&exchange.parts.headers, body, body::LOGIN).await {
+        Ok(body) => body,
+        Err(error) => return exchange.unreadable(&error).await,
+    };
+    let request = match LoginRequest::parse(&body) {
+        Ok(request) => request,
+        Err(error) => return refuse(&exchange, None, &error.to_string()).await,
+    };
+    if !exchange.proxy.config.accounts.iter().any(|account| account.host == exchange.account()) {
+        let reason = format!("the account {} is not one of the configured accounts", exchange.account());
+        return refuse(&exchange, None, &reason).await;
+    }
+    let token = request.token();
+    let identity = &exchange.proxy.identity;
+    match identity.authenticate(token.as_deref(), &exchange.peer.flow, exchange.account()).await {
+        Ok(principal) => open(exchange, request, principal).await,
+        Err(error) => {
+            let caller = if let IdentityError::NotAdmitted(caller) = &error { Some(caller) } else { None };
+            refuse(&exchange, caller, &error.to_string()).await
+        }
+    }
+}
+
+/// Logs in as the user that the rule names.
+async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principal) -> Reaction {
+    let client = client(&exchange, &request);
+    let rule = principal.rule().clone();
+    let target =
+        LoginTarget { user: &rule.user, role: rule.role.as_deref(), warehouse: rule.warehouse.as_deref() };
+    let proof = match proof(&exchange, &principal) {
+        Ok(proof) => proof,
+        Err(reason) => return refuse(&exchange, Some(principal.caller()), &reason).await,
+    };
+    let query = login_query(exchange.parts.uri.query(), &target);
+    let body = request.for_upstream(&target, &proof);
+    let answer = match exchange.proxy.upstream.control(exchange.outgoing(None, Some(&query), body.into())).await {
+        Ok(answer) => answer,
+        Err(error) => return exchange.failed(&error).await,
+    };
+    let answer = match LoginAnswer::parse(&answer.body) {
+        Ok(Some(answer)) => answer,
+        Ok(None) => {
+            let reply = Reply::parse(&answer.body).unwrap_or_default();
+            let reason = format!(
+                "Snowflake refused the login of {} with the credential `{}`: {} {}",
+                rule.user, rule.credential, reply.code, reply.message
+            );
+            return refuse(&exchange, Some(principal.caller()), &reason).await;
+        }
+        Err(_) => return exchange.pass(&answer).await,
+    };
+    let id = Uuid::now_v7();
+    let role = if answer.role.is_empty() { rule.role.clone().unwrap_or_default() } else { answer.role.clone() };
+    let record = audit::Session {
+        id,
+        time: audit::now(),
+        workload: workload(&exchange.peer.flow),
+        caller: principal.caller().clone(),
+        account: exchange.account().to_owned(),
+        rule: rule.name.clone(),
+        user: rule.user.clone(),
+        role: role.clone(),
+        snowflake_session: answer.session_id.clone(),
+        client,
+    };
+    if let Err(error) = exchange.proxy.journal.append(vec![record.into()]).await {
+        tracing::error!(%error, "a session could not be recorded");
+        return refused(&Refusal::login(unrecorded("login")));
+    }
+    let new = NewSession {
+        id,
+        principal,
+        account: exchange.account().to_owned(),
+        role,
+        upstream: UpstreamTokens {
+            session: answer.session_token.clone(),
+            master: answer.master_token.clone(),
+        },
+    };
+    match exchange.proxy.sessions.open(new, &exchange.peer.flow) {
+        Ok(tokens) => json_answer(answer.for_client(&tokens.session, &tokens.master)),
+        Err(error) => refuse(&exchange, None, &error.to_string()).await,
+    }
+}
+
+/// The proof that the agent is the rule's user. The reason for a failure names no secret.
+fn proof(exchange: &Exchange<'_>, principal: &Principal) -> Result<Proof, String> {
+    let rule = principal.rule();
+    let name = &rule.credential;
+    let Some((kind, reference)) = exchange.proxy.credentials.get(name) else {
+        return Err(format!("the credential `{name}` is not configured"));
+    };
+    let failed = |error: &dyn std::fmt::Display| {
+        tracing::error!(credential = name, %error, "a credential cannot be used");
+        format!("the agent's credential `{name}` cannot be used: its log says why")
+    };
+    let secret = reference.read().map_err(|error| failed(&error))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Proof::new(*kind, &secret, exchange.account(), &rule.user, now).map_err(|error| failed(&error))
+}
+
+fn client(exchange: &Exchange<'_>, request: &LoginRequest) -> String {
+    let agent = exchange.parts.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let agent: String = agent.chars().take(200).collect();
+    format!("{} ({agent})", request.client())
+}
+
+async fn refuse(exchange: &Exchange<'_>, caller: Option<&Caller>, reason: &str) -> Reaction {
+    let (proxy, peer) = (exchange.proxy, exchange.peer);
+    proxy
+        .event(EventKind::LoginRefused, Some(&peer.flow), caller, exchange.account(), reason.to_owned())
+        .await;
+    let request = request_id(exchange.parts.uri.query());
+    refused(&Refusal::login(format!("Snowfence refused this login: {reason} (request {request})")))
+}
+
+/// What a client is told when the journal does not work.
+pub fn unrecorded(what: &str) -> String {
+    format!("Snowfence cannot record this {what} at the moment, and what is not recorded is not let through: try again later")
+}

@@ -1,0 +1,109 @@
+//! The data path: a captured connection in, statements recorded and forwarded, answers out.
+//!
+//! The order is in the types. A connection has a [`Flow`](crate::capture::Flow); a login turns it and a token into a
+//! [`Principal`](crate::identity::Principal) and a [`Session`](sessions::Session); a request on it becomes an
+//! [`Operation`](crate::snowflake::Operation); a statement is classified, decided on and recorded; and only what the
+//! journal returns for it, a [`Recorded`](crate::audit::Recorded), lets it be forwarded.
+
+#![forbid(unsafe_code)]
+
+mod body;
+mod connection;
+mod foreign;
+mod login;
+mod service;
+mod sessions;
+mod statement;
+mod upstream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::audit::{Caller, Event, EventKind, Journal, Workload};
+use crate::capture::{Accepted, Flow};
+use crate::config::{Config, CredentialType, SecretReference};
+use crate::identity::Identity;
+use crate::policy::Policy;
+
+pub use foreign::Foreign;
+pub use sessions::Sessions;
+pub use upstream::{Dialer, Upstream};
+
+/// Connections served at a time; further ones wait in the listeners' queues.
+const CONNECTIONS: usize = 4096;
+
+/// Everything that the data path needs.
+pub struct Proxy {
+    pub config: Arc<Config>,
+    pub tls: Arc<ServerConfig>,
+    pub identity: Identity,
+    pub policy: ArcSwap<Policy>,
+    pub journal: Journal,
+    pub sessions: Sessions,
+    pub credentials: HashMap<String, (CredentialType, SecretReference)>,
+    pub upstream: Upstream,
+    pub foreign: Foreign,
+    /// Tasks that must end before the agent does: connections, and statements whose client has gone.
+    pub tasks: TaskTracker,
+    pub shutdown: CancellationToken,
+}
+
+impl Proxy {
+    /// Serves connections until the shutdown is asked for.
+    pub async fn serve(self: Arc<Self>, mut accepted: mpsc::Receiver<Accepted>) {
+        let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let next = tokio::select! {
+                next = accepted.recv() => next,
+                () = self.shutdown.cancelled() => None,
+            };
+            let Some(next) = next else { return };
+            let proxy = Arc::clone(&self);
+            self.tasks.spawn(async move {
+                connection::serve(proxy, next).await;
+                drop(slot);
+            });
+        }
+    }
+
+    /// Records an event. That it cannot be recorded changes nothing for the client, who is refused either way.
+    async fn event(
+        &self,
+        kind: EventKind,
+        flow: Option<&Flow>,
+        caller: Option<&Caller>,
+        account: &str,
+        detail: String,
+    ) {
+        tracing::info!(kind = kind.as_str(), account, cgroup = flow.map(|flow| flow.cgroup.as_str()), %detail);
+        let event = Event {
+            id: uuid::Uuid::now_v7(),
+            time: crate::audit::now(),
+            kind,
+            workload: flow.map(workload),
+            caller: caller.cloned(),
+            account: account.to_owned(),
+            detail,
+        };
+        if let Err(error) = self.journal.append(vec![event.into()]).await {
+            tracing::error!(%error, kind = kind.as_str(), "an event could not be recorded");
+        }
+    }
+}
+
+fn workload(flow: &Flow) -> Workload {
+    Workload {
+        cgroup: flow.cgroup.clone(),
+        pid: flow.pid,
+        uid: flow.uid,
+        comm: flow.comm.clone(),
+        executable: flow.executable.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+    }
+}

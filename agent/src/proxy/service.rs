@@ -1,0 +1,310 @@
+//! One request: which operation it is, whose session it is on, and who handles it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode};
+use serde_json::json;
+
+use super::body::{self, BodyError};
+use super::connection::Peer;
+use super::sessions::{Session, TokenKind, UpstreamTokens};
+use super::upstream::{Answer, Outgoing, UpstreamError};
+use super::{Proxy, login, statement};
+use crate::audit::EventKind;
+use crate::snowflake::{
+    Operation, QueryId, Refusal, Renewal, Reply, classify, renewal_body, snowflake_token, telemetry_answer,
+};
+
+pub type Reaction = Response<Full<Bytes>>;
+
+/// A request of a client, with what every handler needs.
+pub struct Exchange<'a> {
+    pub proxy: &'a Arc<Proxy>,
+    pub peer: &'a Peer,
+    pub operation: Operation,
+    pub parts: Parts,
+}
+
+/// Handles one request.
+pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>) -> Reaction {
+    let (parts, body) = request.into_parts();
+    if !names_the_server(&parts, &peer.server_name) {
+        let detail = "the Host of a request differs from the server name of the connection".to_owned();
+        proxy.event(EventKind::HostMismatch, Some(&peer.flow), None, &peer.server_name, detail).await;
+        return plain(StatusCode::MISDIRECTED_REQUEST, "the Host of the request is not the name of the connection");
+    }
+    let operation = match classify(&parts.method, parts.uri.path(), parts.uri.query()) {
+        Ok(operation) => operation,
+        Err(unknown) => {
+            let detail = unknown.to_string();
+            proxy
+                .event(EventKind::UnknownOperation, Some(&peer.flow), None, &peer.server_name, detail.clone())
+                .await;
+            return plain(StatusCode::NOT_FOUND, &detail);
+        }
+    };
+    let exchange = Exchange { proxy, peer, operation, parts };
+    match &exchange.operation {
+        Operation::Login => login::login(exchange, body).await,
+        Operation::Renew => renew(exchange, body).await,
+        // What drivers report of themselves stays here; the body is not even read.
+        Operation::Telemetry => json_answer(telemetry_answer()),
+        Operation::Query
+        | Operation::Heartbeat
+        | Operation::CloseSession
+        | Operation::Abort
+        | Operation::Result(_)
+        | Operation::AbortQuery(_)
+        | Operation::Monitor(_) => in_session(exchange, body).await,
+    }
+}
+
+/// What needs a session.
+async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
+    let session = match exchange.session(TokenKind::Session).await {
+        Ok(session) => session,
+        Err(refusal) => return refusal,
+    };
+    let body = match body::read(&exchange.parts.headers, body, body::QUERY).await {
+        Ok(body) => body,
+        Err(error) => return exchange.unreadable(&error).await,
+    };
+    match &exchange.operation {
+        Operation::Query => return statement::run(exchange, session, body).await,
+        Operation::Result(query) | Operation::AbortQuery(query) | Operation::Monitor(query)
+            if !exchange.proxy.sessions.owns(&session, query) =>
+        {
+            return exchange.not_the_owner(&session, query).await;
+        }
+        _ => {}
+    }
+    let answer = exchange.control(&session, body).await;
+    match &exchange.operation {
+        Operation::CloseSession => {
+            exchange.proxy.sessions.close(&session);
+            exchange.event(EventKind::SessionClosed, Some(&session), format!("session {}", session.id)).await;
+        }
+        Operation::Result(query) => {
+            if let Ok(answer) = &answer {
+                statement::finish(exchange.proxy, &session, query, answer);
+            }
+        }
+        _ => {}
+    }
+    match answer {
+        Ok(answer) => exchange.pass(&answer).await,
+        Err(error) => exchange.failed(&error).await,
+    }
+}
+
+async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
+    let session = match exchange.session(TokenKind::Master).await {
+        Ok(session) => session,
+        Err(refusal) => return refusal,
+    };
+    let tokens = session.upstream();
+    let body = match body::read(&exchange.parts.headers, body, body::OTHER).await {
+        Ok(body) => body,
+        Err(error) => return exchange.unreadable(&error).await,
+    };
+    let body = match renewal_body(&body, &tokens.session) {
+        Ok(body) => body,
+        Err(error) => return exchange.malformed(&error.to_string()).await,
+    };
+    let outgoing = exchange.outgoing(Some(&tokens.master), exchange.parts.uri.query(), body.into());
+    let answer = match exchange.proxy.upstream.control(outgoing).await {
+        Ok(answer) => answer,
+        Err(error) => return exchange.failed(&error).await,
+    };
+    match Renewal::parse(&answer.body) {
+        Ok(Some(renewal)) => {
+            let upstream = UpstreamTokens {
+                session: renewal.session_token.clone(),
+                master: renewal.master_token.clone(),
+            };
+            match exchange.proxy.sessions.renew(&session, upstream) {
+                Ok(client) => json_answer(renewal.for_client(&client.session, &client.master)),
+                Err(error) => exchange.malformed(&error.to_string()).await,
+            }
+        }
+        // Snowflake refused; its answer says why.
+        _ => exchange.pass(&answer).await,
+    }
+}
+
+impl Exchange<'_> {
+    /// The account of the connection.
+    pub fn account(&self) -> &str {
+        &self.peer.server_name
+    }
+
+    pub async fn event(&self, kind: EventKind, session: Option<&Session>, detail: String) {
+        let caller = session.map(|session| session.principal.caller());
+        self.proxy.event(kind, Some(&self.peer.flow), caller, self.account(), detail).await;
+    }
+
+    /// The session of the request's token, or the refusal.
+    async fn session(&self, kind: TokenKind) -> Result<Arc<Session>, Reaction> {
+        let header = self.parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = header.and_then(snowflake_token);
+        match self.proxy.sessions.find(token, kind, &self.peer.flow, self.account()) {
+            Ok(session) => Ok(session),
+            Err(error) => {
+                self.event(EventKind::SessionRefused, None, error.to_string()).await;
+                let refusal = match kind {
+                    TokenKind::Session => Refusal::session(),
+                    TokenKind::Master => Refusal::master_token(),
+                };
+                Err(refused(&refusal))
+            }
+        }
+    }
+
+    /// The request as it goes upstream.
+    pub fn outgoing<'b>(
+        &'b self,
+        token: Option<&'b crate::config::Secret>,
+        query: Option<&'b str>,
+        body: Bytes,
+    ) -> Outgoing<'b> {
+        Outgoing {
+            account: self.account(),
+            operation: &self.operation,
+            query,
+            headers: &self.parts.headers,
+            token,
+            body,
+        }
+    }
+
+    async fn control(&self, session: &Session, body: Bytes) -> Result<Answer, UpstreamError> {
+        let tokens = session.upstream();
+        let outgoing = self.outgoing(Some(&tokens.session), self.parts.uri.query(), body);
+        self.proxy.upstream.control(outgoing).await
+    }
+
+    /// Passes an answer of Snowflake's to the client, unless it carries a secret.
+    pub async fn pass(&self, answer: &Answer) -> Reaction {
+        match Reply::parse(&answer.body) {
+            Ok(Reply { secret: None, .. }) => with_status(answer.status, answer.body.clone()),
+            Ok(Reply { secret: Some(key), .. }) => refused(&Refusal::request(withheld(&key))),
+            // Not Snowflake's envelope: an error page, say. Its status tells the driver whether to try again.
+            Err(error) => {
+                let detail = format!("the answer (HTTP {}) is not Snowflake's: {error}", answer.status.as_u16());
+                self.event(EventKind::UpstreamFailed, None, detail.clone()).await;
+                let status = if answer.status.is_success() { StatusCode::BAD_GATEWAY } else { answer.status };
+                plain(status, &detail)
+            }
+        }
+    }
+
+    /// Snowflake did not answer.
+    pub async fn failed(&self, error: &UpstreamError) -> Reaction {
+        self.event(EventKind::UpstreamFailed, None, error.to_string()).await;
+        match error {
+            UpstreamError::TooLarge | UpstreamError::Request(_) => {
+                refused(&Refusal::request(format!("Snowfence: {error}")))
+            }
+            _ => plain(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        }
+    }
+
+    /// The request cannot be understood.
+    pub async fn malformed(&self, reason: &str) -> Reaction {
+        self.event(EventKind::MalformedRequest, None, reason.to_owned()).await;
+        refused(&Refusal::request(format!("Snowfence refused this request: {reason}")))
+    }
+
+    /// The request's body cannot be read.
+    pub async fn unreadable(&self, error: &BodyError) -> Reaction {
+        let kind = match error {
+            BodyError::TooLarge(_) => EventKind::RequestTooLarge,
+            _ => EventKind::MalformedRequest,
+        };
+        self.event(kind, None, error.to_string()).await;
+        refused(&Refusal::request(format!("Snowfence refused this request: {error}")))
+    }
+
+    async fn not_the_owner(&self, session: &Session, query: &QueryId) -> Reaction {
+        let detail = format!("query {} is not this caller's", query.as_str());
+        self.event(EventKind::SessionRefused, Some(session), detail).await;
+        let message = "Snowfence does not know this query as one of this caller's".to_owned();
+        refused(&Refusal { query_id: None, ..Refusal::statement(message, uuid::Uuid::nil()) })
+    }
+}
+
+/// Why an answer does not reach the client.
+pub fn withheld(key: &str) -> String {
+    format!(
+        "Snowfence withheld Snowflake's answer: it carries `{key}`, which leads to storage outside the account's host. This version relays neither file transfers nor results that come in chunks: ask for fewer rows"
+    )
+}
+
+pub fn refused(refusal: &Refusal) -> Reaction {
+    json_answer(refusal.body())
+}
+
+pub fn json_answer(body: Vec<u8>) -> Reaction {
+    with_status(StatusCode::OK, body.into())
+}
+
+/// An error of HTTP, in the envelope that drivers expect.
+fn plain(status: StatusCode, message: &str) -> Reaction {
+    let code = format!("{:06}", status.as_u16());
+    let body = json!({ "data": null, "code": code, "message": format!("Snowfence: {message}"), "success": false });
+    with_status(status, body.to_string().into())
+}
+
+fn with_status(status: StatusCode, body: Bytes) -> Reaction {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Whether everything in a request that names a host names the server of the connection.
+fn names_the_server(parts: &Parts, server_name: &str) -> bool {
+    let hosts = parts.headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or(""));
+    let mut names = hosts.chain(parts.uri.authority().map(|authority| authority.as_str())).peekable();
+    names.peek().is_some()
+        && names.all(|name| {
+            let name = name.strip_suffix(":443").unwrap_or(name);
+            name.trim_end_matches('.').eq_ignore_ascii_case(server_name)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(uri: &str, hosts: &[&str]) -> Parts {
+        let mut request = Request::builder().uri(uri);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn every_name_in_a_request_is_the_connections() {
+        let name = "acme.snowflakecomputing.com";
+        assert!(names_the_server(&parts("/", &[name]), name));
+        assert!(names_the_server(&parts("/", &["ACME.snowflakecomputing.com:443"]), name));
+        assert!(names_the_server(&parts("https://acme.snowflakecomputing.com/", &[]), name));
+        for (uri, hosts) in [
+            ("/", &[][..]),
+            ("/", &["other.snowflakecomputing.com"]),
+            ("/", &[name, "other.snowflakecomputing.com"]),
+            ("https://other.snowflakecomputing.com/", &[name]),
+            ("/", &["acme.snowflakecomputing.com:8443"]),
+            ("/", &["user@acme.snowflakecomputing.com"]),
+        ] {
+            assert!(!names_the_server(&parts(uri, hosts), name), "{uri} {hosts:?}");
+        }
+    }
+}

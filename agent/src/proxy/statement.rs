@@ -1,0 +1,264 @@
+//! A statement: classified, decided on, recorded, and only then forwarded.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use uuid::Uuid;
+
+use super::login::unrecorded;
+use super::service::{Exchange, Reaction, refused, withheld};
+use super::sessions::{Pending, Session};
+use super::upstream::{Answer, Outgoing, UpstreamError};
+use super::{Proxy, workload};
+use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
+use crate::policy::{Decision, Subject, Verdict, label};
+use crate::snowflake::{QueryId, QueryRequest, Refusal, Reply, request_id};
+use crate::sql::{Classification, Effect, classify};
+
+/// Texts above this size are classified off the data path's threads, in bytes.
+const INLINE: usize = 16 * 1024;
+
+/// Handles one `query-request`.
+pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: Bytes) -> Reaction {
+    let started = Instant::now();
+    let request = match QueryRequest::parse(&body) {
+        Ok(request) => request,
+        Err(error) => return exchange.malformed(&error.to_string()).await,
+    };
+    let classification = if request.sql.len() <= INLINE {
+        classify(&request.sql)
+    } else {
+        let sql = request.sql.clone();
+        match tokio::task::spawn_blocking(move || classify(&sql)).await {
+            Ok(classification) => classification,
+            Err(_) => return exchange.malformed("the statement cannot be classified").await,
+        }
+    };
+    let decision = decide(&exchange, &session, &classification);
+    let record = record(&exchange, &session, &request, &classification, &decision);
+    let id = record.id;
+    if decision.verdict != Verdict::Allow {
+        let message = refusal(&classification, &decision, &record.request_id);
+        let outcome = Outcome {
+            status: OutcomeStatus::Refused,
+            message: message.clone(),
+            ..outcome(id, started)
+        };
+        return match exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await {
+            Ok(()) => refused(&Refusal::statement(message, id)),
+            Err(error) => not_recorded(&error, id),
+        };
+    }
+    match exchange.proxy.journal.append_statement(record).await {
+        Ok(recorded) => forward(exchange, session, request, recorded, started).await,
+        Err(error) => not_recorded(&error, id),
+    }
+}
+
+/// Records the outcome of a statement whose result came later than its answer.
+pub fn finish(proxy: &Arc<Proxy>, session: &Session, query: &QueryId, answer: &Answer) {
+    let Ok(reply) = Reply::parse(&answer.body) else { return };
+    if reply.in_progress {
+        return;
+    }
+    for id in &reply.result_ids {
+        proxy.sessions.own(id.clone(), session);
+    }
+    if let Some(Pending { statement, since }) = proxy.sessions.finish(query) {
+        append(proxy, answered(outcome(statement, since), answer, &reply));
+    }
+}
+
+fn decide(exchange: &Exchange<'_>, session: &Session, classification: &Classification) -> Decision {
+    // A file transfer's answer leads the driver to storage outside the account's host.
+    if classification.statements.iter().any(|statement| matches!(statement.kind.as_str(), "PUT" | "GET")) {
+        return Decision { verdict: Verdict::Deny, policy: "file-transfers-not-supported".into() };
+    }
+    let (caller, rule) = (session.principal.caller(), session.principal.rule());
+    let subject = Subject {
+        issuer: &caller.issuer,
+        subject: &caller.subject,
+        groups: &caller.groups,
+        account: &session.account,
+        cgroup: &exchange.peer.flow.cgroup,
+        uid: exchange.peer.flow.uid,
+        rule: &rule.name,
+        user: &rule.user,
+        role: rule.role.as_deref(),
+    };
+    exchange.proxy.policy.load().decide(&subject, classification)
+}
+
+fn record(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    request: &QueryRequest,
+    classification: &Classification,
+    decision: &Decision,
+) -> audit::Statement {
+    let statements = &classification.statements;
+    let mut kinds: Vec<&str> = statements.iter().map(|statement| statement.kind.as_str()).collect();
+    kinds.dedup();
+    audit::Statement {
+        id: Uuid::now_v7(),
+        session: session.id,
+        time: audit::now(),
+        request_id: request_id(exchange.parts.uri.query()),
+        workload: workload(&exchange.peer.flow),
+        caller: session.principal.caller().clone(),
+        account: session.account.clone(),
+        user: session.principal.rule().user.clone(),
+        role: session.role.clone(),
+        sql: request.sql.clone(),
+        kind: kinds.join("; "),
+        effect: label(&classification.effect),
+        actions: distinct(statements.iter().flat_map(|one| one.actions.iter().map(label))),
+        objects: distinct(statements.iter().flat_map(|one| one.objects.iter().map(|object| object.name.clone()))),
+        features: distinct(statements.iter().flat_map(|one| one.features.iter().map(label))),
+        verdict: match decision.verdict {
+            Verdict::Allow => audit::Verdict::Allow,
+            Verdict::Hold => audit::Verdict::Hold,
+            Verdict::Deny => audit::Verdict::Deny,
+        },
+        policy: decision.policy.clone(),
+        describe_only: request.describe_only,
+        binds: request.binds,
+    }
+}
+
+/// Forwards a recorded statement. A task of its own sees it to its end, so that its outcome is recorded even when the
+/// client does not wait for it.
+async fn forward(
+    exchange: Exchange<'_>,
+    session: Arc<Session>,
+    request: QueryRequest,
+    recorded: Recorded,
+    started: Instant,
+) -> Reaction {
+    let proxy = Arc::clone(exchange.proxy);
+    let (account, operation) = (session.account.clone(), exchange.operation.clone());
+    let (headers, query) = (exchange.parts.headers.clone(), exchange.parts.uri.query().map(ToOwned::to_owned));
+    let task = exchange.proxy.tasks.spawn(async move {
+        let id = recorded.statement();
+        let tokens = session.upstream();
+        let outgoing = Outgoing {
+            account: &account,
+            operation: &operation,
+            query: query.as_deref(),
+            headers: &headers,
+            token: Some(&tokens.session),
+            body: request.to_vec().into(),
+        };
+        let answer = proxy.upstream.forward(recorded, outgoing).await;
+        settle(&proxy, &session, &answer, id, started);
+        answer
+    });
+    match task.await {
+        Ok(Ok(answer)) => exchange.pass(&answer).await,
+        Ok(Err(error)) => exchange.failed(&error).await,
+        Err(_) => exchange.failed(&UpstreamError::Broken("the statement's task ended early".into())).await,
+    }
+}
+
+/// Records the outcome of a statement, unless it is still to come.
+fn settle(
+    proxy: &Arc<Proxy>,
+    session: &Session,
+    answer: &Result<Answer, UpstreamError>,
+    id: Uuid,
+    started: Instant,
+) {
+    let outcome = outcome(id, started);
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => {
+            let status =
+                if error.may_have_arrived() { OutcomeStatus::Unknown } else { OutcomeStatus::Failed };
+            append(proxy, Outcome { status, message: error.to_string(), ..outcome });
+            return;
+        }
+    };
+    let Ok(reply) = Reply::parse(&answer.body) else {
+        let message = format!("the answer (HTTP {}) is not Snowflake's", answer.status.as_u16());
+        append(proxy, Outcome { status: OutcomeStatus::Unknown, message, ..outcome });
+        return;
+    };
+    for query in reply.query_id.iter().chain(&reply.result_ids) {
+        proxy.sessions.own(query.clone(), session);
+    }
+    match &reply.query_id {
+        Some(query) if reply.in_progress => {
+            proxy.sessions.wait(query.clone(), Pending { statement: id, since: started });
+        }
+        _ => append(proxy, answered(outcome, answer, &reply)),
+    }
+}
+
+fn answered(outcome: Outcome, answer: &Answer, reply: &Reply) -> Outcome {
+    let succeeded = reply.success && answer.status == StatusCode::OK;
+    Outcome {
+        status: if succeeded { OutcomeStatus::Succeeded } else { OutcomeStatus::Failed },
+        query_id: reply.query_id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
+        rows: reply.rows,
+        code: reply.code.clone(),
+        message: reply.secret.as_ref().map_or_else(|| reply.message.clone(), |key| withheld(key)),
+        response_bytes: answer.body.len() as u64,
+        ..outcome
+    }
+}
+
+fn outcome(statement: Uuid, started: Instant) -> Outcome {
+    Outcome {
+        statement,
+        time: audit::now(),
+        status: OutcomeStatus::Unknown,
+        query_id: String::new(),
+        rows: None,
+        code: String::new(),
+        message: String::new(),
+        duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        response_bytes: 0,
+    }
+}
+
+/// The client need not wait for the outcome to be durable: a crash before that leaves the outcome unknown, and says so.
+fn append(proxy: &Arc<Proxy>, outcome: Outcome) {
+    let journal = proxy.journal.clone();
+    proxy.tasks.spawn(async move {
+        if let Err(error) = journal.append(vec![outcome.into()]).await {
+            tracing::error!(%error, "an outcome could not be recorded");
+        }
+    });
+}
+
+fn not_recorded(error: &audit::AuditError, id: Uuid) -> Reaction {
+    tracing::error!(%error, "a statement could not be recorded");
+    refused(&Refusal::statement(unrecorded("statement"), id))
+}
+
+/// What the driver's exception says.
+fn refusal(classification: &Classification, decision: &Decision, request_id: &str) -> String {
+    let worst = classification.statements.iter().find(|statement| statement.effect == classification.effect);
+    let kind = worst.map_or("this", |statement| statement.kind.as_str());
+    let why = match (decision.verdict, classification.effect) {
+        (Verdict::Hold, _) => {
+            "it needs the approval of a person, for which this version of Snowfence has no way to ask"
+        }
+        (_, Effect::Destructive) => "it is destructive",
+        (_, Effect::Admin) => "it administers the account",
+        (_, Effect::Exfiltration) => "it moves data out of, or between, accounts and storage",
+        (_, Effect::Opaque) => "what it does cannot be determined",
+        (_, Effect::None | Effect::Read | Effect::Session | Effect::Write) => "no policy allows it",
+    };
+    format!(
+        "SQL access control error:\nSnowfence refused {kind}: {why} (policy {}, request {request_id})",
+        decision.policy
+    )
+}
+
+fn distinct(values: impl Iterator<Item = String>) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    values.filter(|value| seen.insert(value.clone())).collect()
+}

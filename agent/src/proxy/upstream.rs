@@ -1,0 +1,312 @@
+//! Towards Snowflake: connections from sockets that the capture lets pass, TLS verified, answers read with a limit.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{fmt, io};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, HOST, HeaderName,
+    HeaderValue, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::audit::{Recorded, Verdict};
+use crate::capture::{Exemption, Exemptor, Names};
+use crate::config::Secret;
+use crate::snowflake::{Operation, authorization};
+
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// Snowflake answers within 45 s, if only to say that the statement still runs.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
+/// The inline part of a result is a few megabytes.
+const ANSWER_LIMIT: usize = 128 * 1024 * 1024;
+const IDLE: Duration = Duration::from_secs(60);
+const PORT: u16 = 443;
+
+/// Headers that concern one connection or the client's own credentials.
+const DROPPED: [HeaderName; 12] = [
+    ACCEPT_ENCODING,
+    AUTHORIZATION,
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    COOKIE,
+    HOST,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+const DROPPED_BY_NAME: [&str; 5] =
+    ["dpop", "keep-alive", "proxy-connection", "x-snowflake-authorization-token-type", "x-snowflake-external-session-id"];
+
+/// Sends requests to Snowflake.
+pub struct Upstream {
+    client: Client<Connector, Full<Bytes>>,
+}
+
+/// A request as it goes upstream.
+pub struct Outgoing<'a> {
+    pub account: &'a str,
+    pub operation: &'a Operation,
+    pub query: Option<&'a str>,
+    /// The client's headers, of which those that are its own concern are dropped.
+    pub headers: &'a HeaderMap,
+    /// The agent's session token; a login has none.
+    pub token: Option<&'a Secret>,
+    pub body: Bytes,
+}
+
+/// Snowflake's answer, whole.
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Bytes,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("Snowflake cannot be reached: {0}")]
+    Connect(String),
+    #[error("the connection to Snowflake broke: {0}")]
+    Broken(String),
+    #[error("Snowflake did not answer within {} s", ANSWER_DEADLINE.as_secs())]
+    Slow,
+    #[error("Snowflake's answer is larger than {ANSWER_LIMIT} bytes")]
+    TooLarge,
+    #[error("the request cannot be sent: {0}")]
+    Request(String),
+}
+
+impl UpstreamError {
+    /// Whether Snowflake may have seen the request.
+    pub fn may_have_arrived(&self) -> bool {
+        !matches!(self, Self::Connect(_) | Self::Request(_))
+    }
+}
+
+impl Upstream {
+    pub fn new(dialer: Dialer, names: Arc<Names>, tls: Arc<ClientConfig>) -> Self {
+        let connector = Connector { dialer, names, tls };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Self { client }
+    }
+
+    /// Forwards a statement. It takes the proof that the statement is recorded, and recorded as allowed.
+    pub async fn forward(&self, recorded: Recorded, request: Outgoing<'_>) -> Result<Answer, UpstreamError> {
+        if recorded.verdict() != Verdict::Allow {
+            return Err(UpstreamError::Request("it is not allowed".into()));
+        }
+        self.send(request).await
+    }
+
+    /// Sends a request that carries no statement: logins, the life of sessions, results of statements that were
+    /// forwarded before.
+    pub async fn control(&self, request: Outgoing<'_>) -> Result<Answer, UpstreamError> {
+        debug_assert!(*request.operation != Operation::Query, "a statement goes by `forward`");
+        self.send(request).await
+    }
+
+    async fn send(&self, outgoing: Outgoing<'_>) -> Result<Answer, UpstreamError> {
+        let request = outgoing.into_request()?;
+        let exchange = async {
+            let response = self.client.request(request).await.map_err(|error| {
+                let reason = innermost(&error);
+                if error.is_connect() { UpstreamError::Connect(reason) } else { UpstreamError::Broken(reason) }
+            })?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|error| {
+                if error.is::<http_body_util::LengthLimitError>() {
+                    UpstreamError::TooLarge
+                } else {
+                    UpstreamError::Broken(error.to_string())
+                }
+            })?;
+            Ok(Answer { status, body: body.to_bytes() })
+        };
+        tokio::time::timeout(ANSWER_DEADLINE, exchange).await.map_err(|_| UpstreamError::Slow)?
+    }
+}
+
+impl Outgoing<'_> {
+    fn into_request(self) -> Result<Request<Full<Bytes>>, UpstreamError> {
+        let query = self.query.map(|query| format!("?{query}")).unwrap_or_default();
+        let uri = format!("https://{}{}{query}", self.account, self.operation.path());
+        let uri: Uri = uri.parse().map_err(|_| UpstreamError::Request("its query string is invalid".into()))?;
+        let method = match self.operation {
+            Operation::Result(_) | Operation::Monitor(_) => Method::GET,
+            _ => Method::POST,
+        };
+        let mut request = Request::new(Full::new(self.body));
+        for (name, value) in self.headers {
+            if !DROPPED.contains(name) && !DROPPED_BY_NAME.contains(&name.as_str()) {
+                request.headers_mut().append(name, value.clone());
+            }
+        }
+        // The answer is read here, so it comes as it is.
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(token) = self.token {
+            let mut value = HeaderValue::try_from(authorization(token.expose()))
+                .map_err(|_| UpstreamError::Request("the session token is not a header".into()))?;
+            value.set_sensitive(true);
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_11;
+        Ok(request)
+    }
+}
+
+/// Opens connections that the capture lets pass.
+#[derive(Clone)]
+pub struct Dialer {
+    exemptor: Exemptor,
+}
+
+/// A connection that is exempt from capture for as long as it lives.
+pub struct Dialed {
+    stream: TcpStream,
+    _exemption: Exemption,
+}
+
+impl Dialer {
+    pub fn new(exemptor: Exemptor) -> Self {
+        Self { exemptor }
+    }
+
+    pub async fn dial(&self, address: SocketAddr) -> io::Result<Dialed> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let exemption = self.exemptor.exempt(socket.as_fd()).map_err(io::Error::other)?;
+        let stream = tokio::time::timeout(CONNECT_DEADLINE, socket.connect(address))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))??;
+        stream.set_nodelay(true)?;
+        Ok(Dialed { stream, _exemption: exemption })
+    }
+}
+
+#[derive(Clone)]
+struct Connector {
+    dialer: Dialer,
+    names: Arc<Names>,
+    tls: Arc<ClientConfig>,
+}
+
+impl Connector {
+    async fn connect(self, uri: Uri) -> io::Result<TokioIo<Verified>> {
+        let host = uri.host().ok_or_else(|| io::Error::other("no host"))?.to_owned();
+        let addresses = self.names.resolve(&host).await.map_err(io::Error::other)?;
+        let stream = self.dial_any(&addresses, uri.port_u16().unwrap_or(PORT)).await?;
+        let name = host.try_into().map_err(io::Error::other)?;
+        let connector = TlsConnector::from(self.tls);
+        let stream = tokio::time::timeout(CONNECT_DEADLINE, connector.connect(name, stream))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time"))??;
+        Ok(TokioIo::new(Verified(stream)))
+    }
+
+    async fn dial_any(&self, addresses: &[IpAddr], port: u16) -> io::Result<Dialed> {
+        let mut failure = io::Error::other("the name has no address");
+        for address in addresses {
+            match self.dialer.dial((*address, port).into()).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = io::Error::new(error.kind(), format!("{address}: {error}")),
+            }
+        }
+        Err(failure)
+    }
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<Verified>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect(uri))
+    }
+}
+
+/// A connection to Snowflake whose certificate was verified.
+struct Verified(TlsStream<Dialed>);
+
+impl Connection for Verified {
+    fn connected(&self) -> Connected {
+        let connected = Connected::new();
+        if self.0.get_ref().1.alpn_protocol() == Some(b"h2") { connected.negotiated_h2() } else { connected }
+    }
+}
+
+/// The reason at the end of a chain of errors.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+impl fmt::Debug for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verified")
+    }
+}
+
+/// Passes reads and writes on to a field.
+macro_rules! delegate_io {
+    ($type:ty, $field:tt) => {
+        impl AsyncRead for $type {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.$field).poll_read(cx, buf)
+            }
+        }
+
+        impl AsyncWrite for $type {
+            fn poll_write(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.$field).poll_write(cx, buf)
+            }
+
+            fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.$field).poll_flush(cx)
+            }
+
+            fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.$field).poll_shutdown(cx)
+            }
+        }
+    };
+}
+
+delegate_io!(Dialed, stream);
+delegate_io!(Verified, 0);
