@@ -1,0 +1,158 @@
+//! The command line. Exit codes: 0 done, 1 failed, 64 bad usage or configuration.
+
+#![forbid(unsafe_code)]
+
+//mod audit;
+mod authority;
+mod configuration;
+mod explain;
+mod run;
+mod table;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::json;
+
+use crate::config::{self, Config, ConfigError};
+use crate::policy::PolicyError;
+
+const FAILED: u8 = 1;
+const BAD_USAGE: u8 = 64;
+
+/// Captures, decides on and records every Snowflake statement of this host.
+#[derive(Parser)]
+#[command(name = "snowfence", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent until it is told to stop (SIGTERM); SIGHUP reloads the policy
+    #[command(after_help = "Example:\n  sudo snowfence run --config /etc/snowfence/snowfence.toml")]
+    Run(ConfigFile),
+    /// Take the kernel programs down: connections to Snowflake go their own way again
+    #[command(
+        after_help = "Without this, a stopped agent leaves connections to Snowflake refused.\n\nExample:\n  sudo snowfence detach"
+    )]
+    Detach {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Check the configuration file, or print its schema
+    #[command(subcommand)]
+    Config(configuration::Command),
+    /// Try statements against the policy, offline
+    #[command(subcommand)]
+    Policy(explain::Command),
+    /// The internal certificate authority
+    #[command(subcommand)]
+    Ca(authority::Command),
+    /// Print the version
+    #[command(after_help = "Example:\n  snowfence version --format json")]
+    Version(Output),
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration file
+    #[arg(long, short, value_name = "FILE", env = "SNOWFENCE_CONFIG", default_value = "/etc/snowfence/snowfence.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct Output {
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For scripts: one JSON value a line
+    Json,
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+enum Failure {
+    /// The usage or the configuration is at fault.
+    Usage(anyhow::Error),
+    Failed(anyhow::Error),
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(BAD_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match arguments.command {
+        Command::Run(config) => run::run(&config),
+        Command::Detach { config, output } => run::detach(&config, output.format),
+        Command::Config(command) => configuration::run(command),
+        Command::Policy(command) => explain::run(command),
+
+        Command::Ca(command) => authority::run(command),
+        Command::Version(output) => version(output.format),
+    };
+    let (code, error) = match done {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => (BAD_USAGE, error),
+        Err(Failure::Failed(error)) => {
+            // A reader that has seen enough, such as `head`, is no failure.
+            let closed = error.downcast_ref::<io::Error>().map(io::Error::kind) == Some(io::ErrorKind::BrokenPipe);
+            if closed {
+                return ExitCode::SUCCESS;
+            }
+            (FAILED, error)
+        }
+    };
+    eprintln!("snowfence: {error:#}");
+    ExitCode::from(code)
+}
+
+fn version(format: Format) -> Result<(), Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut out = io::stdout().lock();
+    match format {
+        Format::Text => writeln!(out, "snowfence {version}")?,
+        Format::Json => writeln!(out, "{}", json!({ "version": version }))?,
+    }
+    Ok(())
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<Config, Failure> {
+        Ok(config::load(&self.config)?)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+impl From<PolicyError> for Failure {
+    fn from(error: PolicyError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
