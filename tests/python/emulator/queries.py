@@ -92,21 +92,24 @@ class Queries:
         return query if query is not None and query.user == user else None
 
     def prepare(self, session: Session, request_id: str, request: dict[str, Any], wants_json: bool) -> tuple[Query, bool]:
-        """The query for a request, and whether it still has to be started (not so for a repeated request id)."""
+        """The query for a request, and whether it has to be started: not so for a repeated request id or bad text."""
         query = Query(session, request, [], wants_json)
         earlier = self._by_request.get((session.id, request_id)) if request_id else None
         if earlier is not None:
             if earlier.identity != query.identity:
                 raise Refusal("390400", "Bad request: this requestId was used for another statement.")
             return earlier, False
-        parameters = request.get("parameters")
-        expected = statements.expected_count(parameters if isinstance(parameters, dict) else {}, session)
-        query.statements = statements.split(request["sqlText"], expected)
         self._remember(query)
         if request_id:
             query.request_key = (session.id, request_id)
             self._by_request[query.request_key] = query
-        return query, True
+        parameters = request.get("parameters")
+        try:
+            expected = statements.expected_count(parameters if isinstance(parameters, dict) else {}, session)
+            query.statements = statements.split(request["sqlText"], expected)
+        except Refusal as refusal:
+            query.error = refusal
+        return query, query.error is None
 
     def start(self, query: Query) -> None:
         """Begins to run a prepared query."""

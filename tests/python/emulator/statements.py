@@ -46,9 +46,8 @@ def split(sql: str, expected: int) -> list[str]:
     """The statements in `sql`; raises when there are not `expected` ones (0: any number)."""
     try:
         tokens = SNOWFLAKE.tokenize(sql)
-    except TOKEN_ERRORS:
-        # The engine shall say what is wrong with the text.
-        return [sql]
+    except TOKEN_ERRORS as error:
+        raise Refusal("001003", f"SQL compilation error:\n{str(error)[:200]}", "42000") from None
     statements: list[str] = []
     start, filled = 0, False
     for token in tokens:

@@ -1,0 +1,64 @@
+"""Drives an unmodified connector for the tests: JSON with connection arguments and steps on stdin, outcomes on stdout.
+
+A step is `[method, argument, …]` on a cursor; the outcome is its rows, or the exception as the user sees it. Beside
+the cursor's methods there are `async` (execute_async, wait, fetch), `multi` (all results of a text with several
+statements) and `signal` (sends signal [1] to process [2]).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+warnings.simplefilter("ignore")
+
+import snowflake.connector  # noqa: E402 - it warns at once
+
+
+def outcome(cursor: Any, step: list[Any]) -> Any:
+    """Runs one step."""
+    method, *arguments = step
+    if method == "signal":
+        os.kill(arguments[1], arguments[0])
+        return None
+    if method == "async":
+        cursor.execute_async(arguments[0])
+        cursor.get_results_from_sfqid(cursor.sfqid)
+        return cursor.fetchall()
+    if method == "multi":
+        cursor.execute(arguments[0], num_statements=arguments[1])
+        results = [cursor.fetchall()]
+        while cursor.nextset():
+            results.append(cursor.fetchall())
+        return results
+    getattr(cursor, method)(*arguments)
+    return {"rows": cursor.fetchall(), "count": cursor.rowcount, "id": cursor.sfqid}
+
+
+def guarded(work: Any, *arguments: Any) -> Any:
+    """The result of `work`, or its Snowflake error as data."""
+    try:
+        return work(*arguments)
+    except snowflake.connector.errors.Error as error:
+        text = error.msg or str(error)
+        return {"error": type(error).__name__, "errno": error.errno, "sqlstate": error.sqlstate, "message": text}
+
+
+def main() -> None:
+    """Reads the work, does it, prints the outcomes."""
+    work = json.load(sys.stdin)
+    connection = guarded(lambda: snowflake.connector.connect(**work["connect"]))
+    if isinstance(connection, dict):
+        print(json.dumps({"refused": connection}))
+        return
+    cursor = connection.cursor()
+    outcomes = [guarded(outcome, cursor, step) for step in work["steps"]]
+    connection.close()
+    print(json.dumps({"outcomes": outcomes}, default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""What the tests of these programs share: interpreters, certificates, started programs, HTTP over TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import http.client
+import ipaddress
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import NameOID
+
+HERE = Path(__file__).resolve().parent
+HOST = "localhost"
+ALL_SECONDS = 60
+PASSWORD = "correct horse"
+ACCESS_TOKEN = "pat-6f1d"
+OAUTH_TOKEN = "oauth-93ab"
+
+
+def interpreter(environment: str) -> str:
+    """The Python of one of the environments in `requirements/`.
+
+    It is named by a variable such as SNOWFENCE_PYTHON_CONNECTOR5, or lies where `cargo xtask setup` puts it.
+    """
+    variable = f"SNOWFENCE_PYTHON_{environment.upper()}"
+    if named := os.environ.get(variable):
+        return named
+    default = "/var/cache/snowfence" if os.geteuid() == 0 else str(Path.home() / ".cache/snowfence")
+    made = Path(os.environ.get("SNOWFENCE_CACHE", default), "python").glob(f"{environment}-*/bin/python")
+    if newest := max(made, key=lambda path: path.lstat().st_mtime, default=None):
+        return str(newest)
+    raise RuntimeError(f"no Python environment {environment}: run `cargo xtask setup`, or name its python in {variable}")
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """An environment without the certificate and proxy settings that the machine may have."""
+    return {"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1", **extra}
+
+
+@dataclass
+class Program:
+    """A started program and what its ready line said."""
+
+    process: subprocess.Popen[str]
+    ready: dict[str, Any]
+
+    @property
+    def port(self) -> int:
+        return int(self.ready["listen"][0].rpartition(":")[2])
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal and returns the exit status."""
+        self.process.send_signal(number)
+        status = self.process.wait(ALL_SECONDS)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return status
+
+
+def start(program: str, *arguments: str, python: str = sys.executable, log: Path) -> Program:
+    """Starts a program of this folder and waits until it is ready; its stderr goes to `log`."""
+    with log.open("a") as errors:
+        process = subprocess.Popen(
+            [python, str(HERE / program), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=clean_environment(),
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{program} ended with {process.wait()}: {log.read_text()}")
+    return Program(process, json.loads(line))
+
+
+def run(program: str, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """Runs a program of this folder to its end."""
+    command = [python, str(HERE / program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=ALL_SECONDS, env=clean_environment())
+
+
+def make_certificates(folder: Path) -> None:
+    """Writes `ca.pem`, and `server.pem` with `server.key` for HOST."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Tests CA")])
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+
+    def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        certificate = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public)
+        certificate = certificate.serial_number(x509.random_serial_number())
+        start = now - datetime.timedelta(days=1)
+        return certificate.not_valid_before(start).not_valid_after(now + datetime.timedelta(days=5))
+
+    ca = builder(issuer, ca_key.public_key())
+    ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
+    names = x509.SubjectAlternativeName([x509.DNSName(HOST), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    leaf = builder(subject, key.public_key()).add_extension(names, critical=False)
+    leaf = leaf.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    root = ca.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    (folder / "ca.pem").write_bytes(root)
+    (folder / "server.pem").write_bytes(leaf.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM) + root)
+    (folder / "server.key").write_bytes(private_pem(key))
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+    """A private key as text."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+class Upstream:
+    """The emulated Snowflake, started in `folder`, with one user of each kind of credential."""
+
+    def __init__(self, folder: Path, *extra: str) -> None:
+        self.folder = folder
+        self.log_file = folder / "upstream.jsonl"
+        self.user_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        public = self.user_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        users = {
+            "SVC_AGENTS": {
+                "password": PASSWORD,
+                "programmatic_access_token": ACCESS_TOKEN,
+                "oauth_token": OAUTH_TOKEN,
+                "public_key": public.decode(),
+            },
+            "OTHER": {"password": "other"},
+        }
+        make_certificates(folder)
+        (folder / "credentials.json").write_text(json.dumps(users))
+        (folder / "user.key").write_bytes(private_pem(self.user_key))
+        self.program = start("upstream.py", *self.arguments("127.0.0.1:0", "[::1]:0"), *extra, log=folder / "upstream.err")
+        self.port = self.program.port
+        self.trust = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+
+    def arguments(self, *addresses: str) -> list[str]:
+        """A whole command line for `addresses`."""
+        folder = self.folder
+        listen = [word for address in addresses for word in ("--listen", address)]
+        files = ["--certificate", folder / "server.pem", "--key", folder / "server.key"]
+        files += ["--credentials", folder / "credentials.json", "--log", self.log_file]
+        names = ["--account", HOST, "--database", "sandbox", "--schema", "public", "--warehouse", "wh"]
+        return [*listen, *map(str, files), *names]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log so far."""
+        return [json.loads(line) for line in self.log_file.read_text("utf-8").splitlines()]
+
+    def requests(self, path: str) -> list[dict[str, Any]]:
+        """The logged requests for `path`."""
+        return [line for line in self.lines() if line["event"] == "request" and line["path"] == path]
+
+    def statements(self) -> list[str]:
+        """The SQL that arrived."""
+        return [line["sql"] for line in self.lines() if line["sql"] is not None]
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Client]:
+        """A bare HTTP client."""
+        connection = http.client.HTTPSConnection(HOST, self.port, context=self.trust, timeout=ALL_SECONDS)
+        try:
+            yield Client(connection)
+        finally:
+            connection.close()
+
+
+class Client:
+    """Speaks Snowflake's protocol by hand, to try what no driver does."""
+
+    def __init__(self, connection: http.client.HTTPSConnection) -> None:
+        self.connection = connection
+        self.token: str | None = None
+        self.master: str | None = None
+
+    def raw(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+        """One request; header names have underscores for hyphens."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.token is not None and "authorization" not in sent:
+            sent["authorization"] = f'Snowflake Token="{self.token}"'
+        self.connection.request(method, path, body, sent)
+        answer = self.connection.getresponse()
+        return answer.status, answer.read()
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> dict[str, Any]:
+        """One request and its envelope."""
+        status, answer = self.raw(method, path, json.dumps(body).encode() if body is not None else b"", **headers)
+        assert status == 200, (status, answer)
+        envelope: dict[str, Any] = json.loads(answer)
+        return envelope
+
+    def login(self, user: str = "svc_agents", password: str = PASSWORD, **data: Any) -> dict[str, Any]:
+        """Logs in and keeps the tokens."""
+        login = {"LOGIN_NAME": user, "PASSWORD": password, **data}
+        path = "/session/v1/login-request?databaseName=sandbox&schemaName=public&warehouse=wh2&roleName=analyst"
+        answer = self.call("POST", path, {"data": login})
+        if answer["success"]:
+            self.token, self.master = answer["data"]["token"], answer["data"]["masterToken"]
+        return answer
+
+    def query(self, sql: str, request_id: str | None = None, agent: str = "tests", **body: Any) -> dict[str, Any]:
+        """Sends a statement."""
+        path = f"/queries/v1/query-request?requestId={request_id or uuid.uuid4()}"
+        return self.call("POST", path, {"sqlText": sql, **body}, user_agent=agent)
+
+    def rows(self, sql: str, **body: Any) -> list[list[str | None]]:
+        """The rows of a statement, in the JSON format."""
+        answer = self.query(sql, agent="JavaScript/3.0", **body)
+        assert answer["success"], answer
+        rows: list[list[str | None]] = answer["data"]["rowset"]
+        return rows

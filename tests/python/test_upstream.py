@@ -1,0 +1,412 @@
+"""The emulated Snowflake's protocol, spoken by hand: what drivers do rarely, and what they never do."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import socket
+import ssl
+import tempfile
+import threading
+import time
+import unittest
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import fixtures
+from fixtures import HOST, Client, Upstream
+
+PATIENCE = 0.5
+
+
+class UpstreamCase(unittest.TestCase):
+    """One emulated Snowflake for the tests of a class."""
+
+    upstream: ClassVar[Upstream]
+    folder: ClassVar[tempfile.TemporaryDirectory[str]]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.upstream = Upstream(Path(cls.folder.name), "--patience", str(PATIENCE))
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.upstream.program.stop()
+        cls.folder.cleanup()
+
+    @contextlib.contextmanager
+    def session(self, user: str = "svc_agents", password: str = fixtures.PASSWORD) -> Iterator[Client]:
+        with self.upstream.client() as client:
+            self.assertTrue(client.login(user, password)["success"])
+            yield client
+
+    def assert_refused(self, envelope: dict[str, object], code: str) -> None:
+        self.assertEqual((envelope["success"], envelope["code"]), (False, code), envelope)
+
+
+class Sessions(UpstreamCase):
+    def test_login_answers_with_all_that_drivers_need(self) -> None:
+        with self.upstream.client() as client:
+            data = client.login()["data"]
+            self.assertEqual(data["displayUserName"], "SVC_AGENTS")
+            expected = {"databaseName": "SANDBOX", "schemaName": "PUBLIC", "warehouseName": "WH2", "roleName": "ANALYST"}
+            self.assertEqual(data["sessionInfo"], expected)
+            self.assertGreater(data["sessionId"], 2**32)
+            self.assertGreater(data["masterValidityInSeconds"], data["validityInSeconds"])
+            self.assertNotEqual(data["token"], data["masterToken"])
+            self.assertEqual(client.rows("select current_role(), 'current_role()'"), [["ANALYST", "current_role()"]])
+
+    def test_a_wrong_host_is_no_account(self) -> None:
+        with self.upstream.client() as client:
+            login = json.dumps({"data": {"LOGIN_NAME": "svc_agents", "PASSWORD": fixtures.PASSWORD}}).encode()
+            for host in ("other.snowflakecomputing.com", "localhost.evil", ""):
+                status, _ = client.raw("POST", "/session/v1/login-request", login, host=host)
+                self.assertEqual(status, 404, host)
+            self.assertEqual(client.raw("POST", "/session/v1/login-request", login, host="LOCALHOST:443")[0], 200)
+
+    def test_tokens_must_be_known_and_live(self) -> None:
+        with self.session() as client:
+            self.assert_refused(client.call("POST", "/session/heartbeat", authorization=""), "390101")
+            self.assert_refused(
+                client.call("POST", "/session/heartbeat", authorization='Snowflake Token="ey.made.up"'), "390104"
+            )
+            self.assert_refused(
+                client.call("POST", "/session/heartbeat", authorization=f'Snowflake Token="{client.master}"'), "390104"
+            )
+            self.assertTrue(client.call("POST", "/session/heartbeat")["success"])
+            self.assertTrue(client.call("POST", "/session?delete=true")["success"])
+            self.assert_refused(client.query("select 1"), "390111")
+            renewal = {"oldSessionToken": client.token, "requestType": "RENEW"}
+            client.token = client.master
+            self.assert_refused(client.call("POST", "/session/token-request", renewal), "390111")
+
+    def test_renewal_replaces_both_tokens(self) -> None:
+        with self.session() as client:
+            old, master = client.token, client.master
+            renewal = {"oldSessionToken": old, "requestType": "RENEW"}
+            self.assert_refused(client.call("POST", "/session/token-request", renewal), "390115")
+            client.token = master
+            data = client.call("POST", "/session/token-request", renewal)["data"]
+            self.assertEqual(len({old, master, data["sessionToken"], data["masterToken"]}), 4)
+            self.assert_refused(client.call("POST", "/session/token-request", renewal), "390115")
+            client.token = old
+            self.assert_refused(client.query("select 1"), "390112")
+            client.token = data["sessionToken"]
+            self.assertEqual(client.rows("select 1"), [["1"]])
+
+    def test_an_issued_token_leaves_the_others_alone(self) -> None:
+        with self.session() as client:
+            first = client.token
+            client.token = client.master
+            issue = {"oldSessionToken": first, "requestType": "ISSUE"}
+            second = client.call("POST", "/session/token-request", issue)["data"]["sessionToken"]
+            for token in (first, second):
+                client.token = token
+                self.assertEqual(client.rows("select 1"), [["1"]])
+            self.assert_refused(client.call("POST", "/session/token-request", {"requestType": "STEAL"}), "390400")
+
+    def test_an_unknown_database_is_not_created(self) -> None:
+        with self.upstream.client() as client:
+            body = {"data": {"LOGIN_NAME": "svc_agents", "PASSWORD": fixtures.PASSWORD}}
+            answer = client.call("POST", "/session/v1/login-request?databaseName=nowhere", body)
+            self.assertIsNone(answer["data"]["sessionInfo"]["databaseName"])
+            client.token = answer["data"]["token"]
+            self.assert_refused(client.query("select * from customers"), "090105")
+
+
+class Statements(UpstreamCase):
+    def test_a_repeated_request_id_is_the_same_statement(self) -> None:
+        with self.session() as client:
+            client.query("create table once (a int)")
+            request_id = str(uuid.uuid4())
+            first = client.query("insert into once values (1)", request_id)
+            again = client.query("insert into once values (1)", request_id, querySubmissionTime=7)
+            self.assertEqual(first["data"]["queryId"], again["data"]["queryId"])
+            self.assertEqual(client.rows("select count(*) from once"), [["1"]])
+            self.assert_refused(client.query("insert into once values (2)", request_id), "390400")
+            logged = [line["executed"] for line in self.upstream.lines() if request_id in line["query"]]
+            self.assertEqual(logged, [True, False, False])
+        with self.session() as other:
+            self.assertEqual(other.query("select 5", request_id, agent="JavaScript/")["data"]["rowset"], [["5"]])
+
+    def test_rows_as_json(self) -> None:
+        with self.session() as client:
+            sql = """select 1.50::number(10,2), true, null, 'ü', '2025-01-02'::date, '2025-01-02 03:04:05.678'::timestamp_ntz,
+                '01:02:03'::time, 0.25::float, x'c0ff', '1969-12-31 23:59:59.5'::timestamp_ntz"""
+            row = client.rows(sql)[0]
+            expected = ["1.50", "1", None, "ü", "20090", "1735787045.678000000", "3723.000000000", "0.25", "C0FF"]
+            self.assertEqual(row, [*expected, "-0.500000000"])
+            self.assertEqual(client.rows("select * from customers where 1 = 0"), [])
+            asked = client.query("select 1", parameters={"PYTHON_CONNECTOR_QUERY_RESULT_FORMAT": "JSON"})
+            self.assertEqual(asked["data"]["rowset"], [["1"]])
+            self.assertEqual(client.query("select 1")["data"]["queryResultFormat"], "arrow")
+
+    def test_errors_carry_the_query_id(self) -> None:
+        with self.session() as client:
+            for sql, code, state in (
+                ("select * from nope", "002003", "42S02"),
+                ("selec 1", "001003", "42000"),
+                ("  -- nothing", "000900", "42601"),
+                ("select 1; select 2", "000008", "0A000"),
+                ("select 'open", "001003", "42000"),
+                ("call no_such_procedure()", None, None),
+                ("\0\ud800", None, None),
+                ("(" * 50_000, None, None),
+            ):
+                answer = client.query(sql)
+                self.assertFalse(answer["success"], sql)
+                self.assertRegex(answer["code"], r"\A\d{6}\Z")
+                self.assertEqual(len(answer["data"]["queryId"]), 36)
+                if code:
+                    self.assertEqual((answer["code"], answer["data"]["sqlState"]), (code, state), sql)
+            self.assertEqual(client.rows("select 1"), [["1"]])
+
+    def test_describing_does_not_execute(self) -> None:
+        with self.session() as client:
+            client.query("create table kept (a int)")
+            described = client.query("insert into kept values (1)", describeOnly=True)
+            self.assertEqual(described["data"]["rowtype"][0]["name"], "number of rows inserted")
+            for sql in ("drop table kept", "truncate table kept", "use role nobody", "begin; drop table kept"):
+                client.query(sql, describeOnly=True, parameters={"MULTI_STATEMENT_COUNT": 0})
+            self.assertEqual(client.rows("select count(*), current_role() from kept"), [["0", "ANALYST"]])
+            columns = client.query("select id, name from customers", describeOnly=True)["data"]
+            self.assertEqual([column["name"] for column in columns["rowtype"]], ["ID", "NAME"])
+            self.assertFalse(self.upstream.lines()[-1]["executed"])
+
+    def test_several_statements_stop_at_the_first_error(self) -> None:
+        with self.session() as client:
+            sql = "create table several (a int); insert into several values (1), (2); select * from several order by a"
+            data = client.query(sql, parameters={"MULTI_STATEMENT_COUNT": 0}, agent="JavaScript/")["data"]
+            children = data["resultIds"].split(",")
+            self.assertEqual((len(children), data["resultTypes"].split(",")[1:]), (3, ["12544", "4096"]))
+            last = client.call("GET", f"/queries/{children[2]}/result")
+            self.assertEqual(last["data"]["rowset"], [["1"], ["2"]])
+            sql = "insert into several values (3); select * from nope; insert into several values (4)"
+            self.assert_refused(client.query(sql, parameters={"MULTI_STATEMENT_COUNT": "3"}), "002003")
+            self.assertEqual(client.rows("select max(a) from several"), [["3"]])
+            client.query("alter session set multi_statement_count = 0")
+            self.assertTrue(client.query("select 1; select 2")["success"])
+
+    def test_bindings(self) -> None:
+        with self.session() as client:
+            bindings = {"1": {"type": "FIXED", "value": "7"}, "2": {"type": "TEXT", "value": "it's"}}
+            self.assertEqual(client.rows("select ?, ?", bindings=bindings), [["7", "it's"]])
+
+
+class LongStatements(UpstreamCase):
+    def test_a_long_statement_is_in_progress_until_it_is_done(self) -> None:
+        with self.session() as client:
+            answer = client.query("select system$wait(2)")
+            codes = [answer["code"]]
+            while answer["code"] is not None:
+                self.assertTrue(answer["success"])
+                answer = client.call("GET", answer["data"]["getResultUrl"])
+                codes.append(answer["code"])
+            self.assertEqual(answer["data"]["rowset"], [["waited 2 seconds"]])
+            self.assertEqual(set(codes[:-1]), {"333333"})
+            self.assertLess(len(codes), 8)
+
+    def test_a_background_statement_can_be_watched_and_scanned(self) -> None:
+        with self.session() as client:
+            began = time.monotonic()
+            answer = client.query("select count(*) from orders", asyncExec=True)
+            self.assertEqual((answer["success"], answer["code"]), (True, "333334"))
+            self.assertLess(time.monotonic() - began, PATIENCE)
+            query_id = answer["data"]["queryId"]
+            self.assertTrue(client.call("GET", f"/queries/{query_id}/result")["success"])
+            # Two slashes, as the connector 5.2 writes it.
+            state = client.call("GET", f"/monitoring/queries//{query_id}")["data"]["queries"][0]
+            self.assertEqual((state["status"], state["sqlText"]), ("SUCCESS", "select count(*) from orders"))
+            scanned = client.query(f"select * from table(result_scan('{query_id}'))")
+            self.assertEqual(scanned["data"]["total"], 1)
+            failed = client.query("select * from nope", asyncExec=True)["data"]["queryId"]
+            self.assert_refused(client.call("GET", f"/queries/{failed}/result"), "002003")
+            state = client.call("GET", f"/monitoring/queries/{failed}")["data"]["queries"][0]
+            self.assertEqual((state["status"], state["errorCode"]), ("FAILED_WITH_ERROR", "002003"))
+
+    def test_other_users_see_nothing_of_a_query(self) -> None:
+        with self.session() as client:
+            query_id = client.query("select 'secret'")["data"]["queryId"]
+        with self.session("other", "other") as stranger:
+            self.assert_refused(stranger.call("GET", f"/queries/{query_id}/result"), "000709")
+            self.assertEqual(stranger.call("GET", f"/monitoring/queries/{query_id}")["data"], {"queries": []})
+            self.assert_refused(stranger.query(f"select * from table(result_scan('{query_id}'))"), "000709")
+            self.assert_refused(stranger.call("POST", f"/queries/{query_id}/abort-request"), "000605")
+
+    def test_waiting_statements_are_cancelled_by_both_ways(self) -> None:
+        with self.session() as client:
+            request_id = str(uuid.uuid4())
+            waiting = client.query("call system$wait(30)", request_id)
+            self.assertTrue(client.call("POST", "/queries/v1/abort-request", {"requestId": request_id})["success"])
+            self.assert_refused(client.call("GET", waiting["data"]["getResultUrl"]), "000604")
+            waiting = client.query("call system$wait(30)")["data"]["queryId"]
+            self.assertTrue(client.call("POST", f"/queries/{waiting}/abort-request", {})["success"])
+            self.assert_refused(client.call("GET", f"/queries/{waiting}/result"), "000604")
+            self.assert_refused(client.call("POST", f"/queries/{waiting}/abort-request", {}), "000605")
+
+    def test_a_statement_in_the_engine_is_cancelled(self) -> None:
+        with self.session() as client:
+            endless = "select count(*) from orders a, orders b, orders c, orders d where a.amount + b.amount > c.amount"
+            query_id = client.query(endless)["data"]["queryId"]
+            self.assertTrue(client.call("POST", f"/queries/{query_id}/abort-request", {})["success"])
+            self.assert_refused(client.call("GET", f"/queries/{query_id}/result"), "000604")
+            self.assertEqual(client.rows("select 1"), [["1"]])
+
+    def test_a_repetition_waits_for_the_first(self) -> None:
+        with self.session() as client:
+            request_id = str(uuid.uuid4())
+            first = client.query("select system$wait(1)", request_id)
+            second = client.query("select system$wait(1)", request_id)
+            self.assertEqual(first["data"]["queryId"], second["data"]["queryId"])
+
+    def test_sessions_work_side_by_side(self) -> None:
+        failures: list[object] = []
+
+        def work(number: int) -> None:
+            try:
+                with self.session() as client:
+                    client.query(f"create table mine_{number} (a int)")
+                    for value in range(20):
+                        client.query(f"insert into mine_{number} values ({value})")
+                    rows = client.rows(f"select count(*), max(a) from mine_{number}")
+                    if rows != [["20", "19"]]:
+                        failures.append(rows)
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(failures, [])
+
+
+class Wire(UpstreamCase):
+    def tls(self, name: str | None = HOST) -> ssl.SSLSocket:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        plain = socket.create_connection(("127.0.0.1", self.upstream.port), timeout=fixtures.ALL_SECONDS)
+        return context.wrap_socket(plain, server_hostname=name)
+
+    def test_every_kind_of_arrival_is_logged(self) -> None:
+        before = len(self.upstream.lines())
+        socket.create_connection(("127.0.0.1", self.upstream.port)).close()
+        with self.tls("silent.example"):
+            pass
+        with self.tls("garbage.example") as garbage:
+            garbage.sendall(b"\x16\x03garbage\r\n\r\n")
+            garbage.recv(1000)
+        with self.upstream.client() as client:
+            self.assertEqual(client.raw("POST", "/api/v2/statements?x=1", b'{"statement":"drop it"}')[0], 404)
+            self.assertEqual(client.raw("GET", "/session/v1/login-request")[0], 405)
+            self.assertEqual(client.raw("GET", "/elsewhere", host="other.example")[0], 404)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            lines = self.upstream.lines()[before:]
+            if {line["event"] for line in lines} == {"connection", "silent", "malformed", "request"}:
+                break
+            time.sleep(0.05)
+        self.assertEqual(sum(line["event"] == "connection" for line in lines), 4)
+        self.assertIn(("silent", "silent.example"), [(line["event"], line["sni"]) for line in lines])
+        self.assertIn(("malformed", "garbage.example"), [(line["event"], line["sni"]) for line in lines])
+        statement, method, host = (line for line in lines if line["event"] == "request")
+        self.assertEqual((statement["path"], statement["query"], statement["status"]), ("/api/v2/statements", "x=1", 404))
+        self.assertEqual(statement["body"], {"statement": "drop it"})
+        self.assertEqual((method["status"], host["status"]), (405, 404))
+        self.assertTrue(statement["peer"].startswith("127.0.0.1:") or statement["peer"].startswith("[::1]:"))
+        self.assertEqual(statement["local"].rpartition(":")[2], str(self.upstream.port))
+        self.assertEqual(host["headers"]["host"], "other.example")
+
+    def test_refused_statements_are_logged_as_not_executed(self) -> None:
+        with self.upstream.client() as client:
+            client.token = "eyJ.a.clients.own.token"
+            client.query("drop table orders")
+        line = self.upstream.lines()[-1]
+        self.assertEqual((line["sql"], line["executed"], line["user"]), ("drop table orders", False, None))
+        self.assertIn(client.token, line["headers"]["authorization"])
+
+    def test_a_running_statement_is_in_the_log_already(self) -> None:
+        with self.session() as client:
+            waiting = client.query("select system$wait(20)")
+            self.assertEqual(waiting["code"], "333333")
+            self.assertIn("select system$wait(20)", self.upstream.statements())
+            client.call("POST", f"/queries/{waiting['data']['queryId']}/abort-request")
+
+    def test_malformed_input_gets_an_answer(self) -> None:
+        bomb = gzip.compress(bytes(80 * 1024 * 1024))
+        path = "/queries/v1/query-request?requestId=x"
+        with self.session() as client:
+            for body, status in (
+                (b"", 400),
+                (b"{", 400),
+                (b"[" * 100_000, 400),
+                (b"[]", 400),
+                (b"\xff\xfe", 400),
+                (b"{}", 400),
+                (b'{"sqlText": 7}', 400),
+                (b"\x1f\x8bnot gzip", 400),
+                (gzip.compress(b'{"sqlText": "select 1"}')[:-9], 400),
+                (bomb, 413),
+            ):
+                self.assertEqual(client.raw("POST", path, body)[0], status, body[:20])
+            for odd in ({"parameters": 7}, {"parameters": {"MULTI_STATEMENT_COUNT": []}}, {"bindings": 7}, {"bindings": {"1": 2}}):
+                self.assertEqual(client.raw("POST", path, json.dumps({"sqlText": "select ?", **odd}).encode())[0], 200, odd)
+            for login in (b"{}", b'{"data": 1}', b"7"):
+                self.assertEqual(client.raw("POST", "/session/v1/login-request", login)[0], 400)
+            self.assert_refused(client.login(7, ["x"], AUTHENTICATOR={}), "390100")  # type: ignore[arg-type]
+            self.assert_refused(client.login(AUTHENTICATOR="SNOWFLAKE_JWT", TOKEN="a.b.c"), "390144")
+            self.assertEqual(client.rows("select 1"), [["1"]])
+
+    def test_bodies_and_answers_may_be_compressed(self) -> None:
+        with self.session() as client:
+            body = gzip.compress(b'{"sqlText": "select * from orders"}')
+            status, answer = client.raw("POST", "/queries/v1/query-request", body, accept_encoding="gzip")
+            self.assertEqual((status, answer[:2]), (200, b"\x1f\x8b"))
+            self.assertEqual(json.loads(gzip.decompress(answer))["data"]["total"], 5000)
+        self.assertEqual(self.upstream.lines()[-1]["sql"], "select * from orders")
+
+    def test_a_megabyte_of_sql(self) -> None:
+        with self.session() as client:
+            text = "x" * 1_000_000
+            self.assertEqual(client.rows(f"select length('{text}')"), [["1000000"]])
+            self.assertEqual(len(self.upstream.statements()[-1]), 1_000_017)
+
+    def test_telemetry_is_taken(self) -> None:
+        with self.session() as client:
+            self.assertTrue(client.call("POST", "/telemetry/send", {"logs": []})["success"])
+            self.assertTrue(client.call("POST", "/telemetry/send/sessionless", {"logs": []}, authorization="")["success"])
+
+    def test_every_address_is_served(self) -> None:
+        port = int(self.upstream.program.ready["listen"][1].rpartition(":")[2])
+        connection = socket.create_connection(("::1", port), timeout=fixtures.ALL_SECONDS)
+        with self.upstream.trust.wrap_socket(connection, server_hostname=HOST) as tls:
+            tls.sendall(b"POST /telemetry/send/sessionless HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+            self.assertTrue(tls.recv(100).startswith(b"HTTP/1.1 200"))
+        self.assertEqual(self.upstream.lines()[-1]["local"], f"[::1]:{port}")
+
+
+class Starting(unittest.TestCase):
+    def test_problems_are_one_line_and_signals_end_it_cleanly(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            upstream = Upstream(Path(folder))
+            taken = fixtures.run("upstream.py", *upstream.arguments(f"127.0.0.1:{upstream.port}"))
+            self.assertEqual(taken.returncode, 1)
+            self.assertEqual(taken.stderr, f"error: cannot listen on 127.0.0.1:{upstream.port}: Address already in use\n")
+            self.assertEqual(taken.stdout, "")
+            with upstream.client() as client:
+                client.login()
+                self.assertEqual(upstream.program.stop(), 0)
+            (Path(folder) / "credentials.json").write_text('{"A": {"pasword": "x"}}')
+            wrong = fixtures.run("upstream.py", *upstream.arguments("127.0.0.1:0"))
+            self.assertEqual((wrong.returncode, wrong.stderr.count("\n")), (1, 1))
+            self.assertIn("A.pasword", wrong.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
