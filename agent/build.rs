@@ -28,8 +28,10 @@ fn main() {
 
 /// `<target>/bpf/snowfence.bpf.o`, if it exists.
 fn built_by_xtask(out: &Path) -> Option<PathBuf> {
-    // cargo marks its target folder with this file.
-    let target = out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file())?;
+    // cargo marks its target folder with this file, and so it does the folder of each `--target` inside.
+    let is_marked = |folder: &&Path| folder.join("CACHEDIR.TAG").is_file();
+    let inner = out.ancestors().find(is_marked)?;
+    let target = inner.parent().filter(is_marked).unwrap_or(inner);
     // The folder is watched and not the file: cargo takes a missing file for one that always changes.
     let folder = target.join("bpf");
     fs::create_dir_all(&folder).ok()?;
