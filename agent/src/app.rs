@@ -16,7 +16,7 @@ use crate::capture::{self, Capture, CaptureError, Names};
 use crate::config::{Config, SecretError};
 use crate::identity::{Identity, KeyError};
 use crate::policy::{Policy, PolicyError};
-use crate::proxy::{Dialer, Foreign, Proxy, Sessions, Upstream};
+use crate::proxy::{Dialer, Foreign, Proxy, Sessions, Upstream, Vault, VaultError};
 use crate::tls::{self, Authority, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
@@ -42,6 +42,8 @@ pub enum AppError {
     Policy(#[from] PolicyError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error("the sessions cannot be taken over: {0}")]
+    Vault(#[from] VaultError),
 }
 
 /// Where things are in the state directory.
@@ -54,6 +56,10 @@ impl State<'_> {
 
     pub fn authority(&self) -> PathBuf {
         self.0.join("ca")
+    }
+
+    pub fn sessions(&self) -> PathBuf {
+        self.0.join("sessions")
     }
 
     /// Exists while the agent is ready.
@@ -120,12 +126,13 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
 
     let dialer = Dialer::new(capture.exemptor());
     let (shutdown, delivered) = (CancellationToken::new(), CancellationToken::new());
+    let sessions = Sessions::new(Vault::open(&state.sessions())?, &identity);
     let proxy = Arc::new(Proxy {
         tls: server_tls,
         identity,
         policy: ArcSwap::from_pointee(policy),
         journal: journal.clone(),
-        sessions: Sessions::default(),
+        sessions,
         credentials,
         upstream: Upstream::new(dialer.clone(), names, upstream_tls),
         foreign: Foreign::new(dialer, config.capture.suffixes.clone())?,

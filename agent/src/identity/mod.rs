@@ -107,6 +107,15 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// The principal of a session that was opened before the agent restarted, if the same rule still admits its caller,
+    /// whose token was verified then.
+    pub fn readmit(&self, caller: Caller, cgroup: &str, account: &str, rule: &str) -> Option<Principal> {
+        let first = self.rules.iter().find(|rule| admits(rule, &caller, cgroup, account))?;
+        (first.name == rule).then(|| Principal { caller, rule: Arc::clone(first) })
+    }
+}
+
 impl Principal {
     pub fn caller(&self) -> &Caller {
         &self.caller

@@ -15,6 +15,7 @@ mod service;
 mod sessions;
 mod statement;
 mod upstream;
+mod vault;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::policy::Policy;
 pub use foreign::Foreign;
 pub use sessions::Sessions;
 pub use upstream::{Dialer, Upstream};
+pub use vault::{Vault, VaultError};
 
 /// Connections served at a time; further ones wait in the listeners' queues.
 const CONNECTIONS: usize = 4096;

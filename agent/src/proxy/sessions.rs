@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::audit::Caller;
 use crate::capture::Flow;
 use crate::config::Secret;
-use crate::identity::Principal;
+use super::vault::{Sealed, Vault};
+use crate::identity::{Identity, Principal};
 use crate::snowflake::{ClientToken, QueryId, TokenHash};
 
 /// Sessions at a time; each costs about two kilobytes.
@@ -20,6 +23,8 @@ const TOKENS_PER_SESSION: usize = 4;
 /// Snowflake keeps results for a day.
 const QUERY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const QUERIES: u64 = 100_000;
+/// Snowflake ends a session that was idle for four hours.
+const IDLE: Duration = Duration::from_secs(4 * 3600 + 600);
 
 /// A session with Snowflake that a client opened.
 pub struct Session {
@@ -30,7 +35,9 @@ pub struct Session {
     pub role: String,
     /// The workload that the session is bound to.
     cgroup_id: u64,
+    cgroup: String,
     upstream: Mutex<UpstreamTokens>,
+    used: Mutex<Instant>,
 }
 
 /// Snowflake's tokens. They stay here.
@@ -55,7 +62,7 @@ pub struct NewSession {
     pub upstream: UpstreamTokens,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TokenKind {
     Session,
     Master,
@@ -93,6 +100,7 @@ pub struct Pending {
 }
 
 pub struct Sessions {
+    vault: Vault,
     tokens: RwLock<Tokens>,
     queries: Cache<QueryId, Owner>,
     pending: Cache<QueryId, Pending>,
@@ -105,13 +113,37 @@ struct Tokens {
     by_session: HashMap<Uuid, Vec<TokenHash>>,
 }
 
-impl Default for Sessions {
-    fn default() -> Self {
-        Self { tokens: RwLock::default(), queries: queries(), pending: queries() }
-    }
-}
-
 impl Sessions {
+    /// The sessions of the vault whose callers the rules still admit.
+    pub fn new(vault: Vault, identity: &Identity) -> Self {
+        let mut tokens = Tokens::default();
+        for sealed in vault.load() {
+            let caller = Caller { issuer: sealed.issuer, subject: sealed.subject, groups: sealed.groups };
+            let Some(principal) = identity.readmit(caller, &sealed.cgroup, &sealed.account, &sealed.rule) else {
+                vault.remove(sealed.id);
+                continue;
+            };
+            let session = Arc::new(Session {
+                id: sealed.id,
+                principal,
+                account: sealed.account,
+                role: sealed.role,
+                cgroup_id: sealed.cgroup_id,
+                cgroup: sealed.cgroup,
+                upstream: Mutex::new(UpstreamTokens {
+                    session: Secret::new(sealed.session_token.to_string()),
+                    master: Secret::new(sealed.master_token.to_string()),
+                }),
+                used: Mutex::new(Instant::now()),
+            });
+            for (hash, kind) in sealed.tokens {
+                tokens.add(&session, TokenHash::from_bytes(hash), kind);
+            }
+        }
+        tracing::info!(sessions = tokens.by_session.len(), "sessions taken over");
+        Self { vault, tokens: RwLock::new(tokens), queries: queries(), pending: queries() }
+    }
+
     /// Opens a session for a workload and gives the tokens for its client.
     pub fn open(&self, new: NewSession, flow: &Flow) -> Result<ClientTokens, SessionError> {
         let session = Arc::new(Session {
@@ -120,13 +152,18 @@ impl Sessions {
             account: new.account,
             role: new.role,
             cgroup_id: flow.cgroup_id,
+            cgroup: flow.cgroup.clone(),
             upstream: Mutex::new(new.upstream),
+            used: Mutex::new(Instant::now()),
         });
+        self.drop_idle();
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         if tokens.by_session.len() >= SESSIONS {
             return Err(SessionError::TooMany);
         }
-        tokens.issue(&session)
+        let issued = tokens.issue(&session)?;
+        self.seal(&session, &tokens);
+        Ok(issued)
     }
 
     /// The session that a token stands for, if it is used from the workload and for the account that it was given for.
@@ -142,7 +179,10 @@ impl Sessions {
         match tokens.by_hash.get(&hash) {
             Some((_, session)) if session.cgroup_id != flow.cgroup_id => Err(SessionError::OtherWorkload),
             Some((_, session)) if session.account != account => Err(SessionError::OtherAccount),
-            Some((found, session)) if *found == kind => Ok(Arc::clone(session)),
+            Some((found, session)) if *found == kind => {
+                *session.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                Ok(Arc::clone(session))
+            }
             _ => Err(SessionError::Unknown),
         }
     }
@@ -150,14 +190,55 @@ impl Sessions {
     /// Replaces Snowflake's tokens and gives new ones for the client.
     pub fn renew(&self, session: &Arc<Session>, upstream: UpstreamTokens) -> Result<ClientTokens, SessionError> {
         *session.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
-        self.tokens.write().unwrap_or_else(PoisonError::into_inner).issue(session)
+        let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        let issued = tokens.issue(session)?;
+        self.seal(session, &tokens);
+        Ok(issued)
     }
 
     /// Forgets a session and its tokens.
     pub fn close(&self, session: &Session) {
+        self.vault.remove(session.id);
+        self.tokens.write().unwrap_or_else(PoisonError::into_inner).remove(session.id);
+    }
+
+    /// Forgets the sessions that Snowflake has forgotten.
+    fn drop_idle(&self) {
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-        for hash in tokens.by_session.remove(&session.id).unwrap_or_default() {
-            tokens.by_hash.remove(&hash);
+        let is_idle = |session: &Session| {
+            session.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > IDLE
+        };
+        let idle: Vec<_> =
+            tokens.by_hash.values().filter(|(_, session)| is_idle(session)).map(|(_, session)| session.id).collect();
+        for id in idle {
+            self.vault.remove(id);
+            tokens.remove(id);
+        }
+    }
+
+    /// Keeps a session for the next start of the agent. Without it the client would have to log in again, no more.
+    fn seal(&self, session: &Session, tokens: &Tokens) {
+        let caller = session.principal.caller();
+        let upstream = session.upstream();
+        let hashes = tokens.by_session.get(&session.id).into_iter().flatten();
+        let sealed = Sealed {
+            id: session.id,
+            issuer: caller.issuer.clone(),
+            subject: caller.subject.clone(),
+            groups: caller.groups.clone(),
+            rule: session.principal.rule().name.clone(),
+            account: session.account.clone(),
+            role: session.role.clone(),
+            cgroup: session.cgroup.clone(),
+            cgroup_id: session.cgroup_id,
+            session_token: Zeroizing::new(upstream.session.expose().to_owned()),
+            master_token: Zeroizing::new(upstream.master.expose().to_owned()),
+            tokens: hashes
+                .filter_map(|hash| tokens.by_hash.get(hash).map(|(kind, _)| (*hash.as_bytes(), *kind)))
+                .collect(),
+        };
+        if let Err(error) = self.vault.store(&sealed) {
+            tracing::warn!(%error, "a session cannot be kept for the next start: its client will have to log in again");
         }
     }
 
@@ -206,15 +287,24 @@ impl Tokens {
     fn issue(&mut self, session: &Arc<Session>) -> Result<ClientTokens, SessionError> {
         let random = || ClientToken::random().ok_or(SessionError::NoRandomness);
         let issued = ClientTokens { session: random()?, master: random()? };
+        self.add(session, issued.session.hash(), TokenKind::Session);
+        self.add(session, issued.master.hash(), TokenKind::Master);
+        Ok(issued)
+    }
+
+    fn add(&mut self, session: &Arc<Session>, hash: TokenHash, kind: TokenKind) {
         let hashes = self.by_session.entry(session.id).or_default();
-        for (token, kind) in [(&issued.session, TokenKind::Session), (&issued.master, TokenKind::Master)] {
-            hashes.push(token.hash());
-            self.by_hash.insert(token.hash(), (kind, Arc::clone(session)));
-        }
+        hashes.push(hash);
+        self.by_hash.insert(hash, (kind, Arc::clone(session)));
         let surplus = hashes.len().saturating_sub(TOKENS_PER_SESSION);
         for hash in hashes.drain(..surplus) {
             self.by_hash.remove(&hash);
         }
-        Ok(issued)
+    }
+
+    fn remove(&mut self, session: Uuid) {
+        for hash in self.by_session.remove(&session).unwrap_or_default() {
+            self.by_hash.remove(&hash);
+        }
     }
 }
