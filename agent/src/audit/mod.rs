@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod clickhouse;
+pub mod query;
+pub mod tail;
 
 mod error;
 mod journal;

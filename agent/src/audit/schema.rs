@@ -115,16 +115,17 @@ CREATE TABLE cursors (
     delivered INTEGER NOT NULL,
     sending   INTEGER NOT NULL
 ) STRICT;
-
-CREATE VIEW trail AS
-SELECT s.seq, strftime('%Y-%m-%dT%H:%M:%S', s.time / 1000000, 'unixepoch') || printf('.%06dZ', s.time % 1000000) AS time,
-       s.node, s.id, s.session, s.request_id, s.cgroup, s.pid, s.uid, s.comm, s.executable,
-       s.issuer, s.subject, s.groups, s.account, coalesce(n.rule, '') AS rule, coalesce(n.client, '') AS client,
-       s.user, s.role, s.sql, s.kind, s.effect, s.actions, s.objects, s.features, s.verdict, s.policy,
-       s.describe_only, s.binds, coalesce(o.status, 'open') AS status, o.rows, coalesce(o.query_id, '') AS query_id,
-       coalesce(o.code, '') AS code, coalesce(o.message, '') AS message, o.duration_us, o.response_bytes
-FROM statements s LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session;
 ";
+
+/// The columns of the view `trail`, of statements `s`, outcomes `o` and sessions `n`.
+pub(super) const TRAIL: &str = "
+    s.seq,
+    strftime('%Y-%m-%dT%H:%M:%S', s.time / 1000000, 'unixepoch') || printf('.%06dZ', s.time % 1000000) AS time,
+    s.node, s.id, s.session, s.request_id, s.cgroup, s.pid, s.uid, s.comm, s.executable,
+    s.issuer, s.subject, s.groups, s.account, coalesce(n.rule, '') AS rule, coalesce(n.client, '') AS client,
+    s.user, s.role, s.sql, s.kind, s.effect, s.actions, s.objects, s.features, s.verdict, s.policy,
+    s.describe_only, s.binds, coalesce(o.status, 'open') AS status, o.rows, coalesce(o.query_id, '') AS query_id,
+    coalesce(o.code, '') AS code, coalesce(o.message, '') AS message, o.duration_us, o.response_bytes";
 
 /// Keeps other agents away from a journal while it lives.
 pub(super) struct Lock {
@@ -170,8 +171,12 @@ pub(super) fn open(path: &Path) -> Result<Connection, AuditError> {
 
 /// Opens the journal to read it, whether an agent has it open or not.
 pub(super) fn open_read_only(path: &Path) -> Result<Connection, AuditError> {
-    if !path.is_file() {
-        return Err(AuditError::Missing(path.to_owned()));
+    match path.metadata() {
+        Ok(found) if found.is_file() => {}
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(AuditError::Directory { path: path.to_owned(), source: Arc::new(source) });
+        }
+        _ => return Err(AuditError::Missing(path.to_owned())),
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|error| unreadable(path, error))?;
@@ -252,6 +257,10 @@ fn version(path: &Path, connection: &Connection) -> Result<Option<i64>, AuditErr
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
+    transaction.execute_batch(&format!(
+        "CREATE VIEW trail AS SELECT {TRAIL} FROM statements s
+         LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session"
+    ))?;
     transaction.execute(
         "INSERT INTO journal (id, created, last_seq) VALUES (?1, ?2, 0)",
         (Uuid::new_v4().to_string(), now()),

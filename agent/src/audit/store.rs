@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
+use rusqlite::types::Type;
+use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::{AuditError, Caller, Event, Outcome, Record, Session, Statement, Workload, now};
@@ -97,6 +98,13 @@ pub(super) fn cursor(connection: &Connection, sink: &str) -> Result<Cursor, Audi
         Err(rusqlite::Error::QueryReturnedNoRows) => Ok(Cursor::default()),
         answer => answer.map_err(|error| AuditError::Read(Arc::new(error))),
     }
+}
+
+/// A list as [`Store`] writes it; nothing where there is none.
+pub(super) fn read_list(row: &Row<'_>, column: &str) -> rusqlite::Result<Vec<String>> {
+    let Some(text) = row.get::<_, Option<String>>(column)? else { return Ok(Vec::new()) };
+    serde_json::from_str(&text)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))
 }
 
 fn last_seq(transaction: &Transaction<'_>) -> Result<i64, AuditError> {

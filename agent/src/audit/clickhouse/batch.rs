@@ -8,6 +8,7 @@ use rusqlite::types::{FromSql, Type};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::super::store::read_list;
 use super::AuditError;
 
 /// ClickHouse's `UUID` on the wire.
@@ -272,10 +273,8 @@ impl JournalRow<'_, '_> {
         Uuid::parse_str(&text).map(|id| id.as_u64_pair()).map_err(not_understood)
     }
 
-    /// A JSON array; nothing where there is none.
     fn list(&self, column: &str) -> rusqlite::Result<Vec<String>> {
-        let text: Option<String> = self.get(column)?;
-        text.map_or_else(|| Ok(Vec::new()), |text| serde_json::from_str(&text).map_err(not_understood))
+        read_list(self.0, column)
     }
 }
 
