@@ -139,8 +139,8 @@ impl Refresher {
                     tracing::info!(name = self.name, "resolved again");
                 }
                 self.failures = 0;
-                lock(&self.known).answer(&self.name, &answer.addresses, Instant::now());
-                self.file(&answer.addresses);
+                let is_new = lock(&self.known).answer(&self.name, &answer.addresses, Instant::now());
+                self.file(&answer.addresses, is_new);
                 answer.good_for.clamp(SHORTEST, LONGEST)
             }
             Err(error) => {
@@ -155,9 +155,13 @@ impl Refresher {
     }
 
     /// Adds the addresses to the endpoint sets, and takes out those that are long forgotten.
-    fn file(&self, addresses: &[IpAddr]) {
+    fn file(&self, addresses: &[IpAddr], is_new: bool) {
         for address in addresses {
-            if let Err(error) = self.endpoints.insert(IpNet::from(*address), EndpointClass::Resolved) {
+            let inserted = self.endpoints.insert(IpNet::from(*address), EndpointClass::Resolved);
+            // Said once and not at each refresh.
+            if let Err(error) = inserted
+                && is_new
+            {
                 tracing::warn!(name = self.name, %error, "an address is not covered");
             }
         }
@@ -179,9 +183,11 @@ impl Known {
         }
     }
 
-    fn answer(&mut self, name: &str, addresses: &[IpAddr], now: Instant) {
-        self.answers.insert(name.to_owned(), addresses.to_vec());
+    /// Says whether this answer is another than the last.
+    fn answer(&mut self, name: &str, addresses: &[IpAddr], now: Instant) -> bool {
+        let last = self.answers.insert(name.to_owned(), addresses.to_vec());
         self.vouch(name, now);
+        last.as_deref() != Some(addresses)
     }
 
     /// What the name last resolved to counts as seen.
@@ -269,9 +275,10 @@ mod tests {
     fn addresses_are_forgotten_an_hour_after_the_last_answer_with_them() {
         let start = Instant::now();
         let mut known = known(&["a", "b"]);
-        known.answer("a", &[address(1), address(2)], start);
-        known.answer("b", &[address(2)], start);
-        known.answer("a", &[address(3)], start + Duration::from_mins(1));
+        assert!(known.answer("a", &[address(1), address(2)], start));
+        assert!(known.answer("b", &[address(2)], start));
+        assert!(known.answer("a", &[address(3)], start + Duration::from_mins(1)));
+        assert!(!known.answer("a", &[address(3)], start + Duration::from_mins(1)));
         assert!(known.forget(start + MEMORY).is_empty());
         known.vouch("b", start + MEMORY);
         assert_eq!(known.forget(start + MEMORY + Duration::from_secs(1)), [address(1)]);
