@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-//mod audit;
+mod audit;
 mod authority;
 mod configuration;
 mod explain;
@@ -51,6 +51,9 @@ enum Command {
     /// Try statements against the policy, offline
     #[command(subcommand)]
     Policy(explain::Command),
+    /// Read the journal of this node
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// The internal certificate authority
     #[command(subcommand)]
     Ca(authority::Command),
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Config(command) => configuration::run(command),
         Command::Policy(command) => explain::run(command),
 
+        Command::Audit(command) => audit::run(command),
         Command::Ca(command) => authority::run(command),
         Command::Version(output) => version(output.format),
     };

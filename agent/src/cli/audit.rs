@@ -1,0 +1,225 @@
+//! `snowfence audit`: the journal of this node, for people and scripts.
+
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::anyhow;
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value};
+
+use super::{ConfigFile, Failure, Format, Output, table};
+use crate::app::State;
+use crate::audit::query::{Limits, query};
+use crate::audit::tail::{Entry, EventEntry, Filter, StatementEntry, Tail};
+use crate::audit::{AuditError, Verdict};
+
+/// Rows that a table may have: it is laid out in memory.
+const TABLE_ROWS: usize = 10_000;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Show the last statements and events, and go on showing new ones with --follow
+    #[command(after_help = "Examples:
+  snowfence audit tail --follow
+  snowfence audit tail --last 100 --verdict deny --since 2h --format json")]
+    Tail(TailArguments),
+    /// Ask the journal a question in SQL (read-only SQLite)
+    #[command(after_help = "Tables: sessions, statements, outcomes, events; view: trail (statements with their outcomes).
+
+Examples:
+  snowfence audit query 'SELECT time, subject, verdict, sql FROM trail ORDER BY time DESC LIMIT 20'
+  snowfence audit query 'SELECT effect, count(*) FROM trail GROUP BY effect' --format json")]
+    Query(QueryArguments),
+}
+
+#[derive(Args)]
+pub(super) struct Source {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Read this journal instead of the one that the configuration names
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct TailArguments {
+    #[command(flatten)]
+    source: Source,
+    /// Go on as new entries come
+    #[arg(long, short)]
+    follow: bool,
+    /// How many to begin with
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+    last: u32,
+    /// Only what is newer, such as 30s, 15m, 2h or 7d
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    since: Option<Duration>,
+    /// Only of the caller with this subject
+    #[arg(long, value_name = "SUBJECT")]
+    subject: Option<String>,
+    /// Only of workloads whose cgroup path matches (`*`, `?`)
+    #[arg(long, value_name = "GLOB")]
+    cgroup: Option<String>,
+    /// Only statements with this effect
+    #[arg(long, value_name = "EFFECT")]
+    effect: Option<String>,
+    /// Only statements with this verdict
+    #[arg(long, value_name = "VERDICT", value_parser = parse_verdict)]
+    verdict: Option<Verdict>,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+pub(super) struct QueryArguments {
+    /// One SELECT
+    sql: String,
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Tail(arguments) => tail(arguments),
+        Command::Query(arguments) => ask(&arguments),
+    }
+}
+
+impl Source {
+    fn journal(&self) -> Result<PathBuf, Failure> {
+        match &self.journal {
+            Some(path) => Ok(path.clone()),
+            None => Ok(State(&self.config.load()?.agent.state_dir).journal()),
+        }
+    }
+}
+
+fn tail(arguments: TailArguments) -> Result<(), Failure> {
+    let journal = arguments.source.journal()?;
+    let since = arguments.since.map(|age| {
+        let then = SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH);
+        let micros = then.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        i64::try_from(micros).unwrap_or(i64::MAX)
+    });
+    let filter = Filter {
+        since,
+        subject: arguments.subject,
+        cgroup: arguments.cgroup,
+        effect: arguments.effect,
+        verdict: arguments.verdict,
+    };
+    let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let entries = Tail::open(&journal, filter, Some(arguments.last), arguments.follow)?;
+    let mut out = io::stdout().lock();
+    for entry in entries {
+        let entry = entry?;
+        match (arguments.output.format, &entry) {
+            (Format::Json, entry) => {
+                serde_json::to_writer(&mut out, entry).map_err(io::Error::from)?;
+                writeln!(out)?;
+            }
+            (Format::Text, Entry::Statement(statement)) => print_statement(&mut out, statement, colour)?,
+            (Format::Text, Entry::Event(event)) => print_event(&mut out, event, colour)?,
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// One line a statement: when, whose, what became of it, what it was.
+fn print_statement(out: &mut impl Write, entry: &StatementEntry, colour: bool) -> io::Result<()> {
+    let paint = match entry.verdict.as_str() {
+        _ if !colour => "",
+        "allow" => "\x1b[32m",
+        "hold" => "\x1b[33m",
+        _ => "\x1b[31m",
+    };
+    let reset = if colour { "\x1b[0m" } else { "" };
+    let rows = entry.rows.map(|rows| format!(" {rows} rows")).unwrap_or_default();
+    let time = entry.duration_us.map(|micros| format!(" {} ms", micros / 1000)).unwrap_or_default();
+    writeln!(
+        out,
+        "{}  {}  {paint}{:5}{reset} {:9}{rows}{time}  {}  {}  [{}]",
+        entry.time,
+        table::cut(&entry.subject),
+        entry.verdict,
+        entry.status,
+        entry.effect,
+        table::cut(&entry.sql),
+        entry.policy,
+    )
+}
+
+fn print_event(out: &mut impl Write, entry: &EventEntry, colour: bool) -> io::Result<()> {
+    let (paint, reset) = if colour { ("\x1b[36m", "\x1b[0m") } else { ("", "") };
+    let whose = entry.subject.as_deref().or(entry.cgroup.as_deref()).unwrap_or("-");
+    let detail: String = entry.detail.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    writeln!(out, "{}  {}  {paint}event{reset} {}  {detail}", entry.time, table::cut(whose), entry.kind)
+}
+
+fn ask(arguments: &QueryArguments) -> Result<(), Failure> {
+    let journal = arguments.source.journal()?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let (mut written, mut cut_short) = (Ok(()), false);
+    let columns = query(&journal, &arguments.sql, &Limits::default(), |columns, cells| {
+        if arguments.output.format == Format::Json {
+            let row: Map<String, Value> = columns
+                .iter()
+                .cloned()
+                .zip(cells.iter().map(|cell| serde_json::to_value(cell).unwrap_or_default()))
+                .collect();
+            written = writeln!(out, "{}", Value::Object(row));
+            return if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+        }
+        if rows.len() == TABLE_ROWS {
+            cut_short = true;
+            return ControlFlow::Break(());
+        }
+        rows.push(cells.iter().map(ToString::to_string).collect());
+        ControlFlow::Continue(())
+    })?;
+    written?;
+    if arguments.output.format == Format::Text {
+        table::print(&mut out, &columns, &rows)?;
+    }
+    out.flush()?;
+    if cut_short {
+        eprintln!("snowfence: only the first {TABLE_ROWS} rows are shown: use LIMIT, or --format json for all");
+    }
+    Ok(())
+}
+
+fn parse_age(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a number and a unit, such as 30s, 15m, 2h or 7d".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+fn parse_verdict(text: &str) -> Result<Verdict, String> {
+    [Verdict::Allow, Verdict::Deny, Verdict::Hold]
+        .into_iter()
+        .find(|verdict| verdict.as_str() == text)
+        .ok_or_else(|| "expected allow, deny or hold".to_owned())
+}
+
+impl From<AuditError> for Failure {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Sql(_) | AuditError::NotReadOnly => Self::Usage(anyhow!(error)),
+            error => Self::Failed(error.into()),
+        }
+    }
+}
