@@ -73,7 +73,10 @@ pub struct Monitor {
 pub struct Writer {
     journal: Journal,
     settings: Settings,
-    client: Client,
+    /// For statements that name the database, as it may not be there yet.
+    server: Client,
+    /// For inserts.
+    database: Client,
     /// Name of the cursor: another destination starts at the beginning.
     sink: String,
     progress: watch::Sender<Progress>,
@@ -110,11 +113,12 @@ impl Writer {
         if settings.batch_rows == 0 {
             return Err(AuditError::ClickHouseBatch);
         }
-        let client = client(&settings)?;
+        let server = client(&settings)?;
+        let database = server.clone().with_database(&settings.database);
         let sink = format!("clickhouse {}/{}", settings.url.trim_end_matches('/'), settings.database);
         let cursor = store::cursor(&schema::open_read_only(journal.path())?, &sink)?;
         let progress = watch::Sender::new(Progress { delivered: cursor.delivered, error: None });
-        Ok(Self { journal, settings, client, sink, progress })
+        Ok(Self { journal, settings, server, database, sink, progress })
     }
 
     pub fn monitor(&self) -> Monitor {
@@ -151,7 +155,7 @@ impl Writer {
                     self.progress.send_modify(|progress| progress.error = Some(error.to_string()));
                     // It may be another server by now.
                     has_tables = false;
-                    self.client.clear_cached_metadata().await;
+                    self.database.clear_cached_metadata().await;
                     sleep(delay(tries)).await;
                     tries = tries.saturating_add(1);
                 }
@@ -200,9 +204,7 @@ impl Writer {
 
     async fn create_tables(&self) -> Result<(), AuditError> {
         for sql in tables::statements(&self.settings.database) {
-            // Without a database, as it may not be there yet.
-            let query = self.client.query(&sql).with_setting("database", "").execute();
-            self.answered(query).await?;
+            self.answered(self.server.query(&sql).execute()).await?;
         }
         Ok(())
     }
@@ -236,7 +238,7 @@ impl Writer {
         }
         let token = format!("{} {table} {after} {end}", self.journal.id());
         let insert = async {
-            let insert = self.client.insert::<T>(table).await?;
+            let insert = self.database.insert::<T>(table).await?;
             let mut insert = insert.with_setting("insert_deduplication_token", token);
             for row in &rows {
                 insert.write(row).await?;
@@ -304,7 +306,6 @@ fn client(settings: &Settings) -> Result<Client, AuditError> {
     };
     let mut client = client
         .with_url(&settings.url)
-        .with_database(&settings.database)
         .with_product_info("snowfence", env!("CARGO_PKG_VERSION"))
         .with_setting("async_insert", "0")
         .with_setting("insert_deduplicate", "1")

@@ -1,111 +1,16 @@
-use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
+mod engine;
 
-use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::TestRunner;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
 use uuid::Uuid;
 
 use super::*;
-use crate::audit::samples::{any_record, event, outcome, session, statement};
-use crate::audit::{EventKind, Record, Verdict};
-
-/// The command of a ClickHouse server that takes `--listen ADDRESS:PORT --data DIRECTORY`, words separated by spaces.
-const SERVER: &str = "SNOWFENCE_TEST_CLICKHOUSE";
-
-/// Where the child process of the crash test finds its journal, and ClickHouse.
-const CHILD_JOURNAL: &str = "SNOWFENCE_TEST_JOURNAL";
-const CHILD_URL: &str = "SNOWFENCE_TEST_URL";
-
-/// A ClickHouse that can be killed and started again.
-struct Server {
-    port: u16,
-    data: PathBuf,
-    process: Option<Child>,
-}
-
-impl Server {
-    fn new(data: PathBuf) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { port, data, process: None }
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    fn start(&mut self) {
-        let command =
-            std::env::var(SERVER).unwrap_or_else(|_| panic!("set {SERVER} to the server's command"));
-        let mut words = command.split_whitespace();
-        let process = Command::new(words.next().unwrap())
-            .args(words)
-            .args(["--listen", &format!("127.0.0.1:{}", self.port), "--data"])
-            .arg(&self.data)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.process = Some(process);
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
-    }
-
-    /// The lines that a query answers; waits for a server that starts.
-    async fn lines(&self, sql: &str) -> Vec<String> {
-        let client = Client::default().with_url(self.url());
-        for _ in 0..600 {
-            match fetch(&client, sql).await {
-                Ok(text) => return text.lines().map(str::to_owned).collect(),
-                Err(::clickhouse::error::Error::Network(_)) => sleep(Duration::from_millis(100)).await,
-                Err(error) => panic!("{sql}: {error}"),
-            }
-        }
-        panic!("no answer from {}", self.url());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-async fn fetch(client: &Client, sql: &str) -> ::clickhouse::error::Result<String> {
-    let bytes = client.query(sql).fetch_bytes("TSVRaw")?.collect().await?;
-    Ok(String::from_utf8(bytes.to_vec()).unwrap())
-}
+use crate::audit::samples::{event, statement};
+use crate::audit::{EventKind, Verdict};
 
 fn settings(url: String) -> Settings {
     Settings { batch_rows: 300, interval: Duration::from_millis(20), ..Settings::new(url, "snowfence") }
-}
-
-/// Runs a writer until all is delivered.
-async fn deliver_all(journal: &Journal, settings: Settings) {
-    let writer = Writer::new(journal.clone(), settings).unwrap();
-    let monitor = writer.monitor();
-    let delivered = async {
-        while monitor.status().pending > 0 {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(Duration::from_mins(2), writer.run(delivered))
-        .await
-        .unwrap_or_else(|_| panic!("not delivered: {:?}", monitor.status()));
-}
-
-/// What the journal answers, in the form of [`Server::lines`].
-fn journal_lines(path: &Path, sql: &str) -> Vec<String> {
-    let connection = schema::open_read_only(path).unwrap();
-    let mut query = connection.prepare(sql).unwrap();
-    query.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
 }
 
 #[tokio::test]
@@ -178,8 +83,9 @@ async fn a_dead_clickhouse_holds_nothing_up_and_keeps_the_range() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("journal.db");
     let journal = Journal::open(&path, "node").unwrap();
-    let dead = Server::new(directory.path().join("data"));
-    let writer = Writer::new(journal.clone(), settings(dead.url())).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dead = format!("http://127.0.0.1:{port}");
+    let writer = Writer::new(journal.clone(), settings(dead.clone())).unwrap();
     let sink = writer.sink.clone();
     let monitor = writer.monitor();
     let appended = async {
@@ -198,11 +104,12 @@ async fn a_dead_clickhouse_holds_nothing_up_and_keeps_the_range() {
     // A range that was begun is sent unchanged, whatever the settings are by then.
     journal.save_cursor(&sink, Cursor { delivered: 0, sending: 7 }).await.unwrap();
     let stub = Stub::start().await;
-    let mut changed = settings(dead.url());
+    let mut changed = settings(dead.clone());
     changed.batch_rows = 50;
     let mut writer = Writer::new(journal.clone(), changed).unwrap();
     // The stub does not know the tables' columns.
-    writer.client = writer.client.with_url(stub.url.clone()).with_validation(false);
+    writer.server = writer.server.with_url(stub.url.clone());
+    writer.database = writer.database.with_url(stub.url.clone()).with_validation(false);
     let _ = timeout(Duration::from_secs(3), writer.run(std::future::pending())).await;
     let tokens = stub.tokens();
     assert!(tokens.len() >= 2, "it was tried again: {tokens:?}");
@@ -228,7 +135,7 @@ async fn the_writer_ends_with_the_journal() {
 /// Takes any statement, refuses any insert, and notes its deduplication token.
 struct Stub {
     url: String,
-    requests: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Stub {
@@ -236,11 +143,11 @@ impl Stub {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let requests = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-        let noted = std::sync::Arc::clone(&requests);
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&requests);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let noted = std::sync::Arc::clone(&noted);
+                let noted = Arc::clone(&noted);
                 tokio::spawn(async move {
                     let mut buffer = vec![0; 1 << 16];
                     let length = stream.read(&mut buffer).await.unwrap();
@@ -268,277 +175,5 @@ impl Stub {
             rest.split(['&', ' ']).next().map(str::to_owned)
         };
         requests.iter().filter_map(token).collect()
-    }
-}
-
-#[tokio::test]
-#[ignore = "needs ClickHouse: set SNOWFENCE_TEST_CLICKHOUSE to its command"]
-async fn records_of_any_kind_arrive_as_they_are() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("journal.db");
-    let journal = Journal::open(&path, "node-1").unwrap();
-    let mut server = Server::new(directory.path().join("data"));
-    server.start();
-    let mut runner = TestRunner::deterministic();
-    let strategy = any_record();
-    let mut records: Vec<Record> =
-        (0..500).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect();
-    for (status, sql) in [(true, "SELECT 1"), (false, "SELECT 2"), (true, &"x".repeat(1 << 20)), (true, "\0")]
-    {
-        let session = session();
-        let statement = statement(session.id, sql, Verdict::Allow);
-        let end = outcome(statement.id);
-        records.extend([session.into(), statement.into()]);
-        if status {
-            records.push(end.into());
-        }
-    }
-    journal.append(records).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
-
-    // Both engines are asked for the same text of every row: hexadecimal, so that no character is special.
-    let row_in_journal = |columns: &[&str], lists: &[&str]| {
-        let plain = columns.iter().map(|column| format!("iif({column} IS NULL, 'none', hex({column}))"));
-        let list = lists.iter().map(|column| {
-            format!(
-                "coalesce((SELECT group_concat(hex(value), ';')
-                           FROM (SELECT value FROM json_each(coalesce({column}, '[]')) ORDER BY key)), '')"
-            )
-        });
-        plain.chain(list).collect::<Vec<_>>().join(" || ',' || ")
-    };
-    let row_in_clickhouse = |columns: &[&str], lists: &[&str]| {
-        let plain = columns.iter().map(|column| format!("coalesce(hex(toString({column})), 'none')"));
-        let list =
-            lists.iter().map(|column| format!("arrayStringConcat(arrayMap(x -> hex(x), {column}), ';')"));
-        plain.chain(list).collect::<Vec<_>>().join(" || ',' || ")
-    };
-    let workload =
-        ["cgroup", "pid", "uid", "comm", "executable", "issuer", "subject", "account", "seq", "id", "node"];
-    let with = |more: &[&'static str]| [&workload[..], more].concat();
-    for (table, columns, lists) in [
-        ("sessions", with(&["rule", "user", "role", "snowflake_session", "client"]), vec!["groups"]),
-        (
-            "statements",
-            with(&[
-                "session",
-                "request_id",
-                "user",
-                "role",
-                "sql",
-                "kind",
-                "effect",
-                "verdict",
-                "policy",
-                "binds",
-            ]),
-            vec!["groups", "actions", "objects", "features"],
-        ),
-        (
-            "outcomes",
-            vec!["seq", "statement", "status", "query_id", "rows", "message", "duration_us"],
-            vec![],
-        ),
-        ("events", with(&["kind", "detail"]), vec!["groups"]),
-    ] {
-        let row = row_in_journal(&columns, &lists);
-        let expected = journal_lines(&path, &format!("SELECT {row} FROM {table} ORDER BY seq"));
-        assert!(expected.len() > 50, "{table}: {}", expected.len());
-        let row = row_in_clickhouse(&columns, &lists);
-        let found = server.lines(&format!("SELECT {row} FROM snowfence.{table} FINAL ORDER BY seq")).await;
-        for (expected, found) in expected.iter().zip(&found) {
-            assert_eq!(expected, found, "{table}");
-        }
-        assert_eq!(expected.len(), found.len(), "{table}");
-        let time = "toString(toUnixTimestamp64Micro(time))";
-        let times = server.lines(&format!("SELECT {time} FROM snowfence.{table} FINAL ORDER BY seq")).await;
-        let expected = journal_lines(&path, &format!("SELECT CAST(time AS TEXT) FROM {table} ORDER BY seq"));
-        assert_eq!(times, expected, "{table}");
-    }
-
-    let trail = "coalesce(hex(sql), '') || ',' || status || ',' || rule || ',' || query_id || ',' || account";
-    let expected = journal_lines(&path, &format!("SELECT {trail} FROM trail ORDER BY seq"));
-    assert!(expected.iter().any(|line| line.contains(",open,")));
-    assert!(expected.iter().any(|line| line.contains(",succeeded,analysts,01b2c3d4")));
-    assert_eq!(server.lines(&format!("SELECT {trail} FROM snowfence.trail ORDER BY seq")).await, expected);
-    let open =
-        "SELECT count() FROM snowfence.trail WHERE status = 'open' AND isNull(duration_us) AND isNull(rows)";
-    let expected = expected.iter().filter(|line| line.contains(",open,")).count();
-    assert_eq!(server.lines(open).await, [expected.to_string()]);
-    let mut columns = server
-        .lines("SELECT name FROM system.columns WHERE database = 'snowfence' AND table = 'trail'")
-        .await;
-    let mut expected = journal_lines(&path, "SELECT name FROM pragma_table_info('trail')");
-    columns.sort();
-    expected.sort();
-    assert_eq!(columns, expected, "both views have the same columns");
-}
-
-#[tokio::test]
-#[ignore = "needs ClickHouse: set SNOWFENCE_TEST_CLICKHOUSE to its command; takes two minutes"]
-async fn killed_at_any_moment_each_record_arrives_exactly_once() {
-    let rounds = 36;
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("journal.db");
-    let mut server = Server::new(directory.path().join("data"));
-    let (_crate, module) = module_path!().split_once("::").unwrap();
-    let child_test = format!("{module}::appends_and_delivers_until_it_is_killed");
-    let start_writer = |server: &Server| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "--nocapture", &child_test])
-            .env(CHILD_JOURNAL, &path)
-            .env(CHILD_URL, server.url())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    };
-    server.start();
-    server.lines("SELECT 1").await;
-    let mut writer = start_writer(&server);
-    let mut moments = Moments(0x5eed);
-    for round in 0..rounds {
-        thread::sleep(moments.up_to(Duration::from_millis(2500)));
-        let (kill_server, kill_writer) = [(true, false), (false, true), (true, true)][round % 3];
-        if kill_server {
-            server.kill();
-        }
-        if kill_writer {
-            writer.kill().unwrap();
-            writer.wait().unwrap();
-        }
-        thread::sleep(moments.up_to(Duration::from_millis(300)));
-        if kill_writer {
-            writer = start_writer(&server);
-        }
-        if kill_server {
-            server.start();
-        }
-    }
-    writer.kill().unwrap();
-    writer.wait().unwrap();
-
-    let journal = Journal::open(&path, "node").unwrap();
-    let last_seq = journal.written().borrow().last_seq;
-    deliver_all(&journal, settings(server.url())).await;
-    let mut seqs = BTreeMap::new();
-    for (table, id) in [("sessions", "id"), ("statements", "id"), ("outcomes", "statement"), ("events", "id")]
-    {
-        let expected = journal_lines(&path, &format!("SELECT seq || ' ' || {id} FROM {table} ORDER BY seq"));
-        let row = format!("toString(seq) || ' ' || toString({id})");
-        let found = server.lines(&format!("SELECT {row} FROM snowfence.{table} FINAL ORDER BY seq")).await;
-        assert_eq!(found.len(), expected.len(), "{table}");
-        assert_eq!(found, expected, "{table}");
-        let raw = server.lines(&format!("SELECT count() FROM snowfence.{table}")).await;
-        println!("{table}: {} records, {} rows before FINAL", expected.len(), raw[0]);
-        for line in found {
-            let seq: i64 = line.split(' ').next().unwrap().parse().unwrap();
-            assert!(seqs.insert(seq, table).is_none(), "seq {seq} is there twice");
-        }
-    }
-    assert!(seqs.keys().copied().eq(1..=last_seq), "each seq is in ClickHouse");
-    assert!(last_seq > 1000, "only {last_seq} records: too few to prove anything");
-}
-
-#[test]
-#[ignore = "the child process of killed_at_any_moment_each_record_arrives_exactly_once"]
-fn appends_and_delivers_until_it_is_killed() {
-    let path = PathBuf::from(std::env::var_os(CHILD_JOURNAL).expect("run by another test only"));
-    let url = std::env::var(CHILD_URL).unwrap();
-    let journal = Journal::open(&path, "node").unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let writer = Writer::new(journal.clone(), settings(url)).unwrap();
-        let appends = async {
-            loop {
-                let session = session();
-                let statement = statement(session.id, "SELECT 1", Verdict::Allow);
-                let end = outcome(statement.id);
-                journal.append(vec![session.into(), event(EventKind::NoFlow).into()]).await.unwrap();
-                journal.append_statement(statement).await.unwrap();
-                journal.append(vec![end.into()]).await.unwrap();
-                sleep(Duration::from_millis(4)).await;
-            }
-        };
-        writer.run(appends).await;
-    });
-}
-
-#[tokio::test]
-#[ignore = "needs ClickHouse: set SNOWFENCE_TEST_CLICKHOUSE to its command"]
-async fn another_journal_of_the_same_node_does_not_collide() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut server = Server::new(directory.path().join("data"));
-    server.start();
-    for state in ["first", "second"] {
-        let journal = Journal::open(&directory.path().join(state).join("journal.db"), "node").unwrap();
-        journal.append(vec![event(EventKind::NoFlow).into(), session().into()]).await.unwrap();
-        deliver_all(&journal, settings(server.url())).await;
-    }
-    let counts = server.lines("SELECT (SELECT count() FROM snowfence.events FINAL) + (SELECT count() FROM snowfence.sessions FINAL)");
-    assert_eq!(counts.await, ["4"]);
-    // Tables that vanish are made again.
-    server.lines("DROP DATABASE snowfence").await;
-    let journal = Journal::open(&directory.path().join("first").join("journal.db"), "node").unwrap();
-    journal.append(vec![event(EventKind::NotTls).into()]).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
-    assert_eq!(server.lines("SELECT kind FROM snowfence.events FINAL").await, ["not_tls"]);
-}
-
-#[tokio::test]
-#[ignore = "needs ClickHouse: set SNOWFENCE_TEST_CLICKHOUSE to its command"]
-async fn a_range_that_is_sent_twice_is_stored_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let journal = Journal::open(&directory.path().join("journal.db"), "node").unwrap();
-    let mut server = Server::new(directory.path().join("data"));
-    server.start();
-    let events = (0..10).map(|_| event(EventKind::NoFlow).into());
-    journal.append(events.collect()).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
-    // As after a crash between ClickHouse's answer and the cursor.
-    let sink = Writer::new(journal.clone(), settings(server.url())).unwrap().sink;
-    journal.save_cursor(&sink, Cursor { delivered: 0, sending: 10 }).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
-    assert_eq!(
-        server.lines("SELECT count() FROM snowfence.events").await,
-        ["10"],
-        "ClickHouse knew the token"
-    );
-    // As when it has forgotten the token: the range differs.
-    journal.save_cursor(&sink, Cursor { delivered: 0, sending: 9 }).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
-    assert_eq!(
-        server.lines("SELECT count() FROM snowfence.events FINAL").await,
-        ["10"],
-        "the key is the same"
-    );
-}
-
-#[tokio::test]
-#[ignore = "a measurement that needs ClickHouse: run it alone, with --nocapture"]
-async fn rows_per_second() {
-    let directory = tempfile::tempdir().unwrap();
-    let journal = Journal::open(&directory.path().join("journal.db"), "node").unwrap();
-    let mut server = Server::new(directory.path().join("data"));
-    for _ in 0..100 {
-        let statements =
-            (0..1000).map(|_| statement(Uuid::nil(), "SELECT * FROM orders WHERE id = ?", Verdict::Allow));
-        journal.append(statements.map(Record::from).collect()).await.unwrap();
-    }
-    server.start();
-    server.lines("SELECT 1").await;
-    let began = Instant::now();
-    deliver_all(&journal, Settings::new(server.url(), "snowfence")).await;
-    println!("100,000 statements in {:?}", began.elapsed());
-}
-
-/// Pseudo-random durations (xorshift), so that a failing run can be repeated.
-struct Moments(u64);
-
-impl Moments {
-    fn up_to(&mut self, longest: Duration) -> Duration {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        longest.mul_f64(f64::from(u32::try_from(self.0 % 1000).unwrap()) / 1000.0)
     }
 }

@@ -1,20 +1,15 @@
-use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+mod faults;
+mod model;
 
-use proptest::prelude::*;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
 use rusqlite::Connection;
 use rusqlite::types::Value;
 
 use super::*;
-use crate::audit::samples::{any_record, caller, event, outcome, session, statement};
-use crate::audit::{EventKind, Outcome, Workload};
-
-/// Where a child process of the crash test finds its journal.
-const CRASH_PATH: &str = "SNOWFENCE_TEST_JOURNAL";
+use crate::audit::EventKind;
+use crate::audit::samples::{caller, event, outcome, session, statement};
 
 fn rows(path: &Path, sql: &str) -> Vec<Vec<Value>> {
     let connection = schema::open_read_only(path).unwrap();
@@ -282,307 +277,20 @@ async fn what_cannot_be_opened_says_why() {
 }
 
 #[test]
-fn a_killed_agent_loses_nothing_that_was_acknowledged() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("journal.db");
-    let mut acknowledged = HashSet::new();
-    let (_crate, module) = module_path!().split_once("::").unwrap();
-    let child = format!("{module}::appends_until_it_is_killed");
-    for round in 0..5_u64 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "--nocapture", &child])
-            .env(CRASH_PATH, &path)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (lines, received) = std::sync::mpsc::channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let reader = thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if let Some(id) = line.split_once("recorded ").map(|(_, id)| id) {
-                    lines.send(id.to_owned()).unwrap();
-                }
-            }
-        });
-        // Not before it has begun, and each time at another moment.
-        acknowledged.insert(received.recv_timeout(Duration::from_mins(1)).unwrap());
-        thread::sleep(Duration::from_millis(40 + 37 * round));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        reader.join().unwrap();
-        acknowledged.extend(received);
-
-        let found: HashSet<String> = texts(&path, "SELECT id FROM statements").into_iter().collect();
-        let lost: Vec<_> = acknowledged.difference(&found).collect();
-        assert!(lost.is_empty(), "lost {lost:?}");
-    }
-    assert!(acknowledged.len() > 50, "only {} records: too few to prove anything", acknowledged.len());
-    runtime().block_on(Journal::open(&path, "node").unwrap().close());
-    assert_eq!(texts(&path, "SELECT count(*) FROM trail WHERE status = 'open'"), ["0"]);
-    let seqs = all_seqs(&path);
-    assert_eq!(seqs, (1..=seqs.len()).map(|seq| seq.to_string()).collect::<Vec<_>>());
-}
-
-#[test]
-#[ignore = "the child process of a_killed_agent_loses_nothing_that_was_acknowledged"]
-fn appends_until_it_is_killed() {
-    let path = PathBuf::from(std::env::var_os(CRASH_PATH).expect("run by another test only"));
-    let journal = Journal::open(&path, "node").unwrap();
-    runtime().block_on(async {
-        for _ in 0..16 {
-            let journal = journal.clone();
-            tokio::spawn(async move {
-                loop {
-                    let statement = statement(Uuid::nil(), "SELECT 1", Verdict::Allow);
-                    let recorded = journal.append_statement(statement).await.unwrap();
-                    println!("recorded {}", recorded.statement());
-                }
-            });
-        }
-        std::future::pending::<()>().await;
-    });
-}
-
-#[test]
-#[ignore = "needs root: it mounts a file system of 2 MiB"]
-fn a_full_disk_refuses_and_recovers() {
-    let directory = tempfile::tempdir().unwrap();
-    let mount = |arguments: &[&str]| {
-        let done = Command::new(arguments[0]).args(&arguments[1..]).arg(directory.path()).status().unwrap();
-        assert!(done.success(), "{arguments:?}");
-    };
-    mount(&["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs"]);
-    let path = directory.path().join("journal.db");
-    let ballast = directory.path().join("ballast");
-    fs::write(&ballast, vec![0; 600 << 10]).unwrap();
-    let journal = Journal::open(&path, "node").unwrap();
-    let append = || {
-        let statement = statement(Uuid::nil(), &"x".repeat(10_000), Verdict::Allow);
-        let id = statement.id;
-        runtime().block_on(journal.append_statement(statement)).map(|_| id.to_string())
-    };
-    let mut recorded = Vec::new();
-    let error = loop {
-        match append() {
-            Ok(id) => recorded.push(id),
-            Err(error) => break error,
-        }
-        assert!(recorded.len() < 1000);
-    };
-    assert!(matches!(error, AuditError::Write(_)), "{error}");
-    assert!(journal.written().borrow().failing);
-    assert!(append().is_err());
-    fs::remove_file(&ballast).unwrap();
-    recorded.push(append().expect("there is room again"));
-    assert!(!journal.written().borrow().failing);
-    assert_eq!(texts(&path, "SELECT id FROM statements ORDER BY seq"), recorded);
-    runtime().block_on(journal.close());
-    assert_eq!(all_seqs(&path), (1..=recorded.len()).map(|seq| seq.to_string()).collect::<Vec<_>>());
-    mount(&["umount"]);
-}
-
-#[test]
-#[ignore = "a measurement: run it alone, with --nocapture"]
-fn appends_per_second() {
-    for tasks in [1, 16, 256] {
-        let directory = tempfile::tempdir_in(".").unwrap();
-        let journal = Journal::open(&directory.path().join("journal.db"), "node").unwrap();
-        let began = Instant::now();
-        let appends = runtime().block_on(async {
-            let tasks: Vec<_> = (0..tasks)
-                .map(|_| {
-                    let journal = journal.clone();
-                    tokio::spawn(async move {
-                        let mut appends = 0;
-                        while began.elapsed() < Duration::from_secs(3) {
-                            let statement =
-                                statement(Uuid::nil(), "SELECT * FROM orders WHERE id = ?", Verdict::Allow);
-                            journal.append_statement(statement).await.unwrap();
-                            appends += 1;
-                        }
-                        appends
-                    })
-                })
-                .collect();
-            let mut sum = 0;
-            for task in tasks {
-                sum += task.await.unwrap();
-            }
-            sum
-        });
-        let commits = journal.written().borrow().commits;
-        println!(
-            "{tasks} tasks: {} appends/s, {commits} commits",
-            f64::from(appends) / began.elapsed().as_secs_f64()
-        );
-    }
-}
-
-/// What a sequence of appends, closings and reopenings must leave behind.
-#[derive(Default)]
-struct Model {
-    /// Every identifier that is in the journal, by table, with its `seq`.
-    rows: HashMap<(&'static str, Uuid), i64>,
-    last_seq: i64,
-}
-
-impl Model {
-    fn key(record: &Record) -> (&'static str, Uuid) {
-        match record {
-            Record::Session(session) => ("sessions", session.id),
-            Record::Statement(statement) => ("statements", statement.id),
-            Record::Outcome(outcome) => ("outcomes", outcome.statement),
-            Record::Event(event) => ("events", event.id),
-        }
-    }
-
-    /// Whether the append must succeed.
-    fn append(&mut self, records: &[Record]) -> bool {
-        let keys: Vec<_> = records.iter().map(Self::key).collect();
-        let unique: HashSet<_> = keys.iter().collect();
-        if unique.len() < keys.len() || keys.iter().any(|key| self.rows.contains_key(key)) {
-            return false;
-        }
-        for key in keys {
-            self.last_seq += 1;
-            self.rows.insert(key, self.last_seq);
-        }
-        true
-    }
-
-    fn settle(&mut self) {
-        let mut open: Vec<_> = self
-            .rows
-            .iter()
-            .filter(|((table, id), _)| *table == "statements" && !self.rows.contains_key(&("outcomes", *id)))
-            .map(|((_, id), seq)| (*seq, *id))
-            .collect();
-        open.sort_unstable();
-        for (_, id) in open {
-            self.last_seq += 1;
-            self.rows.insert(("outcomes", id), self.last_seq);
-        }
-    }
-}
-
-fn stored(path: &Path) -> HashMap<(&'static str, Uuid), i64> {
-    let mut stored = HashMap::new();
-    for (table, column) in
-        [("sessions", "id"), ("statements", "id"), ("outcomes", "statement"), ("events", "id")]
-    {
-        for row in rows(path, &format!("SELECT {column}, seq FROM {table}")) {
-            let [Value::Text(id), Value::Integer(seq)] = &row[..] else { panic!("{row:?}") };
-            stored.insert((table, Uuid::parse_str(id).unwrap()), *seq);
-        }
-    }
-    stored
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Append(Vec<Record>),
-    /// Appends the records of an earlier append again.
-    Again(usize),
-    /// Appends the outcome of an earlier statement.
-    End(usize),
-    Reopen,
-}
-
-fn any_step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => prop::collection::vec(any_record(), 0..5).prop_map(Step::Append),
-        1 => any::<usize>().prop_map(Step::Again),
-        3 => any::<usize>().prop_map(Step::End),
-        1 => Just(Step::Reopen),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_journal_equals_its_model(steps in prop::collection::vec(any_step(), 1..24)) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("journal.db");
-        let runtime = runtime();
-        let mut journal = Journal::open(&path, "node").unwrap();
-        let mut model = Model::default();
-        let mut appended: Vec<Vec<Record>> = Vec::new();
-        for step in steps {
-            let records = match step {
-                Step::Append(records) => records,
-                Step::Again(index) if !appended.is_empty() => appended[index % appended.len()].clone(),
-                Step::End(index) => {
-                    let statements: Vec<Uuid> = appended.iter().flatten().filter_map(|record| match record {
-                        Record::Statement(statement) => Some(statement.id),
-                        _ => None,
-                    }).collect();
-                    if statements.is_empty() { continue }
-                    vec![outcome(statements[index % statements.len()]).into()]
-                }
-                Step::Again(_) => continue,
-                Step::Reopen => {
-                    runtime.block_on(journal.close());
-                    journal = Journal::open(&path, "node").unwrap();
-                    model.settle();
-                    continue;
-                }
-            };
-            let expected = model.append(&records);
-            let result = runtime.block_on(journal.append(records.clone()));
-            prop_assert_eq!(result.is_ok(), expected, "{:?}", result);
-            appended.push(records);
-        }
-        prop_assert_eq!(journal.written().borrow().last_seq, model.last_seq);
-        prop_assert_eq!(stored(&path), model.rows);
-    }
-
-    #[test]
-    fn a_record_comes_back_as_it_was(record in any_record()) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("journal.db");
-        runtime().block_on(async {
-            let journal = Journal::open(&path, "node").unwrap();
-            journal.append(vec![record.clone()]).await.unwrap();
-            journal.close().await;
-        });
-        let row = |sql: &str| rows(&path, sql).remove(0);
-        let text = |text: &String| Value::Text(text.clone());
-        let list = |list: &Vec<String>| Value::Text(serde_json::to_string(list).unwrap());
-        let number = |number: u64| Value::Integer(i64::try_from(number).unwrap_or(i64::MAX));
-        match &record {
-            Record::Session(session) => prop_assert_eq!(
-                row("SELECT time, cgroup, groups, user, client FROM sessions"),
-                [Value::Integer(session.time), text(&session.workload.cgroup), list(&session.caller.groups),
-                 text(&session.user), text(&session.client)]
-            ),
-            Record::Statement(statement) => prop_assert_eq!(
-                row("SELECT time, sql, objects, features, verdict, describe_only, binds, uid FROM statements"),
-                [Value::Integer(statement.time), text(&statement.sql), list(&statement.objects),
-                 list(&statement.features), Value::Text(statement.verdict.as_str().to_owned()),
-                 Value::Integer(i64::from(statement.describe_only)), number(statement.binds.into()),
-                 number(statement.workload.uid.into())]
-            ),
-            Record::Outcome(Outcome { time, rows, message, duration_us, .. }) => prop_assert_eq!(
-                row("SELECT time, rows, message, duration_us FROM outcomes"),
-                [Value::Integer(*time), rows.map_or(Value::Null, number), text(message), number(*duration_us)]
-            ),
-            Record::Event(event) => {
-                let workload = |part: fn(&Workload) -> &String| event.workload.as_ref().map_or(Value::Null, |all| text(part(all)));
-                prop_assert_eq!(
-                    row("SELECT time, cgroup, comm, groups, detail FROM events"),
-                    [Value::Integer(event.time), workload(|all| &all.cgroup), workload(|all| &all.comm),
-                     event.caller.as_ref().map_or(Value::Null, |caller| list(&caller.groups)), text(&event.detail)]
-                );
-            }
-        }
-    }
-}
-
-#[test]
 fn a_record_is_counted_with_all_its_texts() {
     let mut big = statement(Uuid::nil(), &"x".repeat(1 << 20), Verdict::Allow);
     big.caller = caller();
     big.objects = vec!["y".repeat(100); 1000];
     assert!(Record::from(big).size() > (1 << 20) + 100_000);
+}
+
+#[test]
+fn a_commit_reaches_the_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal.db");
+    let _lock = schema::prepare(&path).unwrap();
+    let connection = schema::open(&path).unwrap();
+    let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+    let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
+    assert_eq!((mode.as_str(), synchronous), ("wal", 2), "2 is FULL");
 }
