@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import lz4.block
@@ -89,9 +88,7 @@ class Engine:
     def run(self, query: str, data: bytes, parameters: dict[str, str], default_format: str) -> Result:
         """Runs one query with the HTTP interface's parameters; `data` are the rows of an INSERT."""
         settings = {
-            name: value
-            for name, value in parameters.items()
-            if name not in RESERVED and not name.startswith("param_")
+            name: value for name, value in parameters.items() if name not in RESERVED and not name.startswith("param_")
         }
         values = {name[6:]: value for name, value in parameters.items() if name.startswith("param_")}
         changed: list[str] = []
@@ -122,7 +119,7 @@ class Engine:
     def _query(self, query: str, format_: str = "TabSeparated", values: dict[str, str] | None = None) -> Result:
         try:
             result = self._session.query(query, format_, params=values or None)
-        except Exception as error:  # noqa: BLE001 - chdb raises ChdbError and RuntimeError for errors of the query
+        except Exception as error:  # chdb raises ChdbError and RuntimeError for errors of the query
             text = str(error)
             found = ERROR.search(text)
             raise QueryError(int(found[1]) if found else 1002, text) from None
@@ -218,7 +215,7 @@ def statement(query: str, body: bytes) -> tuple[str, bytes]:
 
 def without_comment(query: str) -> str:
     """The query from its first word on."""
-    return query[COMMENT.match(query).end() :]  # type: ignore[union-attr] - the pattern matches nothing, too
+    return COMMENT.sub("", query, count=1)
 
 
 def require_reading(query: str) -> None:
@@ -276,7 +273,7 @@ def lz4_block(method: int, data: bytes, plain_size: int) -> bytes:
     """Unpacks one LZ4 block."""
     if method != 0x82:
         raise QueryError(89, f"Code: 89. DB::Exception: Unknown method {method:#x}. (UNKNOWN_COMPRESSION_METHOD)")
-    return lz4.block.decompress(data, uncompressed_size=plain_size)
+    return bytes(lz4.block.decompress(data, uncompressed_size=plain_size))
 
 
 def compress(data: bytes) -> bytes:
@@ -292,7 +289,7 @@ def compress(data: bytes) -> bytes:
 
 def checksum(block: bytes) -> bytes:
     """CityHash128 in the version that ClickHouse froze."""
-    value: Any = CityHash128(block)
+    value: int = CityHash128(block)
     # The library holds the first half of the digest in the number's high bits; each half goes out low byte first.
     return (value >> 64).to_bytes(8, "little") + (value & (2**64 - 1)).to_bytes(8, "little")
 
@@ -317,7 +314,7 @@ async def main(options: argparse.Namespace) -> None:
         try:
             options.data.mkdir(parents=True, exist_ok=True)
             engine = await loop.run_in_executor(thread, Engine, options.data)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the data directory cannot be used
+        except Exception as error:  # whatever it is, the data directory cannot be used
             raise program.StartError(f"cannot open the data in {options.data}: {error}") from None
         # After the engine has started: it installs handlers of its own.
         stop = program.stop_on_signal()

@@ -1,6 +1,6 @@
 """A plain HTTP CONNECT proxy: the way around the agent that tests try from inside a pod.
 
-    python connect_proxy.py --listen 10.77.1.2:3128
+python connect_proxy.py --listen 10.77.1.2:3128
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ async def read_target(reader: asyncio.StreamReader) -> tuple[str, int]:
     """Reads the request's head and returns the host and port that the client wants."""
     try:
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), CONNECT_SECONDS)
-    except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+    except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, TimeoutError):
         raise BadRequest("400 Bad Request") from None
     words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
     if len(words) != 3:
@@ -50,26 +50,26 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Serves one client."""
-    upstream: asyncio.StreamWriter | None = None
     try:
         host, port = await read_target(reader)
         try:
             connecting = asyncio.open_connection(host, port)
-            answers, upstream = await asyncio.wait_for(connecting, CONNECT_SECONDS)
-        except (OSError, asyncio.TimeoutError) as error:
+            answers, questions = await asyncio.wait_for(connecting, CONNECT_SECONDS)
+        except (OSError, TimeoutError) as error:
             print(f"connect_proxy: no way to {host}:{port}: {error}", file=sys.stderr)
             raise BadRequest("502 Bad Gateway") from None
         print(f"connect_proxy: {host}:{port}", file=sys.stderr)
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await asyncio.gather(relay(reader, upstream), relay(answers, writer))
+        try:
+            await asyncio.gather(relay(reader, questions), relay(answers, writer))
+        finally:
+            questions.close()
     except BadRequest as error:
         writer.write(f"HTTP/1.1 {error}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
     except OSError:
         pass
     finally:
         writer.close()
-        if upstream is not None:
-            upstream.close()
 
 
 async def main(options: argparse.Namespace) -> None:

@@ -67,7 +67,9 @@ class Zone:
             type_ = TYPE_A if address.version == 4 else TYPE_AAAA
             if kind in (type_, TYPE_ANY):
                 # 0xC00C points at the question's name.
-                answers += struct.pack("!HHHIH", 0xC00C, type_, CLASS_IN, self._ttl, len(address.packed)) + address.packed
+                answers += (
+                    struct.pack("!HHHIH", 0xC00C, type_, CLASS_IN, self._ttl, len(address.packed)) + address.packed
+                )
                 count += 1
         return header(identifier, kept | AUTHORITATIVE, NO_ERROR, 1, count) + question + answers
 
@@ -144,7 +146,7 @@ async def serve_stream(zone: Zone, reader: asyncio.StreamReader, writer: asyncio
                 break
             writer.write(struct.pack("!H", len(answer)) + answer)
             await writer.drain()
-    except (asyncio.IncompleteReadError, asyncio.TimeoutError, OSError):
+    except (asyncio.IncompleteReadError, TimeoutError, OSError):
         pass
     finally:
         writer.close()

@@ -44,7 +44,12 @@ def guarded(work: Any, *arguments: Any) -> Any:
         return work(*arguments)
     except snowflake.connector.errors.Error as error:
         text = error.msg or str(error)
-        return {"error": type(error).__name__, "errno": error.errno, "sqlstate": error.sqlstate, "message": text}
+        return {
+            "error": type(error).__name__,
+            "errno": error.errno,
+            "sqlstate": error.sqlstate,
+            "message": text,
+        }
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
+import unittest
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -27,6 +29,8 @@ from cryptography.x509.oid import NameOID
 HERE = Path(__file__).resolve().parent
 HOST = "localhost"
 ALL_SECONDS = 60
+# How long the emulated Snowflake waits for a statement before it says that it is in progress; seconds.
+PATIENCE = 0.5
 PASSWORD = "correct horse"
 ACCESS_TOKEN = "pat-6f1d"
 OAUTH_TOKEN = "oauth-93ab"
@@ -44,7 +48,7 @@ def interpreter(environment: str) -> str:
     made = Path(os.environ.get("SNOWFENCE_CACHE", default), "python").glob(f"{environment}-*/bin/python")
     if newest := max(made, key=lambda path: path.lstat().st_mtime, default=None):
         return str(newest)
-    raise RuntimeError(f"no Python environment {environment}: run `cargo xtask setup`, or name its python in {variable}")
+    raise RuntimeError(f"no Python environment {environment}: run `cargo xtask setup`, or set {variable}")
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
@@ -144,7 +148,8 @@ class Upstream:
         make_certificates(folder)
         (folder / "credentials.json").write_text(json.dumps(users))
         (folder / "user.key").write_bytes(private_pem(self.user_key))
-        self.program = start("upstream.py", *self.arguments("127.0.0.1:0", "[::1]:0"), *extra, log=folder / "upstream.err")
+        arguments = self.arguments("127.0.0.1:0", "[::1]:0")
+        self.program = start("upstream.py", *arguments, *extra, log=folder / "upstream.err")
         self.port = self.program.port
         self.trust = ssl.create_default_context(cafile=str(folder / "ca.pem"))
 
@@ -223,3 +228,29 @@ class Client:
         assert answer["success"], answer
         rows: list[list[str | None]] = answer["data"]["rowset"]
         return rows
+
+
+class UpstreamCase(unittest.TestCase):
+    """One emulated Snowflake for the tests of a class."""
+
+    upstream: ClassVar[Upstream]
+    folder: ClassVar[tempfile.TemporaryDirectory[str]]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.upstream = Upstream(Path(cls.folder.name), "--patience", str(PATIENCE))
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.upstream.program.stop()
+        cls.folder.cleanup()
+
+    @contextlib.contextmanager
+    def session(self, user: str = "svc_agents", password: str = fixtures.PASSWORD) -> Iterator[Client]:
+        with self.upstream.client() as client:
+            self.assertTrue(client.login(user, password)["success"])
+            yield client
+
+    def assert_refused(self, envelope: dict[str, object], code: str) -> None:
+        self.assertEqual((envelope["success"], envelope["code"]), (False, code), envelope)

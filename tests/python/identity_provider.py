@@ -11,7 +11,6 @@ of them stay in the key set, so that tokens from before a rotation still verify.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import hashlib
 import json
@@ -102,9 +101,7 @@ class KeyFile:
         return fresh
 
     def _write(self, keys: list[SigningKey]) -> None:
-        text = b"".join(
-            key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) for key in keys
-        )
+        text = b"".join(key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) for key in keys)
         # Renamed into place, so that `mint` never reads half a file.
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
@@ -248,7 +245,9 @@ def arguments() -> argparse.Namespace:
     minter.add_argument("--subject", required=True)
     minter.add_argument("--group", action="append", default=[], help="repeat for several")
     minter.add_argument("--lifetime", type=int, default=3600, metavar="SECONDS", help="negative: already expired")
-    minter.add_argument("--claim", action="append", default=[], metavar="NAME=VALUE", help="JSON or text; null: leave out")
+    minter.add_argument(
+        "--claim", action="append", default=[], metavar="NAME=VALUE", help="JSON or text; null: leave out"
+    )
     for command in (server, minter):
         command.add_argument("--issuer", required=True, metavar="URL")
         command.add_argument("--key", type=Path, required=True, metavar="FILE", help="PEM private keys")

@@ -43,7 +43,12 @@ class ClickHouse(unittest.TestCase):
         cls.program = fixtures.start("clickhouse.py", *arguments, python=python, log=folder / "log")
 
     def send(
-        self, query: str | None = None, body: bytes | None = None, path: str = "/", headers: dict[str, str] | None = None, **parameters: str
+        self,
+        query: str | None = None,
+        body: bytes | None = None,
+        path: str = "/",
+        headers: dict[str, str] | None = None,
+        **parameters: str,
     ) -> tuple[int, bytes, str | None]:
         """Status, body and exception code of one request; POST when there is a body."""
         if query is not None:
@@ -60,7 +65,7 @@ class ClickHouse(unittest.TestCase):
 
     def text(self, query: str, **parameters: str) -> str:
         """The answer to a query that must succeed."""
-        status, body, _ = self.send(None, query.encode(), **parameters)
+        status, body, _ = self.send(None, query.encode(), "/", None, **parameters)
         self.assertEqual(status, 200, body)
         return body.decode()
 
@@ -76,7 +81,8 @@ class ClickHouse(unittest.TestCase):
         self.assertEqual(self.send(path="/nowhere")[0], 404)
 
     def test_parameters_settings_and_formats(self) -> None:
-        answer = self.text("SELECT {a:String} || {b:String} AS x", param_a="it's \\\\ ", param_b="ü", default_format="JSONEachRow")
+        query = "SELECT {a:String} || {b:String} AS x"
+        answer = self.text(query, param_a="it's \\\\ ", param_b="ü", default_format="JSONEachRow")
         self.assertEqual(answer, '{"x":"it\'s \\\\ ü"}\n')
         self.assertEqual(self.text("SELECT getSetting('max_threads')", max_threads="3"), "3\n")
         self.assertNotEqual(self.text("SELECT getSetting('max_threads')"), "3\n")
@@ -88,7 +94,8 @@ class ClickHouse(unittest.TestCase):
     def test_a_form_carries_query_and_parameters(self) -> None:
         parts = {"query": "SELECT {p:String}, {n:UInt8}", "param_p": "a\\\tb", "param_n": "7"}
         body = "".join(
-            f'--xyz\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in parts.items()
+            f'--xyz\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+            for name, value in parts.items()
         )
         headers = {"Content-Type": "multipart/form-data; boundary=xyz"}
         self.assertEqual(self.send(None, f"{body}--xyz--\r\n".encode(), headers=headers), (200, b"a\\tb\t7\n", None))
@@ -106,7 +113,7 @@ class ClickHouse(unittest.TestCase):
             self.assertEqual((answer[0], answer[2]), (status, code), answer)
             self.assertTrue(answer[1].startswith(f"Code: {code}. DB::Exception: ".encode()), answer)
         self.assertEqual(self.send(None, b"SELECT 1", no_such_setting="1")[::2], (404, "115"))
-        self.assertEqual(self.send(None, b"SELECT 1", **{"x; DROP": "1"})[::2], (404, "115"))
+        self.assertEqual(self.send(None, b"SELECT 1", "/", None, **{"x; DROP": "1"})[::2], (404, "115"))
         self.assertEqual(self.send("CREATE DATABASE by_get")[::2], (500, "164"))
         self.assertEqual(self.send("/* SELECT */ DROP TABLE x")[::2], (500, "164"))
         self.assertEqual(self.send(None, b"")[::2], (400, "62"))
@@ -121,7 +128,8 @@ class ClickHouse(unittest.TestCase):
         self.assertEqual(self.send("INSERT INTO bodies.records (id, text) FORMAT TSV", packed, headers=headers)[0], 200)
         self.text("INSERT INTO bodies.records VALUES (4, 'd')")
         self.text('INSERT INTO bodies.records FORMAT JSONEachRow {"id":5,"text":"e"}')
-        self.assertEqual(self.text("SELECT groupArray(text) FROM (SELECT * FROM bodies.records ORDER BY id)"), "['a','é','c','d','e']\n")
+        query = "SELECT groupArray(text) FROM (SELECT * FROM bodies.records ORDER BY id)"
+        self.assertEqual(self.text(query), "['a','é','c','d','e']\n")
         self.assertEqual(self.send("INSERT INTO bodies.records FORMAT TSV", b"six\tf\n")[::2], (400, "27"))
         self.assertEqual(self.text("SELECT count() FROM bodies.records"), "5\n")
 

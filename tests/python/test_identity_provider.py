@@ -36,7 +36,17 @@ class IdentityProvider(unittest.TestCase):
             return json.load(answer)
 
     def mint(self, *extra: str) -> str:
-        words = ("mint", "--key", str(self.key), "--issuer", ISSUER, "--audience", "snowfence", "--subject", "alice")
+        words = (
+            "mint",
+            "--key",
+            str(self.key),
+            "--issuer",
+            ISSUER,
+            "--audience",
+            "snowfence",
+            "--subject",
+            "alice",
+        )
         done = fixtures.run("identity_provider.py", *words, *extra)
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout.strip()
@@ -54,7 +64,8 @@ class IdentityProvider(unittest.TestCase):
 
     def test_minted_tokens_verify(self) -> None:
         self.serve()
-        claims = self.verify(self.mint("--group", "analysts", "--group", "ops", "--claim", "level=3", "--claim", "team=a=b"))
+        groups = ("--group", "analysts", "--group", "ops")
+        claims = self.verify(self.mint(*groups, "--claim", "level=3", "--claim", "team=a=b"))
         self.assertEqual((claims["sub"], claims["groups"]), ("alice", ["analysts", "ops"]))
         self.assertEqual((claims["level"], claims["team"]), (3, "a=b"))
         self.assertEqual(claims["exp"] - claims["iat"], 3600)
@@ -88,8 +99,9 @@ class IdentityProvider(unittest.TestCase):
         token = self.mint("--algorithm", "ES256")
         self.assertEqual(jwt.get_unverified_header(token)["alg"], "ES256")
         self.verify(token)
-        words = ("mint", "--key", str(self.key), "--issuer", ISSUER, "--audience", "a", "--subject", "s", "--algorithm", "RS256")
-        self.assertEqual(fixtures.run("identity_provider.py", *words).returncode, 1)
+        words = ("mint", "--key", str(self.key), "--issuer", ISSUER, "--audience", "a", "--subject", "s")
+        wrong = fixtures.run("identity_provider.py", *words, "--algorithm", "RS256")
+        self.assertEqual((wrong.returncode, wrong.stderr.count("\n")), (1, 1))
 
     def test_private_members_stay_private(self) -> None:
         self.serve()
@@ -100,7 +112,16 @@ class IdentityProvider(unittest.TestCase):
 
     def test_problems_are_one_line(self) -> None:
         missing = fixtures.run(
-            "identity_provider.py", "mint", "--key", "/nowhere", "--issuer", "i", "--audience", "a", "--subject", "s"
+            "identity_provider.py",
+            "mint",
+            "--key",
+            "/nowhere",
+            "--issuer",
+            "i",
+            "--audience",
+            "a",
+            "--subject",
+            "s",
         )
         self.assertEqual(missing.stderr, "error: cannot read the key /nowhere: No such file or directory\n")
         self.serve()

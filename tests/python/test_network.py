@@ -12,6 +12,7 @@ import threading
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import fixtures
 from fixtures import Program
@@ -43,13 +44,14 @@ def read(reply: bytes, query: bytes) -> tuple[int, list[str]]:
 
 
 class Dns(unittest.TestCase):
-    program: Program
+    program: ClassVar[Program]
+    folder: ClassVar[tempfile.TemporaryDirectory[str]]
 
     @classmethod
     def setUpClass(cls) -> None:
         cls.folder = tempfile.TemporaryDirectory()
-        many = ",".join(f"10.9.0.{number}" for number in range(1, 60))
-        records = ("Acme.Example=10.1.2.3,fd00::1", "acme.example=10.1.2.4", "only4.example=10.1.2.5", f"many.example={many}")
+        many = "many.example=" + ",".join(f"10.9.0.{number}" for number in range(1, 60))
+        records = ("Acme.Example=10.1.2.3,fd00::1", "acme.example=10.1.2.4", "only4.example=10.1.2.5", many)
         words = [word for record in records for word in ("--record", record)]
         cls.program = fixtures.start(
             "dns.py", "--listen", "127.0.0.1:0", "--ttl", "3", *words, log=Path(cls.folder.name, "log")
@@ -62,9 +64,13 @@ class Dns(unittest.TestCase):
 
     def udp(self, message: bytes) -> bytes:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(5)
-            client.sendto(message, ("127.0.0.1", self.program.port))
-            return client.recv(4096)
+            client.settimeout(2)
+            # Datagrams may get lost, so a resolver asks again.
+            for _ in range(3):
+                client.sendto(message, ("127.0.0.1", self.program.port))
+                with contextlib.suppress(TimeoutError):
+                    return client.recv(4096)
+        raise TimeoutError("no answer to three queries")
 
     def tcp(self, *messages: bytes) -> list[bytes]:
         with socket.create_connection(("127.0.0.1", self.program.port), timeout=5) as client:
@@ -111,7 +117,8 @@ class Dns(unittest.TestCase):
                 client.sendto(data, ("127.0.0.1", self.program.port))
         self.assertEqual(self.udp(good[:20])[3] & 0xF, 1)
         self.assertEqual(self.udp(good[:2] + b"\x28\0" + good[4:])[3] & 0xF, 4)
-        self.assertEqual(read(self.udp(question("acme.example", A, class_=3)), question("acme.example", A, class_=3))[0], 5)
+        chaos = question("acme.example", A, class_=3)
+        self.assertEqual(read(self.udp(chaos), chaos)[0], 5)
         self.assertEqual(read(self.udp(good), good)[0], 0)
 
     def test_wrong_records_and_taken_ports_are_one_line(self) -> None:

@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import json
-import socket
-import ssl
-import tempfile
 import threading
 import time
 import unittest
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
-from typing import ClassVar
 
 import fixtures
-from fixtures import HOST, Client, Upstream
-
-PATIENCE = 0.5
-
-
-class UpstreamCase(unittest.TestCase):
-    """One emulated Snowflake for the tests of a class."""
-
-    upstream: ClassVar[Upstream]
-    folder: ClassVar[tempfile.TemporaryDirectory[str]]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.folder = tempfile.TemporaryDirectory()
-        cls.upstream = Upstream(Path(cls.folder.name), "--patience", str(PATIENCE))
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.upstream.program.stop()
-        cls.folder.cleanup()
-
-    @contextlib.contextmanager
-    def session(self, user: str = "svc_agents", password: str = fixtures.PASSWORD) -> Iterator[Client]:
-        with self.upstream.client() as client:
-            self.assertTrue(client.login(user, password)["success"])
-            yield client
-
-    def assert_refused(self, envelope: dict[str, object], code: str) -> None:
-        self.assertEqual((envelope["success"], envelope["code"]), (False, code), envelope)
+from fixtures import PATIENCE, UpstreamCase
 
 
 class Sessions(UpstreamCase):
@@ -53,7 +17,12 @@ class Sessions(UpstreamCase):
         with self.upstream.client() as client:
             data = client.login()["data"]
             self.assertEqual(data["displayUserName"], "SVC_AGENTS")
-            expected = {"databaseName": "SANDBOX", "schemaName": "PUBLIC", "warehouseName": "WH2", "roleName": "ANALYST"}
+            expected = {
+                "databaseName": "SANDBOX",
+                "schemaName": "PUBLIC",
+                "warehouseName": "WH2",
+                "roleName": "ANALYST",
+            }
             self.assertEqual(data["sessionInfo"], expected)
             self.assertGreater(data["sessionId"], 2**32)
             self.assertGreater(data["masterValidityInSeconds"], data["validityInSeconds"])
@@ -72,10 +41,12 @@ class Sessions(UpstreamCase):
         with self.session() as client:
             self.assert_refused(client.call("POST", "/session/heartbeat", authorization=""), "390101")
             self.assert_refused(
-                client.call("POST", "/session/heartbeat", authorization='Snowflake Token="ey.made.up"'), "390104"
+                client.call("POST", "/session/heartbeat", authorization='Snowflake Token="ey.made.up"'),
+                "390104",
             )
             self.assert_refused(
-                client.call("POST", "/session/heartbeat", authorization=f'Snowflake Token="{client.master}"'), "390104"
+                client.call("POST", "/session/heartbeat", authorization=f'Snowflake Token="{client.master}"'),
+                "390104",
             )
             self.assertTrue(client.call("POST", "/session/heartbeat")["success"])
             self.assertTrue(client.call("POST", "/session?delete=true")["success"])
@@ -135,10 +106,21 @@ class Statements(UpstreamCase):
 
     def test_rows_as_json(self) -> None:
         with self.session() as client:
-            sql = """select 1.50::number(10,2), true, null, 'ü', '2025-01-02'::date, '2025-01-02 03:04:05.678'::timestamp_ntz,
-                '01:02:03'::time, 0.25::float, x'c0ff', '1969-12-31 23:59:59.5'::timestamp_ntz"""
+            sql = """select 1.50::number(10,2), true, null, 'ü', '2025-01-02'::date,
+                '2025-01-02 03:04:05.678'::timestamp_ntz, '01:02:03'::time, 0.25::float, x'c0ff',
+                '1969-12-31 23:59:59.5'::timestamp_ntz"""
             row = client.rows(sql)[0]
-            expected = ["1.50", "1", None, "ü", "20090", "1735787045.678000000", "3723.000000000", "0.25", "C0FF"]
+            expected = [
+                "1.50",
+                "1",
+                None,
+                "ü",
+                "20090",
+                "1735787045.678000000",
+                "3723.000000000",
+                "0.25",
+                "C0FF",
+            ]
             self.assertEqual(row, [*expected, "-0.500000000"])
             self.assertEqual(client.rows("select * from customers where 1 = 0"), [])
             asked = client.query("select 1", parameters={"PYTHON_CONNECTOR_QUERY_RESULT_FORMAT": "JSON"})
@@ -170,7 +152,12 @@ class Statements(UpstreamCase):
             client.query("create table kept (a int)")
             described = client.query("insert into kept values (1)", describeOnly=True)
             self.assertEqual(described["data"]["rowtype"][0]["name"], "number of rows inserted")
-            for sql in ("drop table kept", "truncate table kept", "use role nobody", "begin; drop table kept"):
+            for sql in (
+                "drop table kept",
+                "truncate table kept",
+                "use role nobody",
+                "begin; drop table kept",
+            ):
                 client.query(sql, describeOnly=True, parameters={"MULTI_STATEMENT_COUNT": 0})
             self.assertEqual(client.rows("select count(*), current_role() from kept"), [["0", "ANALYST"]])
             columns = client.query("select id, name from customers", describeOnly=True)["data"]
@@ -284,128 +271,6 @@ class LongStatements(UpstreamCase):
         for thread in threads:
             thread.join()
         self.assertEqual(failures, [])
-
-
-class Wire(UpstreamCase):
-    def tls(self, name: str | None = HOST) -> ssl.SSLSocket:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        plain = socket.create_connection(("127.0.0.1", self.upstream.port), timeout=fixtures.ALL_SECONDS)
-        return context.wrap_socket(plain, server_hostname=name)
-
-    def test_every_kind_of_arrival_is_logged(self) -> None:
-        before = len(self.upstream.lines())
-        socket.create_connection(("127.0.0.1", self.upstream.port)).close()
-        with self.tls("silent.example"):
-            pass
-        with self.tls("garbage.example") as garbage:
-            garbage.sendall(b"\x16\x03garbage\r\n\r\n")
-            garbage.recv(1000)
-        with self.upstream.client() as client:
-            self.assertEqual(client.raw("POST", "/api/v2/statements?x=1", b'{"statement":"drop it"}')[0], 404)
-            self.assertEqual(client.raw("GET", "/session/v1/login-request")[0], 405)
-            self.assertEqual(client.raw("GET", "/elsewhere", host="other.example")[0], 404)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            lines = self.upstream.lines()[before:]
-            if {line["event"] for line in lines} == {"connection", "silent", "malformed", "request"}:
-                break
-            time.sleep(0.05)
-        self.assertEqual(sum(line["event"] == "connection" for line in lines), 4)
-        self.assertIn(("silent", "silent.example"), [(line["event"], line["sni"]) for line in lines])
-        self.assertIn(("malformed", "garbage.example"), [(line["event"], line["sni"]) for line in lines])
-        statement, method, host = (line for line in lines if line["event"] == "request")
-        self.assertEqual((statement["path"], statement["query"], statement["status"]), ("/api/v2/statements", "x=1", 404))
-        self.assertEqual(statement["body"], {"statement": "drop it"})
-        self.assertEqual((method["status"], host["status"]), (405, 404))
-        self.assertTrue(statement["peer"].startswith("127.0.0.1:") or statement["peer"].startswith("[::1]:"))
-        self.assertEqual(statement["local"].rpartition(":")[2], str(self.upstream.port))
-        self.assertEqual(host["headers"]["host"], "other.example")
-
-    def test_refused_statements_are_logged_as_not_executed(self) -> None:
-        with self.upstream.client() as client:
-            client.token = "eyJ.a.clients.own.token"
-            client.query("drop table orders")
-        line = self.upstream.lines()[-1]
-        self.assertEqual((line["sql"], line["executed"], line["user"]), ("drop table orders", False, None))
-        self.assertIn(client.token, line["headers"]["authorization"])
-
-    def test_a_running_statement_is_in_the_log_already(self) -> None:
-        with self.session() as client:
-            waiting = client.query("select system$wait(20)")
-            self.assertEqual(waiting["code"], "333333")
-            self.assertIn("select system$wait(20)", self.upstream.statements())
-            client.call("POST", f"/queries/{waiting['data']['queryId']}/abort-request")
-
-    def test_malformed_input_gets_an_answer(self) -> None:
-        bomb = gzip.compress(bytes(80 * 1024 * 1024))
-        path = "/queries/v1/query-request?requestId=x"
-        with self.session() as client:
-            for body, status in (
-                (b"", 400),
-                (b"{", 400),
-                (b"[" * 100_000, 400),
-                (b"[]", 400),
-                (b"\xff\xfe", 400),
-                (b"{}", 400),
-                (b'{"sqlText": 7}', 400),
-                (b"\x1f\x8bnot gzip", 400),
-                (gzip.compress(b'{"sqlText": "select 1"}')[:-9], 400),
-                (bomb, 413),
-            ):
-                self.assertEqual(client.raw("POST", path, body)[0], status, body[:20])
-            for odd in ({"parameters": 7}, {"parameters": {"MULTI_STATEMENT_COUNT": []}}, {"bindings": 7}, {"bindings": {"1": 2}}):
-                self.assertEqual(client.raw("POST", path, json.dumps({"sqlText": "select ?", **odd}).encode())[0], 200, odd)
-            for login in (b"{}", b'{"data": 1}', b"7"):
-                self.assertEqual(client.raw("POST", "/session/v1/login-request", login)[0], 400)
-            self.assert_refused(client.login(7, ["x"], AUTHENTICATOR={}), "390100")  # type: ignore[arg-type]
-            self.assert_refused(client.login(AUTHENTICATOR="SNOWFLAKE_JWT", TOKEN="a.b.c"), "390144")
-            self.assertEqual(client.rows("select 1"), [["1"]])
-
-    def test_bodies_and_answers_may_be_compressed(self) -> None:
-        with self.session() as client:
-            body = gzip.compress(b'{"sqlText": "select * from orders"}')
-            status, answer = client.raw("POST", "/queries/v1/query-request", body, accept_encoding="gzip")
-            self.assertEqual((status, answer[:2]), (200, b"\x1f\x8b"))
-            self.assertEqual(json.loads(gzip.decompress(answer))["data"]["total"], 5000)
-        self.assertEqual(self.upstream.lines()[-1]["sql"], "select * from orders")
-
-    def test_a_megabyte_of_sql(self) -> None:
-        with self.session() as client:
-            text = "x" * 1_000_000
-            self.assertEqual(client.rows(f"select length('{text}')"), [["1000000"]])
-            self.assertEqual(len(self.upstream.statements()[-1]), 1_000_017)
-
-    def test_telemetry_is_taken(self) -> None:
-        with self.session() as client:
-            self.assertTrue(client.call("POST", "/telemetry/send", {"logs": []})["success"])
-            self.assertTrue(client.call("POST", "/telemetry/send/sessionless", {"logs": []}, authorization="")["success"])
-
-    def test_every_address_is_served(self) -> None:
-        port = int(self.upstream.program.ready["listen"][1].rpartition(":")[2])
-        connection = socket.create_connection(("::1", port), timeout=fixtures.ALL_SECONDS)
-        with self.upstream.trust.wrap_socket(connection, server_hostname=HOST) as tls:
-            tls.sendall(b"POST /telemetry/send/sessionless HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
-            self.assertTrue(tls.recv(100).startswith(b"HTTP/1.1 200"))
-        self.assertEqual(self.upstream.lines()[-1]["local"], f"[::1]:{port}")
-
-
-class Starting(unittest.TestCase):
-    def test_problems_are_one_line_and_signals_end_it_cleanly(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            upstream = Upstream(Path(folder))
-            taken = fixtures.run("upstream.py", *upstream.arguments(f"127.0.0.1:{upstream.port}"))
-            self.assertEqual(taken.returncode, 1)
-            self.assertEqual(taken.stderr, f"error: cannot listen on 127.0.0.1:{upstream.port}: Address already in use\n")
-            self.assertEqual(taken.stdout, "")
-            with upstream.client() as client:
-                client.login()
-                self.assertEqual(upstream.program.stop(), 0)
-            (Path(folder) / "credentials.json").write_text('{"A": {"pasword": "x"}}')
-            wrong = fixtures.run("upstream.py", *upstream.arguments("127.0.0.1:0"))
-            self.assertEqual((wrong.returncode, wrong.stderr.count("\n")), (1, 1))
-            self.assertIn("A.pasword", wrong.stderr)
 
 
 if __name__ == "__main__":

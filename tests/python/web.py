@@ -38,7 +38,10 @@ class Answer:
 
     async def send(self, send: Send) -> None:
         """Writes the answer to the connection."""
-        headers = [(b"content-type", self.content_type.encode()), (b"content-length", str(len(self.body)).encode())]
+        headers = [
+            (b"content-type", self.content_type.encode()),
+            (b"content-length", str(len(self.body)).encode()),
+        ]
         headers += [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in self.headers.items()]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})

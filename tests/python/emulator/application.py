@@ -6,30 +6,24 @@ import gzip
 import json
 import logging
 import re
-import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
 
 import fakesnow.server as fakesnow_server
 from starlette.requests import Request as StarletteRequest
 
-import program
 from emulator import protocol
 from emulator.credentials import Credentials
 from emulator.engine import Engine
 from emulator.protocol import Refusal
 from emulator.queries import Queries, Query
+from emulator.request import BadRequest, Request, read_request
 from emulator.request_log import RequestLog, readable_body
 from emulator.sessions import Session, Sessions
-from web import Answer, BodyTooLarge, Receive, Scope, Send, read_body
+from web import Answer, Receive, Scope, Send
 
 LOGGER = logging.getLogger("upstream")
-LARGEST_BODY = 64 * 1024 * 1024
 SERVER_VERSION = "10.36.0"
-TOKEN = re.compile(r'\s*Snowflake\s+Token="([^"]*)"\s*', re.I)
-GZIP_MAGIC = b"\x1f\x8b"
 # Answers shorter than this are sent as they are, also to a client that takes gzip.
 SHORTEST_GZIP = 256
 QUERY_RESULT = re.compile(r"/queries/([^/]+)/result")
@@ -55,46 +49,6 @@ SESSION_PARAMETERS: dict[str, Any] = {
     "TIMESTAMP_LTZ_OUTPUT_FORMAT": "",
     "TIMESTAMP_TZ_OUTPUT_FORMAT": "",
 }
-
-
-class BadRequest(Exception):
-    """A request that no driver sends; answered with an HTTP status instead of an envelope."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
-@dataclass
-class Request:
-    """One request: what arrived, and whether it is in the log yet."""
-
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    body: bytes
-    peer: str
-    local: str
-    sni: str | None
-    token: str | None
-    problem: BadRequest | None = None
-    logged: bool = field(default=False)
-
-    @property
-    def parameters(self) -> dict[str, str]:
-        return dict(parse_qsl(self.query, keep_blank_values=True))
-
-    def json(self) -> dict[str, Any]:
-        """The body as a JSON object."""
-        try:
-            value = json.loads(self.body)
-        except (ValueError, RecursionError):
-            raise BadRequest(400, "the body is not JSON") from None
-        if not isinstance(value, dict):
-            raise BadRequest(400, "the body is not a JSON object")
-        return value
 
 
 Handler = Callable[[Request], Awaitable[dict[str, Any]]]
@@ -211,7 +165,13 @@ class Application:
         token, connection = self._engine.connect(database, schema, autocommit)
         role, warehouse = identifier(wanted.get("roleName")), identifier(wanted.get("warehouse"))
         session = Session(
-            self._sessions.take_id(), user, role or "PUBLIC", warehouse or self._warehouse, connection, SESSION_PARAMETERS | settings, token
+            self._sessions.take_id(),
+            user,
+            role or "PUBLIC",
+            warehouse or self._warehouse,
+            connection,
+            SESSION_PARAMETERS | settings,
+            token,
         )
         return protocol.success(
             {
@@ -348,51 +308,6 @@ class Application:
         scope = {"type": "http", "method": "PUT", "headers": [], "path_params": {"path": path}}
         response = await fakesnow_server.bucket_upload(StarletteRequest(scope, receive))
         return Answer(response.status_code)
-
-
-async def read_request(scope: Scope, receive: Receive) -> Request:
-    """Reads a whole request. What is wrong with it goes into `problem`, so that it can still be logged."""
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    problem: BadRequest | None = None
-    body = b""
-    try:
-        body, whole = await read_body(receive, LARGEST_BODY)
-        if not whole:
-            problem = BadRequest(400, "the body ended early")
-        # Decided by the bytes: drivers do not always say that they compress.
-        elif body.startswith(GZIP_MAGIC):
-            body = inflate(body)
-    except BodyTooLarge:
-        problem = BadRequest(413, "the body is too large")
-    except zlib.error:
-        problem = BadRequest(400, "the body's gzip is damaged")
-    authorization = TOKEN.fullmatch(headers.get("authorization", ""))
-    return Request(
-        scope["method"],
-        scope["path"],
-        scope["query_string"].decode("latin-1"),
-        headers,
-        body,
-        program.format_address(scope.get("client")),
-        program.format_address(scope.get("server")),
-        scope.get("extensions", {}).get("snowfence.tls", {}).get("sni"),
-        authorization[1] if authorization else None,
-        problem,
-    )
-
-
-def inflate(data: bytes) -> bytes:
-    """Unpacks gzip up to the size that a body may have."""
-    inflater = zlib.decompressobj(wbits=31)
-    plain = inflater.decompress(data, LARGEST_BODY)
-    if inflater.unconsumed_tail:
-        raise BodyTooLarge
-    if not inflater.eof:
-        raise zlib.error("incomplete")
-    return plain
 
 
 def json_answer(envelope: dict[str, Any], status: int = 200) -> Answer:

@@ -24,7 +24,19 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 # What fakesnow, or rather the exception that it raises, puts before each message.
 ENGINE_PREFIX = re.compile(r"\A\d{6} \(\w+\): (?:None: )?")
 # What fakesnow can describe; anything else it would execute, which a describe request must not do.
-DESCRIBABLE = ("select", "with", "show", "describe", "insert", "update", "delete", "merge", "create", "drop", "alter")
+DESCRIBABLE = (
+    "select",
+    "with",
+    "show",
+    "describe",
+    "insert",
+    "update",
+    "delete",
+    "merge",
+    "create",
+    "drop",
+    "alter",
+)
 
 
 class Engine:
@@ -33,7 +45,9 @@ class Engine:
     def __init__(self) -> None:
         self._database = fakesnow_server.shared_fs
 
-    def connect(self, database: str | None, schema: str | None, autocommit: bool) -> tuple[str, FakeSnowflakeConnection]:
+    def connect(
+        self, database: str | None, schema: str | None, autocommit: bool
+    ) -> tuple[str, FakeSnowflakeConnection]:
         """A new connection, and the token under which `execute` finds it."""
         token = secrets.token_urlsafe(16)
         connection = self._database.connect(database, schema, autocommit=autocommit)
@@ -62,7 +76,7 @@ class Engine:
         try:
             response = await fakesnow_server.query_request(internal_request(token, request, host))
             envelope = json.loads(bytes(response.body))
-        except Exception as error:  # noqa: BLE001 - whatever a statement does to the engine is that statement's error
+        except Exception as error:  # whatever a statement does to the engine is that statement's error
             LOGGER.warning("the engine failed on %.200r: %s: %s", sql, type(error).__name__, error)
             raise Refusal("000603", f"SQL execution internal error: {type(error).__name__}.", "XX000") from None
         if not envelope["success"]:
@@ -72,7 +86,7 @@ class Engine:
             raise Refusal(envelope["code"], ENGINE_PREFIX.sub("", envelope["message"]), state)
         data: dict[str, Any] = envelope["data"]
         # fakesnow keeps every result for ever; here the query that it belongs to keeps it.
-        kept = self._database.results_cache.pop(data.get("queryId"), None)
+        kept = self._database.results_cache.pop(str(data.get("queryId")), None)
         if data.get("queryResultFormat") == "arrow" and wants_json:
             encoded = data.pop("rowsetBase64")
             data["rowset"] = json_rows(kept[0], data["rowtype"]) if encoded and kept else []

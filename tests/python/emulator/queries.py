@@ -91,8 +91,10 @@ class Queries:
         query = self._by_id.get(query_id)
         return query if query is not None and query.user == user else None
 
-    def prepare(self, session: Session, request_id: str, request: dict[str, Any], wants_json: bool) -> tuple[Query, bool]:
-        """The query for a request, and whether it has to be started: not so for a repeated request id or bad text."""
+    def prepare(
+        self, session: Session, request_id: str, request: dict[str, Any], wants_json: bool
+    ) -> tuple[Query, bool]:
+        """The query for a request, and whether to start it: not so when its id is repeated or its text bad."""
         query = Query(session, request, [], wants_json)
         earlier = self._by_request.get((session.id, request_id)) if request_id else None
         if earlier is not None:
@@ -126,7 +128,7 @@ class Queries:
             raise Refusal("000605", "Identified SQL statement is not currently executing.", "57014")
         query.cancelled = True
         if query.in_engine:
-            query.session.connection._duck_conn.interrupt()  # noqa: SLF001 - fakesnow has no cancel of its own
+            query.session.connection._duck_conn.interrupt()  # fakesnow has no cancel of its own
         else:
             query.task.cancel()
 
@@ -169,7 +171,9 @@ class Queries:
             if query.cancelled or child.error is not None:
                 raise child.error or cancelled()
             children.append(child)
-        data = status_result("Multiple statements executed successfully.", MULTI_STATEMENT, "multiple statement execution")
+        data = status_result(
+            "Multiple statements executed successfully.", MULTI_STATEMENT, "multiple statement execution"
+        )
         data["resultIds"] = ",".join(child.id for child in children)
         data["resultTypes"] = ",".join(str((child.data or {}).get("statementTypeId", 0)) for child in children)
         return data

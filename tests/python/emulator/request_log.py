@@ -22,7 +22,7 @@ class RequestLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Writes one line. Every line has every key, so that readers need no special cases."""
-        line = {
+        line: dict[str, Any] = {
             "time": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
             "event": event,
             "method": "",

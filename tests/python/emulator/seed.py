@@ -12,13 +12,23 @@ from emulator.engine import Engine
 
 CUSTOMERS = 300
 ORDERS = 5000
-NAMES = ("Ada Lovelace", "Søren Ærø", "李小龙", "Владимир Ильин", "O'Brien & Sons", "مريم", "Zoë 🦊 Fuchs", "José Núñez")
+NAMES = (
+    "Ada Lovelace",
+    "Søren Ærø",
+    "李小龙",
+    "Владимир Ильин",
+    "O'Brien & Sons",
+    "مريم",
+    "Zoë 🦊 Fuchs",
+    "José Núñez",
+)
 COUNTRIES = ("AT", "DE", "DK", "CN", "US", None)
 STATES = ("open", "shipped", "returned", None)
 FIRST_DAY = datetime.datetime(2025, 1, 1)
 
 CUSTOMERS_TABLE = """create table customers (
-    id int, name varchar, email varchar, country varchar, credit number(12, 2), vip boolean, since date, note varchar)"""
+    id int, name varchar, email varchar, country varchar, credit number(12, 2), vip boolean, since date,
+    note varchar)"""
 ORDERS_TABLE = """create table orders (
     id int, customer_id int, amount number(12, 2), state varchar, ordered_at timestamp_ntz, weight float)"""
 
@@ -30,7 +40,7 @@ def seed(engine: Engine, database: str, schema: str) -> None:
     cursor.execute(CUSTOMERS_TABLE)
     cursor.execute(ORDERS_TABLE)
     # fakesnow has no bulk load, so the rows go to its DuckDB directly.
-    duckdb = connection._duck_conn  # noqa: SLF001
+    duckdb = connection._duck_conn
     for table, rows in (("customers", customers()), ("orders", orders())):
         duckdb.register(f"seed_{table}", pyarrow.Table.from_pylist(rows))
         duckdb.execute(f"insert into {table} select * from seed_{table}")
@@ -50,7 +60,7 @@ def customers() -> list[dict[str, object]]:
             "credit": Decimal(number * 1737 % 500_000) / 100,
             "vip": None if number % 13 == 0 else number % 5 == 0,
             "since": (FIRST_DAY + datetime.timedelta(days=number)).date(),
-            "note": None if number % 3 else f"Line one\nline two; it's \"quoted\" \\ – {number} ✓",
+            "note": None if number % 3 else f'Line one\nline two; it\'s "quoted" \\ – {number} ✓',
         }
         for number in range(1, CUSTOMERS + 1)
     ]

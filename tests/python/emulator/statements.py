@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlglot import Dialect
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import TokenType
+from sqlglot.tokenizer_core import TokenType
 
 from emulator.protocol import Refusal
 from emulator.sessions import Session
@@ -121,6 +121,9 @@ def with_context(sql: str, session: Session, account: str) -> str:
         text = sql[name.start : name.end + 1].upper()
         if text in values and opened.token_type == TokenType.L_PAREN and closed.token_type == TokenType.R_PAREN:
             value = values[text]
-            parts += [sql[done : name.start], "NULL" if value is None else "'" + value.replace("'", "''") + "'"]
+            parts += [
+                sql[done : name.start],
+                "NULL" if value is None else "'" + value.replace("'", "''") + "'",
+            ]
             done = closed.end + 1
     return "".join(parts) + sql[done:]

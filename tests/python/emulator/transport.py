@@ -60,9 +60,9 @@ def logging_protocol(log: RequestLog) -> type[H11Protocol]:
             async def with_tls(scope: Scope, receive: Receive, send: Send) -> None:
                 self.requests += 1
                 scope.setdefault("extensions", {})["snowfence.tls"] = {"sni": self.requested_name}
-                await application(scope, receive, send)  # type: ignore[arg-type]
+                await application(scope, receive, send)
 
-            self.app = with_tls  # type: ignore[assignment]
+            self.app = with_tls
 
         def send_400_response(self, msg: str) -> None:
             self._log("malformed")
