@@ -247,7 +247,7 @@ class UpstreamCase(unittest.TestCase):
         cls.folder.cleanup()
 
     @contextlib.contextmanager
-    def session(self, user: str = "svc_agents", password: str = fixtures.PASSWORD) -> Iterator[Client]:
+    def session(self, user: str = "svc_agents", password: str = PASSWORD) -> Iterator[Client]:
         with self.upstream.client() as client:
             self.assertTrue(client.login(user, password)["success"])
             yield client
