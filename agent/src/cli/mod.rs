@@ -123,8 +123,17 @@ pub fn main() -> ExitCode {
             (FAILED, error)
         }
     };
-    eprintln!("snowfence: {error:#}");
+    eprintln!("snowfence: {}", in_one_line(&error));
     ExitCode::from(code)
+}
+
+/// An error with its causes, each said once: many say their cause themselves.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        known if known.contains(&cause) => text,
+        _ => format!("{text}: {cause}"),
+    })
 }
 
 fn version(format: Format) -> Result<(), Failure> {
