@@ -109,10 +109,9 @@ fn judge(context: &SockAddrContext, destination: [u32; 4]) -> Verdict {
     let Some(settings) = settings() else { return Verdict::Untouched };
     let port = port(fields);
     if port == settings.listen_port {
-        // Straight to the listener: what an earlier, failed connect of this socket left must not speak for it.
+        // Perhaps straight to the listener: what an earlier, failed connect of this socket left must not speak for it.
         // SAFETY: the helper takes the context that the kernel passed.
         let _ = PENDING.remove(unsafe { bpf_get_socket_cookie(context.as_ptr()) });
-        return Verdict::Untouched;
     }
     // SAFETY: nothing is read through the reference; only whether there is an entry counts.
     if unsafe { PORTS.get(port) }.is_none() || !is_endpoint(destination) || address::is_loopback(destination)
