@@ -1,0 +1,494 @@
+//! Bringing a sandbox up, working with its parts, and taking it down.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::{
+    fs::{FlockOperation, flock},
+    mount::{MountFlags, mount},
+    process::geteuid,
+};
+use serde_json::Value;
+use toml::Table;
+
+use crate::{
+    certificates,
+    cgroup::{self, Cgroup},
+    configuration::{self, Facts},
+    launch::{self, Place},
+    network,
+    pod::{self, Pod, Specification},
+    process::{Plan, Process},
+    python::{self, Environment},
+    services::{self, Claims, Service, text},
+    signals,
+    state::{self, Ownership, State},
+    supervisor,
+};
+
+const AGENT_START_DEADLINE: Duration = Duration::from_secs(60);
+const CLICKHOUSE_DEADLINE: Duration = Duration::from_secs(60);
+const BPFFS: &str = "/sys/fs/bpf";
+/// The password that the agent logs in to the emulated Snowflake with. Tests look for it where it must not be.
+pub const SERVICE_PASSWORD: &str = "correct-horse-battery-staple-7741";
+
+type Change = Box<dyn FnOnce(&mut Table) -> Result<()> + Send>;
+
+/// What a sandbox is to be like.
+pub struct Builder {
+    binary: Option<PathBuf>,
+    policy: Option<PathBuf>,
+    configuration: Option<PathBuf>,
+    change: Option<Change>,
+    driver: Environment,
+    role: Option<String>,
+    without: Vec<Service>,
+    agent: bool,
+    say: fn(&str),
+}
+
+impl Builder {
+    /// The agent's binary. Default: `snowfence` beside this crate's own binary.
+    #[must_use]
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binary = Some(path.into());
+        self
+    }
+
+    /// A Cedar policy in place of the default one.
+    #[must_use]
+    pub fn policy(mut self, path: impl Into<PathBuf>) -> Self {
+        self.policy = Some(path.into());
+        self
+    }
+
+    /// A configuration in place of the default one. The sandbox puts its own places into it.
+    #[must_use]
+    pub fn configuration(mut self, path: impl Into<PathBuf>) -> Self {
+        self.configuration = Some(path.into());
+        self
+    }
+
+    /// A last change to the configuration.
+    #[must_use]
+    pub fn configure(mut self, change: impl FnOnce(&mut Table) -> Result<()> + Send + 'static) -> Self {
+        self.change = Some(Box::new(change));
+        self
+    }
+
+    /// The connector that the pods' `SANDBOX_PYTHON` has. Default: 5.x.
+    #[must_use]
+    pub fn driver(mut self, driver: Environment) -> Self {
+        self.driver = driver;
+        self
+    }
+
+    /// The role that clients ask for. Default: none.
+    #[must_use]
+    pub fn role(mut self, role: &str) -> Self {
+        self.role = Some(role.to_owned());
+        self
+    }
+
+    /// Leaves out a part of the outside world; it can be started later.
+    #[must_use]
+    pub fn without(mut self, service: Service) -> Self {
+        self.without.push(service);
+        self
+    }
+
+    /// Does not start the agent yet.
+    #[must_use]
+    pub fn without_agent(mut self) -> Self {
+        self.agent = false;
+        self
+    }
+
+    /// Who is told what happens. Default: nobody.
+    #[must_use]
+    pub fn progress(mut self, say: fn(&str)) -> Self {
+        self.say = say;
+        self
+    }
+
+    /// Removes the leftovers of dead sandboxes, then brings this one up. On failure nothing of it is left.
+    pub fn start(self) -> Result<Sandbox> {
+        ensure!(geteuid().is_root(), "a sandbox needs root: for namespaces, control groups and kernel programs");
+        let binary = match &self.binary {
+            Some(path) => std::path::absolute(path)?,
+            None => launch::launcher()?.with_file_name("snowfence"),
+        };
+        ensure!(binary.is_file(), "{} is not built: run `cargo xtask build`", binary.display());
+        python::prepare(&[Environment::ClickHouse, Environment::Upstream, self.driver], &self.say)?;
+        for id in state::sweep()? {
+            (self.say)(&format!("removed what was left of sandbox {id}"));
+        }
+        mount_bpffs()?;
+        let (state, ownership) = State::claim()?;
+        signals::watch_over(state.id())?;
+        let agent_plan = agent_plan(&state, &binary)?;
+        let mut sandbox = Sandbox {
+            agent: None,
+            agent_plan,
+            binary,
+            driver: self.driver,
+            kept: false,
+            ownership: Some(ownership),
+            pods: Vec::new(),
+            role: self.role.clone(),
+            services: BTreeMap::new(),
+            state,
+        };
+        // From here on a failure drops the sandbox, which takes it down.
+        sandbox.bring_up(self)?;
+        Ok(sandbox)
+    }
+}
+
+/// A sandbox that is up. Dropping it takes it down.
+#[derive(Debug)]
+pub struct Sandbox {
+    agent: Option<Process>,
+    agent_plan: Plan,
+    binary: PathBuf,
+    driver: Environment,
+    kept: bool,
+    ownership: Option<Ownership>,
+    pods: Vec<Pod>,
+    role: Option<String>,
+    services: BTreeMap<Service, Process>,
+    state: State,
+}
+
+impl Sandbox {
+    pub fn builder() -> Builder {
+        Builder {
+            binary: None,
+            policy: None,
+            configuration: None,
+            change: None,
+            driver: Environment::Connector5,
+            role: None,
+            without: Vec::new(),
+            agent: true,
+            say: |_| {},
+        }
+    }
+
+    pub fn id(&self) -> &str {
+        self.state.id()
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The agent's configuration file.
+    pub fn configuration(&self) -> PathBuf {
+        self.state.public("snowfence.toml")
+    }
+
+    /// The folder of the agent's journal, CA and keys.
+    pub fn agent_state(&self) -> PathBuf {
+        self.state.secret("state")
+    }
+
+    /// The pod of that name, which is made when it is asked for first. Its user is not root.
+    pub fn pod(&mut self, name: &str) -> Result<Pod> {
+        self.pod_of(name, false)
+    }
+
+    /// The same, with root of an ordinary container, NET_ADMIN and NET_RAW.
+    pub fn root_pod(&mut self, name: &str) -> Result<Pod> {
+        self.pod_of(name, true)
+    }
+
+    /// A token of the identity provider.
+    pub fn token(&self, claims: &Claims) -> Result<String> {
+        services::mint(&self.state, claims)
+    }
+
+    /// What arrived at the emulated Snowflake, a JSON object a line.
+    pub fn upstream_log(&self) -> Result<Vec<Value>> {
+        let path = self.state.public("upstream.jsonl");
+        let log = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        log.lines().map(|line| serde_json::from_str(line).context("read a line of the upstream's log")).collect()
+    }
+
+    /// The answer of ClickHouse to a query, in the format that the query names, else tab-separated.
+    pub fn clickhouse(&self, query: &str) -> Result<String> {
+        network::inside(&network::outside(self.id()), || {
+            let agent: ureq::Agent = ureq::Agent::config_builder()
+                .timeout_global(Some(CLICKHOUSE_DEADLINE))
+                .http_status_as_error(false)
+                .build()
+                .into();
+            let mut answer = agent.post(services::clickhouse_url()).send(query).context("ask ClickHouse")?;
+            let text = answer.body_mut().read_to_string().context("read ClickHouse's answer")?;
+            ensure!(answer.status().is_success(), "ClickHouse answered {}: {}", answer.status(), text.trim());
+            Ok(text)
+        })
+    }
+
+    /// The rows of a query without FORMAT, each a JSON object.
+    pub fn clickhouse_rows(&self, query: &str) -> Result<Vec<Value>> {
+        let text = self.clickhouse(&format!("{query} FORMAT JSONEachRow"))?;
+        text.lines().map(|line| serde_json::from_str(line).context("read a row of ClickHouse")).collect()
+    }
+
+    /// Runs the agent's binary on the machine with the given arguments and this sandbox's configuration.
+    pub fn snowfence<S: AsRef<str>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<pod::Output> {
+        let output = Command::new(&self.binary)
+            .args(arguments.into_iter().map(|argument| argument.as_ref().to_owned()))
+            .arg("--config")
+            .arg(self.configuration())
+            .env_clear()
+            .envs(services::environment())
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("start {}", self.binary.display()))?;
+        Ok(pod::Output {
+            status: launch::status_code(output.status),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub fn start_agent(&mut self) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent was started already");
+        let ready = self.agent_state().join("ready");
+        if ready.exists() {
+            fs::remove_file(&ready).context("forget the last start")?;
+        }
+        let mut agent = Process::start(&self.agent_plan, &self.state.logs())?;
+        agent.wait_until(AGENT_START_DEADLINE, || Ok(ready.exists()))?;
+        self.agent = Some(agent);
+        self.publish_internal_ca()
+    }
+
+    /// The agent's pid.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Process::pid)
+    }
+
+    /// SIGKILL, and waits until the agent is gone.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent.take().context("the agent does not run")?.kill()
+    }
+
+    /// SIGTERM, and waits for the agent's orderly end.
+    pub fn stop_agent(&mut self) -> Result<ExitStatus> {
+        self.agent.take().context("the agent does not run")?.stop(services::STOP_DEADLINE)
+    }
+
+    /// All that the agent logged, over all its starts.
+    pub fn agent_log(&self) -> Result<String> {
+        self.log("agent")
+    }
+
+    /// What a process of the sandbox logged: `agent`, or the name of a service.
+    pub fn log(&self, process: &str) -> Result<String> {
+        let path = self.state.logs().join(format!("{process}.log"));
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Starts a part of the outside world that was left out or stopped.
+    pub fn start_service(&mut self, service: Service) -> Result<()> {
+        ensure!(!self.services.contains_key(&service), "{} was started already", service.name());
+        let process = service.start(&self.state)?;
+        self.services.insert(service, process);
+        Ok(())
+    }
+
+    /// Stops a part of the outside world in an orderly way.
+    pub fn stop_service(&mut self, service: Service) -> Result<()> {
+        self.running(service)?.stop(services::STOP_DEADLINE).map(drop)
+    }
+
+    /// Kills a part of the outside world.
+    pub fn kill_service(&mut self, service: Service) -> Result<()> {
+        self.running(service)?.kill()
+    }
+
+    pub fn start_clickhouse(&mut self) -> Result<()> {
+        self.start_service(Service::ClickHouse)
+    }
+
+    pub fn stop_clickhouse(&mut self) -> Result<()> {
+        self.stop_service(Service::ClickHouse)
+    }
+
+    /// Has the agent started again whenever it dies. With `own` the sandbox outlives this process.
+    pub fn supervise(&mut self, own: bool) -> Result<Process> {
+        supervisor::start(&self.state, own)
+    }
+
+    /// Leaves the sandbox up. Somebody else must own it by now, or the next start sweeps it away.
+    pub fn keep(mut self) {
+        self.kept = true;
+        signals::let_go(self.state.id());
+        // Their values would end them. They belong to the sandbox from here on.
+        self.agent.take().map(std::mem::forget);
+        std::mem::take(&mut self.services).into_values().for_each(std::mem::forget);
+    }
+
+    fn running(&mut self, service: Service) -> Result<Process> {
+        self.services.remove(&service).with_context(|| format!("{} does not run", service.name()))
+    }
+
+    fn bring_up(&mut self, builder: Builder) -> Result<()> {
+        let say = builder.say;
+        say(&format!("sandbox {}: networks, control groups, certificates", self.id()));
+        network::create(self.id())?;
+        {
+            let _building = signals::building();
+            Cgroup::services(self.id())?.create()?;
+            Cgroup::covered(self.id())?.child("agent").create()?;
+            Cgroup::covered(self.id())?.child("pods").create()?;
+        }
+        certificates::write(services::ACCOUNT_HOST, &services::certificate_files(&self.state))?;
+        self.write_files(builder.policy, builder.configuration, builder.change)?;
+        let wanted = Service::ALL.into_iter().filter(|service| !builder.without.contains(service));
+        let wanted: Vec<Service> = wanted.collect();
+        let names: Vec<&str> = wanted.iter().map(|service| service.name()).collect();
+        say(&format!("sandbox {}: starting {}", self.id(), names.join(", ")));
+        let state = &self.state;
+        let started: Vec<(Service, Result<Process>)> = std::thread::scope(|scope| {
+            let starts: Vec<_> =
+                wanted.iter().map(|service| (*service, scope.spawn(move || service.start(state)))).collect();
+            starts
+                .into_iter()
+                .map(|(service, start)| {
+                    (service, start.join().unwrap_or_else(|_| Err(anyhow::anyhow!("starting it panicked"))))
+                })
+                .collect()
+        });
+        for (service, process) in started {
+            self.services.insert(service, process?);
+        }
+        supervisor::store_agent_plan(&self.state, &self.agent_plan)?;
+        if builder.agent {
+            say(&format!("sandbox {}: starting the agent", self.id()));
+            self.start_agent()?;
+        }
+        Ok(())
+    }
+
+    fn write_files(
+        &self,
+        policy: Option<PathBuf>,
+        configuration: Option<PathBuf>,
+        change: Option<Change>,
+    ) -> Result<()> {
+        state::make_folder(&self.agent_state(), 0o700)?;
+        state::make_folder(&self.state.secret("clickhouse"), 0o700)?;
+        let password = self.state.secret("password");
+        fs::write(&password, SERVICE_PASSWORD).context("write the service's password")?;
+        let credentials = serde_json::json!({ services::SERVICE_USER: { "password": SERVICE_PASSWORD } });
+        fs::write(self.state.secret("credentials.json"), credentials.to_string()).context("write the credentials")?;
+        // A mount point: the pods see the binary here.
+        fs::write(self.state.public("snowfence"), "").context("make a place for the binary")?;
+        fs::write(self.state.public("upstream.jsonl"), "").context("make the upstream's log")?;
+        let policy = policy
+            .map(|path| {
+                let copy = self.state.public("policy.cedar");
+                fs::copy(&path, &copy).with_context(|| format!("read the policy {}", path.display()))?;
+                anyhow::Ok(copy)
+            })
+            .transpose()?;
+        let table = match configuration {
+            Some(path) => fs::read_to_string(&path)
+                .map_err(anyhow::Error::from)
+                .and_then(|text| Ok(toml::from_str(&text)?))
+                .with_context(|| format!("read the configuration {}", path.display()))?,
+            None => configuration::default()?,
+        };
+        let mut table = configuration::complete(
+            table,
+            &Facts {
+                state: self.agent_state(),
+                cgroup: cgroup::covered_name(self.id()),
+                pins: self.state.pins(),
+                upstream_ca: services::certificate_files(&self.state).authority,
+                password,
+                policy,
+            },
+        )?;
+        if let Some(change) = change {
+            change(&mut table)?;
+        }
+        fs::write(self.configuration(), toml::to_string(&table)?).context("write the configuration")
+    }
+
+    fn publish_internal_ca(&self) -> Result<()> {
+        let certificate = self.snowfence(["ca", "print"])?.into_stdout().context("ask the agent for its CA")?;
+        fs::write(self.state.public("internal-ca.pem"), certificate).context("write the agent's CA")
+    }
+
+    fn pod_of(&mut self, name: &str, root: bool) -> Result<Pod> {
+        if let Some(pod) = self.pods.iter().find(|pod| pod.name() == name) {
+            return Ok(pod.clone());
+        }
+        let public = self.state.root().join("public");
+        let mut environment = pod::environment(&self.state, &self.driver.python()?, self.role.as_deref())?;
+        let claims = Claims::analyst(&format!("{name}@sandbox"));
+        environment.insert("SNOWFLAKE_TOKEN".into(), self.token(&claims)?);
+        let files = vec![(public.clone(), public), (self.binary.clone(), self.state.public("snowfence"))];
+        let specification = Specification { name, index: self.pods.len(), root, files, environment };
+        let pod = Pod::create(&self.state, specification)?;
+        self.pods.push(pod.clone());
+        Ok(pod)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Err(error) = state::remove(self.state.id()) {
+            eprintln!("{error:#}");
+        }
+        signals::let_go(self.state.id());
+        drop(self.ownership.take());
+    }
+}
+
+fn agent_plan(state: &State, binary: &Path) -> Result<Plan> {
+    let mut environment = services::environment();
+    environment.insert("RUST_BACKTRACE".into(), "1".into());
+    environment.extend(std::env::var("SNOWFENCE_LOG").ok().map(|filter| ("SNOWFENCE_LOG".into(), filter)));
+    Ok(Plan {
+        name: "agent".to_owned(),
+        place: Place {
+            network: Some(network::node(state.id())),
+            cgroup: Cgroup::covered(state.id())?.child("agent").path().to_owned(),
+            container: None,
+        },
+        program: text(binary)?,
+        arguments: vec!["run".into(), "--config".into(), text(&state.public("snowfence.toml"))?],
+        environment,
+    })
+}
+
+/// Mounts the file system of pinned programs where no init system did. It stays: others may use it by then.
+fn mount_bpffs() -> Result<()> {
+    // A second mount would hide what others pinned in the first.
+    let folder = fs::File::open(BPFFS).with_context(|| format!("open {BPFFS}: is this kernel built with BPF?"))?;
+    flock(&folder, FlockOperation::LockExclusive).with_context(|| format!("lock {BPFFS}"))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    if mounts.lines().any(|line| line.contains(&format!(" {BPFFS} ")) && line.contains(" - bpf ")) {
+        return Ok(());
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("bpf", BPFFS, "bpf", flags, Some(c"mode=0700"))
+        .with_context(|| format!("mount bpffs on {BPFFS}"))
+}
