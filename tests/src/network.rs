@@ -133,10 +133,10 @@ fn node_commands(outside: &str) -> String {
     format!(
         "\
 link set lo up
-link add up type veth peer name eth0 netns {outside}
-address add 10.77.1.1/24 dev up
-address add fd77:1::1/64 dev up nodad
-link set up up
+link add outside type veth peer name eth0 netns {outside}
+address add 10.77.1.1/24 dev outside
+address add fd77:1::1/64 dev outside nodad
+link set outside up
 route add unreachable default
 -6 route add unreachable default metric 4096
 "

@@ -1,0 +1,67 @@
+//! What `--help` says after the options.
+
+pub const XTASK: &str = "\
+Examples:
+  cargo xtask demo                                   see the whole product work
+  cargo xtask sandbox -- sh -c '\"$SANDBOX_PYTHON\" script.py'
+  cargo xtask test                                   what the continuous integration runs";
+
+pub const BUILD: &str = "\
+Examples:
+  cargo xtask build              target/debug/snowfence
+  cargo xtask build --release    target/release/snowfence";
+
+pub const SETUP: &str = "\
+Installs with apt-get on Debian and Ubuntu, and names what is missing elsewhere. Python environments go to
+/var/cache/snowfence for root, else to ~/.cache/snowfence, or where SNOWFENCE_CACHE says. The other jobs do all this by
+themselves.
+
+Example:
+  cargo xtask setup";
+
+pub const SANDBOX: &str = "\
+Brings up, on this machine and away from its network: an emulated Snowflake, ClickHouse, an identity provider, DNS, the
+agent, and a covered pod; runs CMD in the pod; takes all down; and ends with CMD's exit status (128 and the signal's
+number if it was signalled, 125 if the sandbox itself failed). Standard output is CMD's alone.
+
+The pod has a network namespace and a control group of its own. CMD runs as the user that called this (nobody, for root)
+with the machine's files, the working directory it was called in, a fresh home, and only these variables:
+  SNOWFLAKE_ACCOUNT, _HOST, _USER, _TOKEN, _DATABASE, _SCHEMA, _WAREHOUSE
+                          what a client needs; the token is the identity provider's
+  SSL_CERT_FILE, REQUESTS_CA_BUNDLE, NODE_EXTRA_CA_CERTS
+                          the agent's internal CA
+  SANDBOX_PYTHON          a Python that has the connector
+  SANDBOX_UPSTREAM, SANDBOX_UPSTREAM6, SANDBOX_UPSTREAM_ALT
+                          addresses of the emulated Snowflake; nothing names the last one
+  SANDBOX_UPSTREAM_CA, SANDBOX_UPSTREAM_LOG
+                          its CA, and what arrived there (JSON lines)
+  SANDBOX_CLICKHOUSE, SANDBOX_HTTP_PROXY
+                          URLs of ClickHouse and of a CONNECT proxy outside the pod
+  SANDBOX_CONFIG, SANDBOX_BIN
+                          the agent's configuration and binary
+
+With --root, CMD is root with the capabilities of an ordinary container, NET_ADMIN and NET_RAW. The machine's files are
+root's to change, as ever: run only what you would run as root.
+
+--config replaces the agent's configuration. The sandbox still sets agent.state_dir, capture.cgroup, capture.bpffs,
+capture.nameservers, tls.upstream_ca_bundle, policy.file with --policy, and credentials.svc where there is none.
+
+Examples:
+  cargo xtask sandbox -- sh -c '\"$SANDBOX_PYTHON\" script.py'
+  cargo xtask sandbox --driver 4 --policy deploy/policy.cedar -- sh
+  cargo xtask sandbox --keep -- true
+  cargo xtask sandbox --in a1B2c3 -- sh
+  cargo xtask sandbox --down a1B2c3";
+
+pub const DEMO: &str = "\
+Ends with 0 only if each step showed what it claims. Plain text in a pipe or with NO_COLOR.
+
+Example:
+  cargo xtask demo";
+
+pub const TEST: &str = "\
+Fails, and says so, where there is no root or no BPF; --unit runs what needs neither.
+
+Examples:
+  cargo xtask test
+  cargo xtask test --unit";
