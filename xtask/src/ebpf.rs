@@ -58,8 +58,8 @@ pub fn build_programs(root: &Path) -> Result<PathBuf> {
         None => Toolchain::debian(&target)?,
     };
     step(&format!("building the kernel programs with {}", toolchain.name));
-    let build = target.join("bpf-build");
-    run(toolchain.cargo(&build).current_dir(root.join("agent-ebpf")).args([
+    let folder = target.join("bpf-build");
+    run(toolchain.cargo(&folder).current_dir(root.join("agent-ebpf")).args([
         "build",
         "--release",
         "--locked",
@@ -69,10 +69,10 @@ pub fn build_programs(root: &Path) -> Result<PathBuf> {
         "build-std=core",
     ]))?;
 
-    let built = build.join(TARGET).join("release/snowfence");
+    let built = folder.join(TARGET).join("release/snowfence");
     fs::create_dir_all(target.join("bpf"))?;
     // By way of a rename, so that nobody ever embeds half an object.
-    let half = target.join("bpf-build/snowfence.bpf.o");
+    let half = folder.join("snowfence.bpf.o");
     fs::copy(&built, &half).with_context(|| format!("copy {}", built.display()))?;
     fs::rename(&half, &object).with_context(|| format!("write {}", object.display()))?;
     fs::write(&stamp, inputs).with_context(|| format!("write {}", stamp.display()))?;
@@ -102,11 +102,8 @@ impl Toolchain {
 
     /// Debian's compiler, installed first where it is missing.
     fn debian(target: &Path) -> Result<Self> {
-        ensure!(
-            Path::new("/etc/debian_version").exists() && on_path("apt-get").is_some(),
-            "{}",
-            ORDINARY_MACHINE
-        );
+        let is_debian = Path::new("/etc/debian_version").exists() && on_path("apt-get").is_some();
+        ensure!(is_debian, "{ORDINARY_MACHINE}");
         install_packages(&DEBIAN_COMPILER.map(String::from))?;
         let llvm = llvm_of_debians_compiler()?;
         let linker = installed_linker(target);

@@ -12,9 +12,7 @@ pub enum CaptureError {
     Attach { program: &'static str, source: io::Error },
     #[error("cannot mount a BPF file system at {}: {source}; mount it yourself: mount -t bpf bpf {0}", .path.display())]
     BpffsMount { path: PathBuf, source: io::Error },
-    #[error(
-        "missing {missing}: run as root, in a container with these capabilities in the host's user namespace"
-    )]
+    #[error("missing {missing}: run as root on the host, or give the container these capabilities")]
     Capabilities { missing: String },
     #[error("the covered cgroup {} does not exist: create it, or change `capture.cgroup`", .path.display())]
     CgroupMissing { path: PathBuf },
