@@ -29,10 +29,12 @@ from cryptography.x509.oid import NameOID
 HERE = Path(__file__).resolve().parent
 HOST = "localhost"
 ALL_SECONDS = 60
-# How long the emulated Snowflake waits for a statement before it says that it is in progress; seconds.
-PATIENCE = 0.5
 PASSWORD = "correct horse"
 ACCESS_TOKEN = "pat-6f1d"
+KEY_USES = (
+    "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign crl_sign "
+    "encipher_only decipher_only"
+).split()
 OAUTH_TOKEN = "oauth-93ab"
 
 
@@ -108,11 +110,17 @@ def make_certificates(folder: Path) -> None:
     def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         certificate = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public)
         certificate = certificate.serial_number(x509.random_serial_number())
+        # Python 3.13 accepts no certificate without these two, and no CA without its key usage.
+        issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+        certificate = certificate.add_extension(issued_by, critical=False)
+        certificate = certificate.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         start = now - datetime.timedelta(days=1)
         return certificate.not_valid_before(start).not_valid_after(now + datetime.timedelta(days=5))
 
     ca = builder(issuer, ca_key.public_key())
     ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    signing = dict.fromkeys(KEY_USES, False) | {"key_cert_sign": True, "crl_sign": True}
+    ca = ca.add_extension(x509.KeyUsage(**signing), critical=True)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
     names = x509.SubjectAlternativeName([x509.DNSName(HOST), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     leaf = builder(subject, key.public_key()).add_extension(names, critical=False)
@@ -217,10 +225,24 @@ class Client:
             self.token, self.master = answer["data"]["token"], answer["data"]["masterToken"]
         return answer
 
-    def query(self, sql: str, request_id: str | None = None, agent: str = "tests", **body: Any) -> dict[str, Any]:
-        """Sends a statement."""
+    def query(
+        self, sql: str, request_id: str | None = None, agent: str = "tests", wait: bool = True, **body: Any
+    ) -> dict[str, Any]:
+        """Sends a statement; with `wait`, asks again until it is done, as drivers do."""
         path = f"/queries/v1/query-request?requestId={request_id or uuid.uuid4()}"
-        return self.call("POST", path, {"sqlText": sql, **body}, user_agent=agent)
+        wait = wait and not body.get("asyncExec")
+        answer = self.call("POST", path, {"sqlText": sql, **body}, user_agent=agent)
+        return self.finish(answer) if wait else answer
+
+    def finish(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer that comes after all that only say that the statement is in progress."""
+        while answer["code"] in ("333333", "333334"):
+            answer = self.call("GET", answer["data"]["getResultUrl"])
+        return answer
+
+    def result(self, query_id: str) -> dict[str, Any]:
+        """The final answer to a query."""
+        return self.finish(self.call("GET", f"/queries/{query_id}/result"))
 
     def rows(self, sql: str, **body: Any) -> list[list[str | None]]:
         """The rows of a statement, in the JSON format."""
@@ -233,13 +255,15 @@ class Client:
 class UpstreamCase(unittest.TestCase):
     """One emulated Snowflake for the tests of a class."""
 
+    # Seconds until a running statement is answered as one in progress.
+    patience: ClassVar[float] = 45
     upstream: ClassVar[Upstream]
     folder: ClassVar[tempfile.TemporaryDirectory[str]]
 
     @classmethod
     def setUpClass(cls) -> None:
         cls.folder = tempfile.TemporaryDirectory()
-        cls.upstream = Upstream(Path(cls.folder.name), "--patience", str(PATIENCE))
+        cls.upstream = Upstream(Path(cls.folder.name), "--patience", str(cls.patience))
 
     @classmethod
     def tearDownClass(cls) -> None:

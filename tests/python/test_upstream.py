@@ -9,7 +9,7 @@ import unittest
 import uuid
 
 import fixtures
-from fixtures import PATIENCE, UpstreamCase
+from fixtures import UpstreamCase
 
 
 class Sessions(UpstreamCase):
@@ -170,7 +170,7 @@ class Statements(UpstreamCase):
             data = client.query(sql, parameters={"MULTI_STATEMENT_COUNT": 0}, agent="JavaScript/")["data"]
             children = data["resultIds"].split(",")
             self.assertEqual((len(children), data["resultTypes"].split(",")[1:]), (3, ["12544", "4096"]))
-            last = client.call("GET", f"/queries/{children[2]}/result")
+            last = client.result(children[2])
             self.assertEqual(last["data"]["rowset"], [["1"], ["2"]])
             sql = "insert into several values (3); select * from nope; insert into several values (4)"
             self.assert_refused(client.query(sql, parameters={"MULTI_STATEMENT_COUNT": "3"}), "002003")
@@ -185,9 +185,18 @@ class Statements(UpstreamCase):
 
 
 class LongStatements(UpstreamCase):
+    patience = 0.5
+
+    def test_a_running_statement_is_in_the_log_already(self) -> None:
+        with self.session() as client:
+            waiting = client.query("select system$wait(20)", wait=False)
+            self.assertEqual(waiting["code"], "333333")
+            self.assertIn("select system$wait(20)", self.upstream.statements())
+            client.call("POST", f"/queries/{waiting['data']['queryId']}/abort-request")
+
     def test_a_long_statement_is_in_progress_until_it_is_done(self) -> None:
         with self.session() as client:
-            answer = client.query("select system$wait(2)")
+            answer = client.query("select system$wait(2)", wait=False)
             codes = [answer["code"]]
             while answer["code"] is not None:
                 self.assertTrue(answer["success"])
@@ -202,16 +211,16 @@ class LongStatements(UpstreamCase):
             began = time.monotonic()
             answer = client.query("select count(*) from orders", asyncExec=True)
             self.assertEqual((answer["success"], answer["code"]), (True, "333334"))
-            self.assertLess(time.monotonic() - began, PATIENCE)
+            self.assertLess(time.monotonic() - began, self.patience)
             query_id = answer["data"]["queryId"]
-            self.assertTrue(client.call("GET", f"/queries/{query_id}/result")["success"])
+            self.assertTrue(client.result(query_id)["success"])
             # Two slashes, as the connector 5.2 writes it.
             state = client.call("GET", f"/monitoring/queries//{query_id}")["data"]["queries"][0]
             self.assertEqual((state["status"], state["sqlText"]), ("SUCCESS", "select count(*) from orders"))
             scanned = client.query(f"select * from table(result_scan('{query_id}'))")
             self.assertEqual(scanned["data"]["total"], 1)
             failed = client.query("select * from nope", asyncExec=True)["data"]["queryId"]
-            self.assert_refused(client.call("GET", f"/queries/{failed}/result"), "002003")
+            self.assert_refused(client.result(failed), "002003")
             state = client.call("GET", f"/monitoring/queries/{failed}")["data"]["queries"][0]
             self.assertEqual((state["status"], state["errorCode"]), ("FAILED_WITH_ERROR", "002003"))
 
@@ -219,7 +228,7 @@ class LongStatements(UpstreamCase):
         with self.session() as client:
             query_id = client.query("select 'secret'")["data"]["queryId"]
         with self.session("other", "other") as stranger:
-            self.assert_refused(stranger.call("GET", f"/queries/{query_id}/result"), "000709")
+            self.assert_refused(stranger.result(query_id), "000709")
             self.assertEqual(stranger.call("GET", f"/monitoring/queries/{query_id}")["data"], {"queries": []})
             self.assert_refused(stranger.query(f"select * from table(result_scan('{query_id}'))"), "000709")
             self.assert_refused(stranger.call("POST", f"/queries/{query_id}/abort-request"), "000605")
@@ -227,27 +236,27 @@ class LongStatements(UpstreamCase):
     def test_waiting_statements_are_cancelled_by_both_ways(self) -> None:
         with self.session() as client:
             request_id = str(uuid.uuid4())
-            waiting = client.query("call system$wait(30)", request_id)
+            waiting = client.query("call system$wait(30)", request_id, wait=False)
             self.assertTrue(client.call("POST", "/queries/v1/abort-request", {"requestId": request_id})["success"])
-            self.assert_refused(client.call("GET", waiting["data"]["getResultUrl"]), "000604")
-            waiting = client.query("call system$wait(30)")["data"]["queryId"]
+            self.assert_refused(client.finish(waiting), "000604")
+            waiting = client.query("call system$wait(30)", wait=False)["data"]["queryId"]
             self.assertTrue(client.call("POST", f"/queries/{waiting}/abort-request", {})["success"])
-            self.assert_refused(client.call("GET", f"/queries/{waiting}/result"), "000604")
+            self.assert_refused(client.result(waiting), "000604")
             self.assert_refused(client.call("POST", f"/queries/{waiting}/abort-request", {}), "000605")
 
     def test_a_statement_in_the_engine_is_cancelled(self) -> None:
         with self.session() as client:
             endless = "select count(*) from orders a, orders b, orders c, orders d where a.amount + b.amount > c.amount"
-            query_id = client.query(endless)["data"]["queryId"]
+            query_id = client.query(endless, wait=False)["data"]["queryId"]
             self.assertTrue(client.call("POST", f"/queries/{query_id}/abort-request", {})["success"])
-            self.assert_refused(client.call("GET", f"/queries/{query_id}/result"), "000604")
+            self.assert_refused(client.result(query_id), "000604")
             self.assertEqual(client.rows("select 1"), [["1"]])
 
     def test_a_repetition_waits_for_the_first(self) -> None:
         with self.session() as client:
             request_id = str(uuid.uuid4())
-            first = client.query("select system$wait(1)", request_id)
-            second = client.query("select system$wait(1)", request_id)
+            first = client.query("select system$wait(1)", request_id, wait=False)
+            second = client.query("select system$wait(1)", request_id, wait=False)
             self.assertEqual(first["data"]["queryId"], second["data"]["queryId"])
 
     def test_sessions_work_side_by_side(self) -> None:

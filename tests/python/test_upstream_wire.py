@@ -62,13 +62,6 @@ class Wire(UpstreamCase):
         self.assertEqual((line["sql"], line["executed"], line["user"]), ("drop table orders", False, None))
         self.assertIn(client.token, line["headers"]["authorization"])
 
-    def test_a_running_statement_is_in_the_log_already(self) -> None:
-        with self.session() as client:
-            waiting = client.query("select system$wait(20)")
-            self.assertEqual(waiting["code"], "333333")
-            self.assertIn("select system$wait(20)", self.upstream.statements())
-            client.call("POST", f"/queries/{waiting['data']['queryId']}/abort-request")
-
     def test_malformed_input_gets_an_answer(self) -> None:
         bomb = gzip.compress(bytes(80 * 1024 * 1024))
         path = "/queries/v1/query-request?requestId=x"
