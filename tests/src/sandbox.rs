@@ -454,8 +454,11 @@ impl Drop for Sandbox {
         if self.kept {
             return;
         }
-        if let Err(error) = state::remove(self.state.id()) {
-            eprintln!("{error:#}");
+        {
+            let _building = signals::building();
+            if let Err(error) = state::remove(self.state.id()) {
+                eprintln!("{error:#}");
+            }
         }
         signals::let_go(self.state.id());
         drop(self.ownership.take());

@@ -37,8 +37,8 @@ pub fn let_go(id: &str) {
     live().retain(|other| other != id);
 }
 
-/// While the value lives, something is being added to a sandbox: signals wait, so that nothing is added behind the back of
-/// the removal. Never held while waiting for anything.
+/// While the value lives, something is being added to a sandbox or removed: signals wait, so that nothing is added behind
+/// the back of the removal, and no removal is cut short. Never held while waiting for a process to become ready.
 pub fn building() -> MutexGuard<'static, ()> {
     BUILDING.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,6 +20,8 @@ const PREFIX: &str = "snowfence-sandbox-";
 const BPFFS: &str = "/sys/fs/bpf";
 /// Characters of a sandbox's id.
 const ID_LENGTH: usize = 6;
+/// How often a folder that others work in is tried to be removed.
+const TRIES: u32 = 100;
 
 /// The folders of one sandbox:
 ///
@@ -66,8 +68,8 @@ impl State {
         let state = Self::named(id.to_owned());
         if !state.root.is_dir() {
             let others = ids()?;
-            let known = if others.is_empty() { "there is none".to_owned() } else { others.join(", ") };
-            bail!("there is no sandbox {id} (those that are up: {known})");
+            ensure!(!others.is_empty(), "there is no sandbox {id}, nor any other");
+            bail!("there is no sandbox {id}; those that are up: {}", others.join(", "));
         }
         Ok(state)
     }
@@ -192,12 +194,19 @@ fn is_id(text: &str) -> bool {
     text.len() == ID_LENGTH && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
+/// Removes a folder with all that is in it. Somebody may be removing it, or a process that just died adding to it, at
+/// the same time.
 fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", path.display()))
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && !path.exists() => return Ok(()),
+            Err(error)
+                if tries < TRIES
+                    && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {}
+            done => return done.with_context(|| format!("remove {}", path.display())),
         }
-        _ => Ok(()),
     }
 }
 
@@ -218,6 +227,22 @@ mod tests {
     fn a_sandbox_that_does_not_exist_is_named() {
         let error = State::open("zzzzzz").unwrap_err().to_string();
         assert!(error.starts_with("there is no sandbox zzzzzz"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_is_gone_whoever_removes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        for number in 0..200 {
+            fs::create_dir_all(path.join(number.to_string()).join("deep")).unwrap();
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| remove_folder(&path).unwrap());
+            }
+        });
+        assert!(!path.exists());
+        remove_folder(&path).unwrap();
     }
 
     #[test]
