@@ -65,7 +65,7 @@ async def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s upstream %(levelname)s %(message)s")
-    # Of no use to a reader: each failed statement, and a hint for fakesnow's developers with each result.
-    logging.getLogger("fakesnow").setLevel(logging.CRITICAL)
+    # Of no use to a reader: every failed statement, and with every result a hint for fakesnow's developers.
+    logging.getLogger("fakesnow.server").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Arrow output on a DB-API result")
     program.run(main(arguments()))
