@@ -127,6 +127,7 @@ class Starting(unittest.TestCase):
     def test_problems_are_one_line_and_signals_end_it_cleanly(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             upstream = Upstream(Path(folder))
+            self.addCleanup(lambda: upstream.program.process.poll() is None and upstream.program.stop())
             address = f"127.0.0.1:{upstream.port}"
             taken = fixtures.run("upstream.py", *upstream.arguments(address))
             self.assertEqual(taken.returncode, 1)
