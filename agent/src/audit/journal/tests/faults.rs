@@ -55,7 +55,7 @@ fn a_killed_agent_loses_nothing_that_was_acknowledged() {
 #[test]
 #[ignore = "the child process of a_killed_agent_loses_nothing_that_was_acknowledged"]
 fn appends_until_it_is_killed() {
-    let path = PathBuf::from(std::env::var_os(CRASH_PATH).expect("run by another test only"));
+    let Some(path) = std::env::var_os(CRASH_PATH).map(PathBuf::from) else { return };
     let journal = Journal::open(&path, "node").unwrap();
     runtime().block_on(async {
         for _ in 0..16 {
