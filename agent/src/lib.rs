@@ -1,7 +1,16 @@
 //! Snowfence: a host network agent that captures, decides on and records every Snowflake statement.
 //!
-//! One folder a concern, each knowing only those below it: `cli`, `proxy`, then `snowflake`, `policy`, `identity`,
-//! then `sql`, `tls`, `audit`, `capture`, then `config`. [`app`] wires them together.
+//! One folder a concern, each knowing only those below it: `cli`, then `proxy`, then `snowflake`, `policy`,
+//! `identity`, then `sql`, `tls`, `audit`, `capture`, then `config`. [`app`] wires them together.
 
+pub mod app;
+pub mod audit;
+pub mod capture;
+pub mod cli;
 pub mod config;
+pub mod identity;
+pub mod policy;
+pub mod proxy;
+pub mod snowflake;
+pub mod sql;
 pub mod tls;

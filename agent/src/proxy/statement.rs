@@ -12,7 +12,7 @@ use super::service::{Exchange, Reaction, refused, withheld};
 use super::sessions::{Pending, Session};
 use super::upstream::{Answer, Outgoing, UpstreamError};
 use super::{Proxy, workload};
-use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
+use crate::audit::{self, Outcome, OutcomeStatus, Record};
 use crate::policy::{Decision, Subject, Verdict, label};
 use crate::snowflake::{QueryId, QueryRequest, Refusal, Reply, request_id};
 use crate::sql::{Classification, Effect, classify};
@@ -51,10 +51,7 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: Bytes) -> 
             Err(error) => not_recorded(&error, id),
         };
     }
-    match exchange.proxy.journal.append_statement(record).await {
-        Ok(recorded) => forward(exchange, session, request, recorded, started).await,
-        Err(error) => not_recorded(&error, id),
-    }
+    forward(exchange, session, request, record, started).await
 }
 
 /// Records the outcome of a statement whose result came later than its answer.
@@ -128,20 +125,21 @@ fn record(
     }
 }
 
-/// Forwards a recorded statement. A task of its own sees it to its end, so that its outcome is recorded even when the
+/// Records a statement and forwards it. A task of its own sees it to its end, so that it has an outcome even when the
 /// client does not wait for it.
 async fn forward(
     exchange: Exchange<'_>,
     session: Arc<Session>,
     request: QueryRequest,
-    recorded: Recorded,
+    record: audit::Statement,
     started: Instant,
 ) -> Reaction {
+    let id = record.id;
     let proxy = Arc::clone(exchange.proxy);
     let (account, operation) = (session.account.clone(), exchange.operation.clone());
     let (headers, query) = (exchange.parts.headers.clone(), exchange.parts.uri.query().map(ToOwned::to_owned));
     let task = exchange.proxy.tasks.spawn(async move {
-        let id = recorded.statement();
+        let recorded = proxy.journal.append_statement(record).await?;
         let tokens = session.upstream();
         let outgoing = Outgoing {
             account: &account,
@@ -153,11 +151,12 @@ async fn forward(
         };
         let answer = proxy.upstream.forward(recorded, outgoing).await;
         settle(&proxy, &session, &answer, id, started);
-        answer
+        Ok(answer)
     });
     match task.await {
-        Ok(Ok(answer)) => exchange.pass(&answer).await,
-        Ok(Err(error)) => exchange.failed(&error).await,
+        Ok(Ok(Ok(answer))) => exchange.pass(&answer).await,
+        Ok(Ok(Err(error))) => exchange.failed(&error).await,
+        Ok(Err(error)) => not_recorded(&error, id),
         Err(_) => exchange.failed(&UpstreamError::Broken("the statement's task ended early".into())).await,
     }
 }
