@@ -55,7 +55,8 @@ impl Cgroup {
     }
 
     pub fn create(&self) -> Result<()> {
-        fs::create_dir_all(&self.path).with_context(|| format!("make the control group {}", self.path.display()))
+        fs::create_dir_all(&self.path)
+            .with_context(|| format!("make the control group {}", self.path.display()))
     }
 
     /// The processes in this very group, without those of groups below.
@@ -80,7 +81,8 @@ impl Cgroup {
             match remove_tree(&self.path) {
                 Ok(()) => return Ok(()),
                 Err(error) if started.elapsed() > KILL_DEADLINE => {
-                    return Err(error).with_context(|| format!("remove the control group {}", self.path.display()));
+                    return Err(error)
+                        .with_context(|| format!("remove the control group {}", self.path.display()));
                 }
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }

@@ -126,7 +126,7 @@ impl Arguments {
                 }
                 Ok(0)
             }
-            Job::Demo { binary } => demo::run(binary, say).map(u8::from),
+            Job::Demo { binary } => demo::run(binary, say).map(|all_held| u8::from(!all_held)),
             Job::Python => {
                 python::prepare(&Environment::ALL, &say)?;
                 for environment in Environment::ALL {
@@ -206,7 +206,8 @@ mod tests {
     #[test]
     fn what_follows_the_dashes_is_the_programs_own() {
         let arguments =
-            Arguments::try_parse_from(["x", "run", "--driver", "4", "--", "sh", "-c", "--keep", "--", "x"]).unwrap();
+            Arguments::try_parse_from(["x", "run", "--driver", "4", "--", "sh", "-c", "--keep", "--", "x"])
+                .unwrap();
         let Job::Run(run) = arguments.command else { panic!("another job") };
         assert_eq!(run.program, ["sh", "-c", "--keep", "--", "x"]);
         assert!(!run.keep);

@@ -20,7 +20,8 @@ use rustix::{
         mount_remount, move_mount, open_tree,
     },
     thread::{
-        CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+        CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
+        set_no_new_privs,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -64,7 +65,8 @@ impl Container {
     /// The files. To be called in a mount namespace of one's own.
     pub fn set_up_files(&self) -> Result<()> {
         // What the machine unmounts goes here too, nothing mounted here is seen by the machine.
-        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).context("part from /")?;
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+            .context("part from /")?;
         let sources = self.files.iter().map(|(from, to)| Ok((tree(from)?, from.is_dir(), to)));
         let sources: Vec<(OwnedFd, bool, &PathBuf)> = sources.collect::<Result<_>>()?;
         let devices = self.root.then(|| DEVICES.map(|name| (name, tree(&Path::new("/dev").join(name)))));
@@ -85,7 +87,8 @@ impl Container {
             fs::create_dir("/dev/shm").context("make /dev/shm")?;
             fresh("tmpfs", "/dev/shm", restrictive)?;
             for (target, link) in [("fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")] {
-                symlink(Path::new("/proc/self").join(target), Path::new("/dev").join(link)).context("link /dev")?;
+                symlink(Path::new("/proc/self").join(target), Path::new("/dev").join(link))
+                    .context("link /dev")?;
             }
         }
         for (source, folder, target) in sources {
@@ -140,7 +143,8 @@ fn fresh(kind: &str, target: &str, flags: MountFlags) -> Result<()> {
 
 /// A handle on the files at `path`, which stays valid when something else is mounted over them.
 fn tree(path: &Path) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     open_tree(CWD, path, flags).with_context(|| format!("open {}", path.display()))
 }
 
@@ -165,7 +169,9 @@ fn follow(path: &Path) -> Result<PathBuf> {
     for _ in 0..LINKS {
         match fs::read_link(&path) {
             Ok(target) => path = normal(&path.parent().unwrap_or(Path::new("/")).join(target)),
-            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => return Ok(path),
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {
+                return Ok(path);
+            }
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         }
     }

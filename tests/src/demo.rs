@@ -75,7 +75,8 @@ fn read_and_drop(pod: &Pod) -> Result<Scene> {
         claims: vec![
             ("the read came back with rows".into(), !rows(outcome(0)).is_empty()),
             (
-                "DROP TABLE raised the driver's usual exception, with Snowflake's code for a missing right".into(),
+                "DROP TABLE raised the driver's usual exception, with Snowflake's code for a missing right"
+                    .into(),
                 refusal.starts_with("ProgrammingError") && refusal.contains("003001 (42501)"),
             ),
             ("the connection stayed usable".into(), rows(outcome(2)).len() == 1),
@@ -95,7 +96,10 @@ fn own_tls(pod: &Pod) -> Result<Scene> {
             format!("trusting both: the certificate it met is issued by {issuer}"),
         ],
         claims: vec![
-            ("Snowflake's own certificate was not what it met".into(), verified.contains("certificate verify failed")),
+            (
+                "Snowflake's own certificate was not what it met".into(),
+                verified.contains("certificate verify failed"),
+            ),
             ("it met Snowfence's".into(), issuer.contains("Snowfence") && !issuer.contains(UPSTREAM_CA_NAME)),
         ],
     })
@@ -108,7 +112,9 @@ fn trail(sandbox: &Sandbox) -> Result<Scene> {
     let rows = loop {
         // The tables are made by the agent when it first reaches ClickHouse.
         let rows = sandbox.clickhouse_rows(query);
-        if rows.as_ref().is_ok_and(|rows| has(rows, DROP) && has(rows, READ)) || started.elapsed() > DELIVERY_DEADLINE {
+        if rows.as_ref().is_ok_and(|rows| has(rows, DROP) && has(rows, READ))
+            || started.elapsed() > DELIVERY_DEADLINE
+        {
             break rows?;
         }
         thread::sleep(Duration::from_millis(200));
@@ -139,7 +145,8 @@ fn trail(sandbox: &Sandbox) -> Result<Scene> {
 fn arrived(sandbox: &Sandbox, pod: &Pod) -> Result<Scene> {
     let log = sandbox.upstream_log()?;
     let whole = log.iter().map(|line| format!("{line}\n")).collect::<String>();
-    let statements: Vec<String> = log.iter().map(|line| text(line, "sql")).filter(|sql| !sql.is_empty()).collect();
+    let statements: Vec<String> =
+        log.iter().map(|line| text(line, "sql")).filter(|sql| !sql.is_empty()).collect();
     let logins = log.iter().filter(|line| text(line, "path") == "/session/v1/login-request");
     let users: Vec<String> = logins.map(|line| text(line, "user")).collect();
     let token = pod.environment().get("SNOWFLAKE_TOKEN").context("find the pod's token")?;
@@ -234,7 +241,12 @@ fn table(columns: &[&str], rows: &[Value]) -> Vec<String> {
     let cells = rows.iter().map(|row| columns.iter().map(|column| text(row, column)).collect::<Vec<_>>());
     let lines: Vec<Vec<String>> = std::iter::once(heading).chain(cells).collect();
     let width = |column: usize| {
-        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or_default()
+        lines
+            .iter()
+            .filter_map(|line| line.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or_default()
     };
     lines
         .iter()

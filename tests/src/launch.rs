@@ -49,7 +49,13 @@ pub struct Place {
 /// The command that runs `program` in `place`, with nothing in its environment yet.
 pub fn command(place: &Place, program: &str, arguments: &[String]) -> Result<Command> {
     let mut command = Command::new(launcher()?);
-    command.env_clear().arg("launch").arg(serde_json::to_string(place)?).arg("--").arg(program).args(arguments);
+    command
+        .env_clear()
+        .arg("launch")
+        .arg(serde_json::to_string(place)?)
+        .arg("--")
+        .arg(program)
+        .args(arguments);
     Ok(command)
 }
 
@@ -73,7 +79,8 @@ pub fn launch(place: &str, program: &[String]) -> Result<u8> {
     // The network first: a process in a covered control group is captured wherever it stands.
     if let Some(network) = &place.network {
         let network = File::open(network).with_context(|| format!("open {}", network.display()))?;
-        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).context("enter the network")?;
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+            .context("enter the network")?;
     }
     let group = place.cgroup.join("cgroup.procs");
     fs::write(&group, "0").with_context(|| format!("write {}", group.display()))?;

@@ -26,6 +26,9 @@ pub const IDENTITY_PROVIDER: &str = "10.77.1.5";
 pub const DNS: &str = "10.77.1.6";
 pub const CONNECT_PROXY: &str = "10.77.1.7";
 
+/// All of the sandbox's IPv6 addresses. There is no default route to the node, unlike with IPv4: Linux takes a second to
+/// believe an ICMPv6 refusal of a TCP connection, and a missing route no time at all.
+const ALL6: &str = "fd77::/16";
 const NAMESPACES: &str = "/run/netns";
 /// The first pod's number; .1 is the node.
 const FIRST_POD: u8 = 2;
@@ -47,7 +50,8 @@ pub fn pod(id: &str, pod: &str) -> PathBuf {
 
 /// The IPv4 and IPv6 address of the pod that was made as number `index`, counted from zero. Both end in the same digits.
 pub fn pod_addresses(index: usize) -> Result<(String, String)> {
-    let number = u8::try_from(index).ok().and_then(|index| index.checked_add(FIRST_POD)).filter(|n| *n < u8::MAX);
+    let number =
+        u8::try_from(index).ok().and_then(|index| index.checked_add(FIRST_POD)).filter(|n| *n < u8::MAX);
     let number = number.context("a sandbox has room for 253 pods")?;
     Ok((format!("10.77.2.{number}"), format!("fd77:2::{number}")))
 }
@@ -149,7 +153,10 @@ fn outside_commands() -> String {
         let _ = writeln!(commands, "address add {address}/24 dev eth0");
     }
     let _ = writeln!(commands, "address add {UPSTREAM6}/64 dev eth0 nodad");
-    commands.push_str("link set eth0 up\nroute add default via 10.77.1.1\n-6 route add default via fd77:1::1\n");
+    let _ = write!(
+        commands,
+        "link set eth0 up\nroute add default via 10.77.1.1\n-6 route add {ALL6} via fd77:1::1\n"
+    );
     commands
 }
 
@@ -174,14 +181,15 @@ address add {address}/32 dev eth0
 address add {address6}/128 dev eth0 nodad
 link set eth0 up
 route add default via 10.77.2.1 dev eth0 onlink
--6 route add default via fd77:2::1 dev eth0 onlink
+-6 route add {ALL6} via fd77:2::1 dev eth0 onlink
 "
     )
 }
 
 /// Runs lines of `ip -batch` in a namespace.
 fn configure(namespace: &str, commands: &str) -> Result<()> {
-    let (version6, version4): (Vec<&str>, Vec<&str>) = commands.lines().partition(|line| line.starts_with("-6 "));
+    let (version6, version4): (Vec<&str>, Vec<&str>) =
+        commands.lines().partition(|line| line.starts_with("-6 "));
     ip(&["-n", namespace, "-batch", "-"], &(version4.join("\n") + "\n"))?;
     let version6: Vec<&str> = version6.iter().filter_map(|line| line.strip_prefix("-6 ")).collect();
     ip(&["-6", "-n", namespace, "-batch", "-"], &(version6.join("\n") + "\n"))
@@ -221,14 +229,21 @@ mod tests {
     fn the_node_has_no_way_out() {
         let commands = node_commands("sfabc123-up");
         let defaults: Vec<&str> = commands.lines().filter(|line| line.contains("default")).collect();
-        assert_eq!(defaults, ["route add unreachable default", "-6 route add unreachable default metric 4096"]);
+        assert_eq!(
+            defaults,
+            ["route add unreachable default", "-6 route add unreachable default metric 4096"]
+        );
     }
 
     #[test]
     fn every_service_has_its_address_outside() {
         let commands = outside_commands();
-        for address in [UPSTREAM, UPSTREAM_ALTERNATIVE, CLICKHOUSE, IDENTITY_PROVIDER, DNS, CONNECT_PROXY, UPSTREAM6] {
+        for address in
+            [UPSTREAM, UPSTREAM_ALTERNATIVE, CLICKHOUSE, IDENTITY_PROVIDER, DNS, CONNECT_PROXY, UPSTREAM6]
+        {
             assert!(commands.contains(&format!("address add {address}/")), "{address}");
         }
+        let routes: Vec<&str> = commands.lines().filter(|line| line.contains("route")).collect();
+        assert_eq!(routes, ["route add default via 10.77.1.1", "-6 route add fd77::/16 via fd77:1::1"]);
     }
 }

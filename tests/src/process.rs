@@ -182,7 +182,8 @@ fn append(path: &Path) -> Result<File> {
 }
 
 fn is_ready_line(line: &str) -> bool {
-    serde_json::from_str::<serde_json::Value>(line).is_ok_and(|value| value.get("ready") == Some(&true.into()))
+    serde_json::from_str::<serde_json::Value>(line)
+        .is_ok_and(|value| value.get("ready") == Some(&true.into()))
 }
 
 fn last_lines(text: &str, count: usize) -> String {
@@ -199,7 +200,9 @@ mod tests {
     #[test]
     fn only_a_line_that_says_ready_is_one() {
         assert!(is_ready_line(r#"{"ready": true, "listen": ["10.77.1.2:443"]}"#));
-        for other in ["", "ready", r#"{"ready": false}"#, r#"{"ready": "true"}"#, "{\"ready\": true", "[true]"] {
+        for other in
+            ["", "ready", r#"{"ready": false}"#, r#"{"ready": "true"}"#, "{\"ready\": true", "[true]"]
+        {
             assert!(!is_ready_line(other), "{other:?}");
         }
     }

@@ -95,14 +95,26 @@ impl Environment {
             return Ok(());
         }
         let started = Instant::now();
-        say(&format!("Python environment {}: installing from {}", self.name(), self.requirements().display()));
+        say(&format!(
+            "Python environment {}: installing from {}",
+            self.name(),
+            self.requirements().display()
+        ));
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
         }
         run(Command::new(&base.path).args(["-m", "venv"]).arg(&folder))
             .context("make a Python environment (Debian's package python3-venv)")?;
         run(Command::new(folder.join("bin/python"))
-            .args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--prefer-binary", "-r"])
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--no-input",
+                "--disable-pip-version-check",
+                "--prefer-binary",
+                "-r",
+            ])
             .arg(self.requirements()))
         .with_context(|| format!("install {}", self.requirements().display()))?;
         fs::write(folder.join(COMPLETE), "").context("finish the environment")?;
@@ -139,7 +151,8 @@ pub fn programs() -> PathBuf {
 /// Where the environments are kept.
 pub fn cache() -> Result<PathBuf> {
     if let Some(named) = env::var_os(CACHE_VARIABLE) {
-        return std::path::absolute(&named).with_context(|| format!("find {}", PathBuf::from(named).display()));
+        return std::path::absolute(&named)
+            .with_context(|| format!("find {}", PathBuf::from(named).display()));
     }
     if geteuid().is_root() {
         return Ok("/var/cache/snowfence".into());
@@ -158,7 +171,9 @@ struct Base {
 fn base_interpreter() -> Result<Base> {
     let mut seen = String::new();
     for path in INTERPRETERS.map(Path::new) {
-        let Ok(output) = Command::new(path).args(["-c", PROBE]).stdin(Stdio::null()).output() else { continue };
+        let Ok(output) = Command::new(path).args(["-c", PROBE]).stdin(Stdio::null()).output() else {
+            continue;
+        };
         let answer = String::from_utf8_lossy(&output.stdout);
         let version = answer.trim();
         if output.status.success() && new_enough(version) {
@@ -242,7 +257,8 @@ mod tests {
 
     #[test]
     fn a_failed_program_is_quoted() {
-        let error = run(Command::new("sh").args(["-c", "echo no such package >&2; exit 3"])).unwrap_err().to_string();
+        let error =
+            run(Command::new("sh").args(["-c", "echo no such package >&2; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("no such package"), "{error}");
     }
 }

@@ -119,7 +119,10 @@ impl Builder {
 
     /// Removes the leftovers of dead sandboxes, then brings this one up. On failure nothing of it is left.
     pub fn start(self) -> Result<Sandbox> {
-        ensure!(geteuid().is_root(), "a sandbox needs root: for namespaces, control groups and kernel programs");
+        ensure!(
+            geteuid().is_root(),
+            "a sandbox needs root: for namespaces, control groups and kernel programs"
+        );
         let binary = match &self.binary {
             Some(path) => std::path::absolute(path)?,
             None => launch::launcher()?.with_file_name("snowfence"),
@@ -218,7 +221,9 @@ impl Sandbox {
     pub fn upstream_log(&self) -> Result<Vec<Value>> {
         let path = self.state.public("upstream.jsonl");
         let log = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        log.lines().map(|line| serde_json::from_str(line).context("read a line of the upstream's log")).collect()
+        log.lines()
+            .map(|line| serde_json::from_str(line).context("read a line of the upstream's log"))
+            .collect()
     }
 
     /// The answer of ClickHouse to a query, in the format that the query names, else tab-separated.
@@ -393,7 +398,8 @@ impl Sandbox {
         let password = self.state.secret("password");
         fs::write(&password, SERVICE_PASSWORD).context("write the service's password")?;
         let credentials = serde_json::json!({ services::SERVICE_USER: { "password": SERVICE_PASSWORD } });
-        fs::write(self.state.secret("credentials.json"), credentials.to_string()).context("write the credentials")?;
+        fs::write(self.state.secret("credentials.json"), credentials.to_string())
+            .context("write the credentials")?;
         // A mount point: the pods see the binary here.
         fs::write(self.state.public("snowfence"), "").context("make a place for the binary")?;
         fs::write(self.state.public("upstream.jsonl"), "").context("make the upstream's log")?;
@@ -429,7 +435,8 @@ impl Sandbox {
     }
 
     fn publish_internal_ca(&self) -> Result<()> {
-        let certificate = self.snowfence(["ca", "print"])?.into_stdout().context("ask the agent for its CA")?;
+        let certificate =
+            self.snowfence(["ca", "print"])?.into_stdout().context("ask the agent for its CA")?;
         fs::write(self.state.public("internal-ca.pem"), certificate).context("write the agent's CA")
     }
 
@@ -485,13 +492,13 @@ fn agent_plan(state: &State, binary: &Path) -> Result<Plan> {
 /// Mounts the file system of pinned programs where no init system did. It stays: others may use it by then.
 fn mount_bpffs() -> Result<()> {
     // A second mount would hide what others pinned in the first.
-    let folder = fs::File::open(BPFFS).with_context(|| format!("open {BPFFS}: is this kernel built with BPF?"))?;
+    let folder =
+        fs::File::open(BPFFS).with_context(|| format!("open {BPFFS}: is this kernel built with BPF?"))?;
     flock(&folder, FlockOperation::LockExclusive).with_context(|| format!("lock {BPFFS}"))?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     if mounts.lines().any(|line| line.contains(&format!(" {BPFFS} ")) && line.contains(" - bpf ")) {
         return Ok(());
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("bpf", BPFFS, "bpf", flags, Some(c"mode=0700"))
-        .with_context(|| format!("mount bpffs on {BPFFS}"))
+    mount("bpf", BPFFS, "bpf", flags, Some(c"mode=0700")).with_context(|| format!("mount bpffs on {BPFFS}"))
 }

@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use anyhow::{Context, Result};
 
 use crate::{
-    cgroup::Cgroup,
     certificates,
+    cgroup::Cgroup,
     launch::Place,
-    network::{self, CLICKHOUSE, CONNECT_PROXY, DNS, IDENTITY_PROVIDER, UPSTREAM, UPSTREAM_ALTERNATIVE, UPSTREAM6},
+    network::{
+        self, CLICKHOUSE, CONNECT_PROXY, DNS, IDENTITY_PROVIDER, UPSTREAM, UPSTREAM_ALTERNATIVE, UPSTREAM6,
+    },
     process::{Plan, Process},
     python::{self, Environment},
     state::State,
@@ -84,7 +86,12 @@ impl Service {
     fn arguments(self, state: &State) -> Result<Vec<String>> {
         let words: Vec<String> = match self {
             Self::ClickHouse => {
-                vec!["--listen".into(), format!("{CLICKHOUSE}:8123"), "--data".into(), text(&state.secret("clickhouse"))?]
+                vec![
+                    "--listen".into(),
+                    format!("{CLICKHOUSE}:8123"),
+                    "--data".into(),
+                    text(&state.secret("clickhouse"))?,
+                ]
             }
             Self::ConnectProxy => vec!["--listen".into(), format!("{CONNECT_PROXY}:3128")],
             Self::Dns => vec![
@@ -107,9 +114,11 @@ impl Service {
             Self::Upstream => {
                 let files = certificate_files(state);
                 let mut words = Vec::new();
-                for address in
-                    [format!("{UPSTREAM}:443"), format!("[{UPSTREAM6}]:443"), format!("{UPSTREAM_ALTERNATIVE}:443")]
-                {
+                for address in [
+                    format!("{UPSTREAM}:443"),
+                    format!("[{UPSTREAM6}]:443"),
+                    format!("{UPSTREAM_ALTERNATIVE}:443"),
+                ] {
                     words.extend(["--listen".into(), address]);
                 }
                 for (option, value) in [
@@ -168,7 +177,12 @@ pub fn mint(state: &State, claims: &Claims) -> Result<String> {
     let lifetime = format!("--lifetime={}", claims.lifetime_seconds);
     let mut command = std::process::Command::new(Environment::Upstream.python()?);
     command.arg(python::programs().join("identity_provider.py")).arg("mint");
-    command.arg("--key").arg(identity_key(state)).args(["--issuer", &issuer(), "--audience", &claims.audience]);
+    command.arg("--key").arg(identity_key(state)).args([
+        "--issuer",
+        &issuer(),
+        "--audience",
+        &claims.audience,
+    ]);
     command.args(["--subject", &claims.subject, &lifetime]).env_clear().envs(environment());
     for group in &claims.groups {
         command.args(["--group", group]);

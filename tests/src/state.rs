@@ -53,7 +53,8 @@ impl State {
         }
         make_folder(&staging.path().join("secret"), 0o700)?;
         let ownership = Ownership::take(&staging.path().join("owner"))?;
-        let name = staging.path().file_name().and_then(|name| name.to_str()).context("read the folder's name")?;
+        let name =
+            staging.path().file_name().and_then(|name| name.to_str()).context("read the folder's name")?;
         let id = name.trim_start_matches('.').trim_start_matches(PREFIX).to_owned();
         let state = Self::named(id);
         fs::rename(staging.path(), &state.root).with_context(|| format!("make {}", state.root.display()))?;

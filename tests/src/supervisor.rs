@@ -40,8 +40,9 @@ pub fn start(state: &State, own: bool) -> Result<Process> {
 pub fn supervise(id: &str, own: bool) -> Result<()> {
     let state = State::open(id)?;
     let _ownership = own.then(|| state.own()).transpose()?;
-    let plan: Plan = serde_json::from_str(&fs::read_to_string(agent_plan(&state)).context("read the agent's plan")?)
-        .context("read the agent's plan")?;
+    let plan: Plan =
+        serde_json::from_str(&fs::read_to_string(agent_plan(&state)).context("read the agent's plan")?)
+            .context("read the agent's plan")?;
     let group = Cgroup::covered(id)?.child("agent");
     println!("{{\"ready\": true}}");
     let mut restarted: Option<Process> = None;
@@ -55,7 +56,9 @@ pub fn supervise(id: &str, own: bool) -> Result<()> {
         eprintln!("the agent died: it is started again");
         restarted = Some(Process::start(&plan, &state.logs())?);
         // It has to enter its control group before it can be found there.
-        while restarted.as_mut().is_some_and(|agent| agent.runs().unwrap_or(false)) && group.processes()?.is_empty() {
+        while restarted.as_mut().is_some_and(|agent| agent.runs().unwrap_or(false))
+            && group.processes()?.is_empty()
+        {
             thread::sleep(Duration::from_millis(20));
         }
     }

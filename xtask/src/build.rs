@@ -60,6 +60,12 @@ pub fn all(root: &Path, options: Options) -> Result<Binaries> {
 
 /// Builds the sandbox's binary alone.
 pub fn sandbox(root: &Path) -> Result<PathBuf> {
-    programs::run(programs::cargo(root).args(["build", "--locked", "--package", "snowfence-tests", "--bins"]))?;
+    programs::run(programs::cargo(root).args([
+        "build",
+        "--locked",
+        "--package",
+        "snowfence-tests",
+        "--bins",
+    ]))?;
     Ok(programs::target(root)?.join("debug/snowfence-sandbox"))
 }

@@ -65,7 +65,8 @@ fn keep_alive(sudo: PathBuf) {
         loop {
             thread::sleep(REFRESH);
             // If it is refused, the next command says so.
-            let _ = Command::new(&sudo).args(["-n", "-v"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let _ =
+                Command::new(&sudo).args(["-n", "-v"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
         }
     });
 }

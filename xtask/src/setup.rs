@@ -26,7 +26,11 @@ struct Need {
 const NEEDS: [Need; 4] = [
     Need { what: "ip", package: "iproute2", is_there: || programs::find("ip").is_some() },
     Need { what: "a C compiler", package: "gcc", is_there: || programs::find("cc").is_some() },
-    Need { what: "the C library's headers", package: "libc6-dev", is_there: || Path::new("/usr/include/stdio.h").exists() },
+    Need {
+        what: "the C library's headers",
+        package: "libc6-dev",
+        is_there: || Path::new("/usr/include/stdio.h").exists(),
+    },
     Need { what: "Python 3.11 or newer with venv", package: "python3-venv", is_there: has_python },
 ];
 
@@ -66,7 +70,10 @@ pub fn packages() -> Result<()> {
     let variables = [(OsString::from("DEBIAN_FRONTEND"), OsString::from("noninteractive"))];
     programs::run(privilege.command("apt-get", &variables).args(["update", "-qq"]))?;
     programs::run(
-        privilege.command("apt-get", &variables).args(["install", "-y", "-qq", "--no-install-recommends"]).args(&packages),
+        privilege
+            .command("apt-get", &variables)
+            .args(["install", "-y", "-qq", "--no-install-recommends"])
+            .args(&packages),
     )?;
     let still: Vec<&str> = missing.iter().filter(|need| !(need.is_there)()).map(|need| need.what).collect();
     ensure!(still.is_empty(), "still missing after the installation: {}", still.join(", "));
@@ -75,7 +82,8 @@ pub fn packages() -> Result<()> {
 
 /// Makes the Python environments as the user that called, and returns the interpreter of each by its name.
 pub fn python(sandbox: &Path) -> Result<BTreeMap<String, PathBuf>> {
-    let listing = programs::output(Command::new(sandbox).arg("python")).context("make the Python environments")?;
+    let listing =
+        programs::output(Command::new(sandbox).arg("python")).context("make the Python environments")?;
     let lines = listing.lines().filter_map(|line| line.split_once(' '));
     Ok(lines.map(|(name, path)| (name.to_owned(), PathBuf::from(path))).collect())
 }
@@ -95,7 +103,9 @@ pub fn variables_for_root() -> Vec<(OsString, OsString)> {
 }
 
 fn has_python() -> bool {
-    INTERPRETERS.iter().any(|path| python_says(path, "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"))
+    INTERPRETERS
+        .iter()
+        .any(|path| python_says(path, "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"))
 }
 
 /// Whether the system's default Python is new enough, with venv or without.

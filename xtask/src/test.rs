@@ -41,7 +41,8 @@ pub struct Options {
 pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     let started = Instant::now();
     setup::packages()?;
-    let privilege = if options.unit { None } else { Some(setup::kernel().and_then(|()| Privilege::acquire(WHY))) };
+    let privilege =
+        if options.unit { None } else { Some(setup::kernel().and_then(|()| Privilege::acquire(WHY))) };
     let mut report = Report::new(programs::target(root)?.join("xtask-test"))?;
 
     if !options.unit {
@@ -60,12 +61,16 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     )?;
     let tests = report.build_tests(root)?;
     for test in tests.iter().filter(|test| !test.end_to_end) {
-        report.step(&format!("unit tests: {}", test.name), Command::new(&test.program).current_dir(&test.folder))?;
+        report.step(
+            &format!("unit tests: {}", test.name),
+            Command::new(&test.program).current_dir(&test.folder),
+        )?;
     }
     let sandbox = build::sandbox(root)?;
     match setup::python(&sandbox) {
         Ok(interpreters) => {
-            let mut command = Command::new(interpreters.get("upstream").context("find the Python of upstream")?);
+            let mut command =
+                Command::new(interpreters.get("upstream").context("find the Python of upstream")?);
             for (name, path) in &interpreters {
                 command.env(format!("SNOWFENCE_PYTHON_{}", name.to_uppercase()), path);
             }
@@ -78,7 +83,8 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         None => {}
         Some(Ok(privilege)) => report.end_to_end(&privilege, &tests)?,
         Some(Err(error)) => {
-            let message = format!("{error:#}. `cargo xtask test --unit` runs what needs neither root nor BPF");
+            let message =
+                format!("{error:#}. `cargo xtask test --unit` runs what needs neither root nor BPF");
             report.fail("end-to-end tests", &message);
         }
     }
@@ -153,7 +159,11 @@ impl Report {
         let verdict = if passed { "ok    " } else { "FAILED" };
         println!("{verdict} {name} ({:.1} s{tests})", started.elapsed().as_secs_f64());
         if !passed {
-            println!("{text}\n  ({}: {status}; the same output is in {})", programs::shown(command), log.display());
+            println!(
+                "{text}\n  ({}: {status}; the same output is in {})",
+                programs::shown(command),
+                log.display()
+            );
             self.failures.push(name.to_owned());
         }
         Ok(passed)
@@ -169,7 +179,14 @@ impl Report {
     fn build_tests(&mut self, root: &Path) -> Result<Vec<TestProgram>> {
         let messages = self.logs.join("tests.json");
         let mut command = cargo(root);
-        command.args(["test", "--locked", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"]);
+        command.args([
+            "test",
+            "--locked",
+            "--workspace",
+            "--no-run",
+            "--message-format",
+            "json-render-diagnostics",
+        ]);
         // The messages and the errors for people come on two streams, and only the second belongs into the log.
         let script = "out=$1; shift; exec \"$@\" > \"$out\"";
         let mut shell = Command::new("sh");
@@ -204,7 +221,13 @@ impl Report {
             println!("\nfailed: {}", self.failures.join(", "));
         }
         let seconds = elapsed.as_secs();
-        println!("\n{} passed, {} failed ({} min {} s)", self.passed, self.failed, seconds / 60, seconds % 60);
+        println!(
+            "\n{} passed, {} failed ({} min {} s)",
+            self.passed,
+            self.failed,
+            seconds / 60,
+            seconds % 60
+        );
         if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
@@ -264,7 +287,8 @@ fn count_tests(text: &str) -> Option<(u64, u64)> {
 /// `test result: ok. 12 passed; 0 failed; …`
 fn rust_counts(line: &str) -> Option<(u64, u64)> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-    let number = |name: &str| counts.split("; ").find_map(|part| part.strip_suffix(name)?.trim().parse().ok());
+    let number =
+        |name: &str| counts.split("; ").find_map(|part| part.strip_suffix(name)?.trim().parse().ok());
     Some((number("passed")?, number("failed")?))
 }
 
@@ -287,12 +311,15 @@ fn test_programs(messages: &str) -> Result<Vec<TestProgram>> {
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line).context("read a message of cargo")?;
         let is_test = message.pointer("/profile/test") == Some(&Value::Bool(true));
-        let (Some(program), true) = (message.get("executable").and_then(Value::as_str), is_test) else { continue };
+        let (Some(program), true) = (message.get("executable").and_then(Value::as_str), is_test) else {
+            continue;
+        };
         let text = |pointer: &str| {
             let value = message.pointer(pointer).and_then(Value::as_str);
             value.with_context(|| format!("find {pointer} in a message of cargo"))
         };
-        let folder = Path::new(text("/manifest_path")?).parent().context("find a package's folder")?.to_owned();
+        let folder =
+            Path::new(text("/manifest_path")?).parent().context("find a package's folder")?.to_owned();
         let package = fs::read_to_string(folder.join("Cargo.toml")).unwrap_or_default();
         let of_end_to_end = package.contains(&format!("name = \"{END_TO_END}\""));
         let kind = text("/target/kind/0")?;
