@@ -46,6 +46,7 @@ impl Cgroup {
         Ok(Self { path: mount_point()?.join(format!("snowfence-{id}-services")) })
     }
 
+    #[must_use]
     pub fn child(&self, name: &str) -> Self {
         Self { path: self.path.join(name) }
     }
@@ -141,15 +142,12 @@ fn unescape(text: &str) -> String {
     let mut parts = text.split('\\');
     let mut plain = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        match part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                plain.push(char::from(byte));
-                plain.push_str(part.get(3..).unwrap_or_default());
-            }
-            None => {
-                plain.push('\\');
-                plain.push_str(part);
-            }
+        if let Some(byte) = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            plain.push(char::from(byte));
+            plain.push_str(part.get(3..).unwrap_or_default());
+        } else {
+            plain.push('\\');
+            plain.push_str(part);
         }
     }
     plain

@@ -144,7 +144,7 @@ fn trail(sandbox: &Sandbox) -> Result<Scene> {
 
 fn arrived(sandbox: &Sandbox, pod: &Pod) -> Result<Scene> {
     let log = sandbox.upstream_log()?;
-    let whole = log.iter().map(|line| format!("{line}\n")).collect::<String>();
+    let whole = log.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     let statements: Vec<String> =
         log.iter().map(|line| text(line, "sql")).filter(|sql| !sql.is_empty()).collect();
     let logins = log.iter().filter(|line| text(line, "path") == "/session/v1/login-request");

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How long a program in a pod may run unless the caller says otherwise.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_mins(5);
 const NOBODY: u32 = 65534;
 const DESCRIPTION: &str = "pod.json";
 

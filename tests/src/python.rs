@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::Instant,
 };
 
@@ -131,7 +131,7 @@ pub fn prepare(environments: &[Environment], say: &(dyn Fn(&str) + Sync)) -> Res
     let failures: Vec<String> = thread::scope(|scope| {
         let workers: Vec<_> =
             environments.iter().map(|environment| scope.spawn(|| environment.make(&base, say))).collect();
-        let results = workers.into_iter().map(|worker| worker.join());
+        let results = workers.into_iter().map(ScopedJoinHandle::join);
         results
             .filter_map(|result| match result {
                 Ok(done) => done.err().map(|error| format!("{error:#}")),

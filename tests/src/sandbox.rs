@@ -32,8 +32,8 @@ use crate::{
     supervisor,
 };
 
-const AGENT_START_DEADLINE: Duration = Duration::from_secs(60);
-const CLICKHOUSE_DEADLINE: Duration = Duration::from_secs(60);
+const AGENT_START_DEADLINE: Duration = Duration::from_mins(1);
+const CLICKHOUSE_DEADLINE: Duration = Duration::from_mins(1);
 const BPFFS: &str = "/sys/fs/bpf";
 /// The password that the agent logs in to the emulated Snowflake with. Tests look for it where it must not be.
 pub const SERVICE_PASSWORD: &str = "correct-horse-battery-staple-7741";
@@ -341,7 +341,7 @@ impl Sandbox {
         self.kept = true;
         signals::let_go(self.state.id());
         // Their values would end them. They belong to the sandbox from here on.
-        self.agent.take().map(std::mem::forget);
+        std::mem::forget(self.agent.take());
         std::mem::take(&mut self.services).into_values().for_each(std::mem::forget);
     }
 

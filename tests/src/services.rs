@@ -26,7 +26,7 @@ pub const SERVICE_USER: &str = "SVC_AGENTS";
 pub const WAREHOUSE: &str = "COMPUTE_WH";
 
 /// How long a service may take to start: ClickHouse's engine is a large library.
-pub const START_DEADLINE: Duration = Duration::from_secs(120);
+pub const START_DEADLINE: Duration = Duration::from_mins(2);
 pub const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// Seconds that a DNS answer may be kept.
 const TTL: &str = "5";

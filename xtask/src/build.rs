@@ -26,7 +26,7 @@ impl Options {
 }
 
 /// Builds the kernel programs and the agent.
-pub fn run(root: &Path, options: &Options) -> Result<()> {
+pub fn run(root: &Path, options: Options) -> Result<()> {
     ebpf::build_programs(root)?;
     let mut command = programs::cargo(root);
     command.args(["build", "--locked", "--package", "snowfence"]);

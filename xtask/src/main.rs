@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<ExitCode> {
     let root = root()?;
     match arguments.job {
-        Job::Build(options) => build::run(&root, &options).map(|()| ExitCode::SUCCESS),
+        Job::Build(options) => build::run(&root, options).map(|()| ExitCode::SUCCESS),
         Job::Setup => setup::run(&root).map(|()| ExitCode::SUCCESS),
         Job::Sandbox(options) => sandbox::run(&root, options),
         Job::Demo(options) => sandbox::demo(&root, &options),

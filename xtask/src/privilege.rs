@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::programs;
 
 /// sudo forgets the password after some minutes, often five.
-const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_mins(1);
 
 /// The right to run programs as root.
 #[derive(Debug)]
