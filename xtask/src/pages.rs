@@ -12,20 +12,22 @@ Examples:
   cargo xtask build --release    target/release/snowfence";
 
 pub const SETUP: &str = "\
-Installs with apt-get on Debian and Ubuntu, and names what is missing elsewhere. Python environments go to
-/var/cache/snowfence for root, else to ~/.cache/snowfence, or where SNOWFENCE_CACHE says. The other jobs do all this by
-themselves.
+Installs with apt-get on Debian and Ubuntu, and names what is missing elsewhere. Python
+environments go to /var/cache/snowfence for root, else to ~/.cache/snowfence, or where
+SNOWFENCE_CACHE says. The other jobs do all this by themselves.
 
 Example:
   cargo xtask setup";
 
 pub const SANDBOX: &str = "\
-Brings up, on this machine and away from its network: an emulated Snowflake, ClickHouse, an identity provider, DNS, the
-agent, and a covered pod; runs CMD in the pod; takes all down; and ends with CMD's exit status (128 and the signal's
-number if it was signalled, 125 if the sandbox itself failed). Standard output is CMD's alone.
+Brings up, on this machine and away from its network: an emulated Snowflake, ClickHouse, an
+identity provider, DNS, the agent, and a covered pod; runs CMD in the pod; takes all down; and
+ends with CMD's exit status (128 and the signal's number if it was signalled, 125 if the sandbox
+itself failed). Standard output is CMD's alone.
 
-The pod has a network namespace and a control group of its own. CMD runs as the user that called this (nobody, for root)
-with the machine's files, the working directory it was called in, a fresh home, and only these variables:
+The pod has a network namespace and a control group of its own. CMD runs as the user that called
+this (nobody, for root) with the machine's files, the working directory it was called in, a
+fresh home, and only these variables:
   SNOWFLAKE_ACCOUNT, _HOST, _USER, _TOKEN, _DATABASE, _SCHEMA, _WAREHOUSE
                           what a client needs; the token is the identity provider's
   SSL_CERT_FILE, REQUESTS_CA_BUNDLE, NODE_EXTRA_CA_CERTS
@@ -40,11 +42,12 @@ with the machine's files, the working directory it was called in, a fresh home, 
   SANDBOX_CONFIG, SANDBOX_BIN
                           the agent's configuration and binary
 
-With --root, CMD is root with the capabilities of an ordinary container, NET_ADMIN and NET_RAW. The machine's files are
-root's to change, as ever: run only what you would run as root.
+With --root, CMD is root with the capabilities of an ordinary container, NET_ADMIN and NET_RAW.
+The machine's files are root's to change, as ever: run only what you would run as root.
 
---config replaces the agent's configuration. The sandbox still sets agent.state_dir, capture.cgroup, capture.bpffs,
-capture.nameservers, tls.upstream_ca_bundle, policy.file with --policy, and credentials.svc where there is none.
+--config replaces the agent's configuration. The sandbox still sets agent.state_dir,
+capture.cgroup, capture.bpffs, capture.nameservers, tls.upstream_ca_bundle, policy.file with
+--policy, and credentials.svc where there is none.
 
 Examples:
   cargo xtask sandbox -- sh -c '\"$SANDBOX_PYTHON\" script.py'
