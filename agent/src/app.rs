@@ -1,11 +1,13 @@
 //! The wiring: from a configuration to an agent at work, and to its orderly end.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -102,6 +104,7 @@ pub fn run(config: Config) -> Result<(), AppError> {
 async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<(), AppError> {
     let state = State(&config.agent.state_dir);
     prepare(&state)?;
+    raise_descriptor_limit();
     let mut signals = Signals::new()?;
 
     let policy = Policy::load(config.policy_file.as_deref())?;
@@ -119,8 +122,9 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
 
     let journal = Journal::open(&state.journal(), &config.agent.node)?;
     let (capture, accepted) = Capture::start(&capture_settings(&config))?;
-    let hosts = config.accounts.iter().map(|account| account.host.clone());
-    let names = hosts.chain(config.capture.names.iter().cloned()).collect();
+    let hosts = config.accounts.iter().map(|account| &account.host);
+    let names: BTreeSet<_> = hosts.chain(&config.capture.names).cloned().collect();
+    let names = names.into_iter().collect();
     let names = Arc::new(Names::start(names, &config.capture.nameservers, capture.endpoints()).await?);
     identity.warm_up().await;
 
@@ -215,6 +219,14 @@ fn delivery_settings(config: &Config) -> Result<Option<clickhouse::Settings>, Ap
     settings.user.clone_from(&target.user);
     settings.password = password;
     Ok(Some(settings))
+}
+
+/// Each covered network namespace costs two descriptors, each connection two to four.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn prepare(state: &State<'_>) -> Result<(), AppError> {

@@ -195,7 +195,7 @@ fn what_the_manifest_configures_is_valid_and_finds_its_files() -> Result<()> {
         }
     }
     let named: BTreeSet<String> = configuration
-        .split(|character: char| character == '"' || character == ':')
+        .split(['"', ':'])
         .filter_map(|word| word.strip_prefix("/etc/snowfence/"))
         .map(str::to_owned)
         .collect();

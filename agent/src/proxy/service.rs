@@ -84,16 +84,13 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
         _ => {}
     }
     let answer = exchange.control(&session, body).await;
-    match &exchange.operation {
-        Operation::CloseSession => {
+    match (&exchange.operation, &answer) {
+        (Operation::CloseSession, _) => {
             exchange.proxy.sessions.close(&session);
             exchange.event(EventKind::SessionClosed, Some(&session), format!("session {}", session.id)).await;
         }
-        Operation::Result(query) => {
-            if let Ok(answer) = &answer {
-                statement::finish(exchange.proxy, &session, query, answer);
-            }
-        }
+        (Operation::Result(query), Ok(answer)) => statement::finish(exchange.proxy, &session, query, answer),
+        (Operation::Monitor(query), Ok(answer)) => statement::observe(exchange.proxy, query, answer),
         _ => {}
     }
     match answer {

@@ -14,7 +14,7 @@ use super::upstream::{Answer, Outgoing, UpstreamError};
 use super::{Proxy, workload};
 use crate::audit::{self, Outcome, OutcomeStatus, Record};
 use crate::policy::{Decision, Subject, Verdict, label};
-use crate::snowflake::{QueryId, QueryRequest, Refusal, Reply, request_id};
+use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply, request_id};
 use crate::sql::{Classification, Effect, classify};
 
 /// Texts above this size are classified off the data path's threads, in bytes.
@@ -65,6 +65,17 @@ pub fn finish(proxy: &Arc<Proxy>, session: &Session, query: &QueryId, answer: &A
     }
     if let Some(Pending { statement, since }) = proxy.sessions.finish(query) {
         append(proxy, answered(outcome(statement, since), answer, &reply));
+    }
+}
+
+/// Records the outcome of a statement that a client asks about and never fetches.
+pub fn observe(proxy: &Arc<Proxy>, query: &QueryId, answer: &Answer) {
+    let Some(ending) = Ending::parse(&answer.body) else { return };
+    if let Some(Pending { statement, since }) = proxy.sessions.finish(query) {
+        let status = if ending.succeeded { OutcomeStatus::Succeeded } else { OutcomeStatus::Failed };
+        let query_id = query.as_str().to_owned();
+        let Ending { code, message, .. } = ending;
+        append(proxy, Outcome { status, query_id, code, message, ..outcome(statement, since) });
     }
 }
 

@@ -20,5 +20,5 @@ pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, re
 pub use operation::{Operation, QueryId, UnknownOperation, classify};
 pub use query::QueryRequest;
 pub use refusal::{Refusal, request_id, telemetry_answer};
-pub use reply::Reply;
+pub use reply::{Ending, Reply};
 pub use token::{ClientToken, TokenHash, authorization, snowflake_token};

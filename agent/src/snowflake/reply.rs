@@ -68,6 +68,33 @@ impl Reply {
     }
 }
 
+/// How a query ended, as `GET /monitoring/queries/{id}` tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    pub succeeded: bool,
+    pub code: String,
+    pub message: String,
+}
+
+impl Ending {
+    /// Reads an answer; `None` while the query has not ended, or where the answer does not tell.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let data = Object::parse(bytes).ok()?.object("data").ok()?;
+        let query = data.field::<Vec<Object>>("queries")?.into_iter().next()?;
+        let succeeded = match query.field::<String>("status")?.as_str() {
+            "SUCCESS" => true,
+            "FAILED_WITH_ERROR" | "FAILED_WITH_INCIDENT" | "ABORTED" | "DISCONNECTED" => false,
+            _ => return None,
+        };
+        let code = query.raw("errorCode").map(|code| code.get().trim_matches('"').to_owned());
+        Some(Self {
+            succeeded,
+            code: code.filter(|code| code != "null").unwrap_or_default(),
+            message: query.field("errorMessage").unwrap_or_default(),
+        })
+    }
+}
+
 /// Null, false, or nothing in it.
 fn is_empty(json: &str) -> bool {
     let compact: String = json.chars().filter(|character| !character.is_whitespace()).take(8).collect();
@@ -86,6 +113,16 @@ mod tests {
         .unwrap();
         assert_eq!((reply.success, reply.rows, &reply.secret), (true, Some(3), &None));
         assert_eq!(reply.query_id.unwrap().as_str(), "01b1c2d3-0000-1111-2222-333344445555");
+    }
+
+    #[test]
+    fn an_ending_is_told_from_a_query_that_goes_on() {
+        let monitor = |query: &str| Ending::parse(format!(r#"{{"data":{{"queries":[{query}]}}}}"#).as_bytes());
+        assert_eq!(monitor(r#"{"status":"RUNNING"}"#), None);
+        assert!(monitor(r#"{"status":"SUCCESS","errorCode":null}"#).unwrap().succeeded);
+        let failed = monitor(r#"{"status":"FAILED_WITH_ERROR","errorCode":1003,"errorMessage":"no"}"#).unwrap();
+        assert_eq!((failed.succeeded, failed.code.as_str(), failed.message.as_str()), (false, "1003", "no"));
+        assert_eq!(Ending::parse(br#"{"data":{"queries":[]}}"#), None);
     }
 
     #[test]

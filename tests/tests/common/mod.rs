@@ -1,0 +1,76 @@
+//! What the scenarios share: how a client connects, and waiting for what comes a little later.
+
+#![allow(dead_code, reason = "each scenario file uses its own part of this")]
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use sandbox::{Pod, Sandbox};
+use serde_json::Value;
+
+/// Python that every client begins with. `connect` is what the connector's manual shows; `attempt` prints how a
+/// statement ended.
+const PRELUDE: &str = r#"
+import json, os, sys, time, warnings
+warnings.simplefilter("ignore")
+import snowflake.connector
+
+def connect(**more):
+    options = dict(
+        account=os.environ["SNOWFLAKE_ACCOUNT"], user=os.environ["SNOWFLAKE_USER"],
+        authenticator="oauth", token=os.environ["SNOWFLAKE_TOKEN"],
+        database=os.environ["SNOWFLAKE_DATABASE"], schema=os.environ["SNOWFLAKE_SCHEMA"],
+    )
+    options.update(more)
+    return snowflake.connector.connect(**options)
+
+def attempt(action):
+    try:
+        return dict(rows=action())
+    except Exception as error:
+        return dict(error=type(error).__name__, errno=getattr(error, "errno", None),
+                    sqlstate=getattr(error, "sqlstate", None), message=str(error))
+
+def say(**facts):
+    print(json.dumps(facts, default=str), flush=True)
+"#;
+
+/// Runs Python after the prelude; what it says comes back as one JSON value a line.
+pub fn client(pod: &Pod, source: &str) -> Result<Vec<Value>> {
+    let output = pod.python(&format!("{PRELUDE}\n{source}"))?.into_stdout()?;
+    output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// The same source as [`client`] runs, for a program that goes on by itself.
+pub fn source(source: &str) -> String {
+    format!("{PRELUDE}\n{source}")
+}
+
+/// Waits until something holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !holds()? {
+        ensure!(began.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
+        sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// The statements that arrived at Snowflake, in their order.
+pub fn arrived(sandbox: &Sandbox) -> Result<Vec<String>> {
+    let log = sandbox.upstream_log()?;
+    Ok(log.iter().filter_map(|line| line["sql"].as_str().map(ToOwned::to_owned)).collect())
+}
+
+/// Rows of a question to the journal.
+pub fn journal(sandbox: &Sandbox, sql: &str) -> Result<Vec<Value>> {
+    let output = sandbox.snowfence(["audit", "query", "--format", "json", sql])?.into_stdout()?;
+    output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// The kinds of the events in the journal, each once.
+pub fn events(sandbox: &Sandbox) -> Result<Vec<String>> {
+    let rows = journal(sandbox, "SELECT DISTINCT kind FROM events ORDER BY kind")?;
+    Ok(rows.iter().filter_map(|row| row["kind"].as_str().map(ToOwned::to_owned)).collect())
+}

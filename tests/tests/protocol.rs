@@ -1,0 +1,178 @@
+//! The protocol's edges: what is malformed, oversized, unknown or somebody else's ends in a clean error and a record.
+
+mod common;
+
+use anyhow::Result;
+use sandbox::{Environment, Sandbox};
+
+use common::{arrived, client, eventually, events, journal};
+
+/// HTTP by hand, over TLS that trusts the internal CA.
+const HTTP: &str = r#"
+import gzip, http.client, socket, ssl
+host = os.environ["SNOWFLAKE_HOST"]
+trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+
+def request(method, path, body=None, token=None, **headers):
+    connection = http.client.HTTPSConnection(host, context=trust, timeout=60)
+    if token:
+        headers["Authorization"] = f'Snowflake Token="{token}"'
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    return dict(status=answer.status, body=json.loads(text))
+
+def raw(text):
+    with trust.wrap_socket(socket.create_connection((host, 443), 30), server_hostname=host) as stream:
+        stream.sendall(text.replace("\n", "\r\n").encode())
+        return stream.recv(4000).decode()
+
+def login():
+    data = dict(data=dict(AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"]))
+    return request("POST", "/session/v1/login-request", json.dumps(data))["body"]["data"]["token"]
+
+def query(token, body, **headers):
+    return request("POST", "/queries/v1/query-request?requestId=11-22", body, token, **headers)
+"#;
+
+#[test]
+fn malformed_and_oversized_requests_end_in_a_clean_error_and_a_record() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let pod = sandbox.pod("agent")?;
+    let said = client(
+        &pod,
+        &format!(
+            r#"{HTTP}
+token = login()
+say(**query(token, json.dumps(dict(sqlText="select 1"))))
+say(**query(token, b'{{"sqlText": "select \xff"}}'))
+say(**query(token, '{{"sqlText": "select 1", "SQLTEXT": "drop table customers"}}'))
+say(**query(token, '{{"sqlText": "select 1", "sqlText": "drop table customers"}}'))
+say(**query(token, "[" * 200000))
+say(**query(token, gzip.compress(b" " * (200 << 20)), **{{"Content-Encoding": "gzip"}}))
+say(**query(token, b"\x1f\x8b broken"))
+say(**query(token, json.dumps(dict(sqlText="select 1")), **{{"Content-Encoding": "br"}}))
+say(**query(token, json.dumps(dict(sqlText="select '" + "x" * (2 << 20) + "'"))))
+say(**query("not-a-token", json.dumps(dict(sqlText="select 1"))))
+say(**request("POST", "/api/v2/statements", "{{}}", token))
+say(**request("GET", "/queries/v1/query-request", None, token))
+say(**request("POST", "/queries/v1/query-request", "{{}}", token, Host="other.snowflakecomputing.com"))
+say(head=raw("nonsense\n\n"))
+say(head=raw(f"POST /session/heartbeat HTTP/1.1\nHost: {{host}}\nContent-Length: 5\nTransfer-Encoding: chunked\n\n0\n\nGET /x"))
+say(head=raw(f"GET /telemetry/send HTTP/1.1\nHost: {{host}}\nHost: evil.example\n\n"))
+say(**query(token, json.dumps(dict(sqlText="select 2"))))
+"#
+        ),
+    )?;
+    assert_eq!(said[0]["body"]["success"], true, "{}", said[0]);
+    for refused in &said[1..10] {
+        assert_eq!(refused["status"], 200, "a status that drivers retry is never used: {refused}");
+        assert_eq!(refused["body"]["success"], false, "{refused}");
+        let code = refused["body"]["code"].as_str().unwrap_or_default();
+        assert!(code.len() == 6 && code.bytes().all(|byte| byte.is_ascii_digit()), "{refused}");
+        assert!(refused["body"]["message"].as_str().unwrap_or_default().contains("Snowfence"), "{refused}");
+    }
+    for unknown in &said[10..12] {
+        assert_eq!(unknown["status"], 404, "{unknown}");
+        let message = unknown["body"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("POST /api/v2/statements") || message.contains("GET /queries/v1"), "{message}");
+    }
+    assert_eq!(said[12]["status"], 421, "{}", said[12]);
+    for head in [&said[13], &said[15]] {
+        let head = head["head"].as_str().unwrap_or_default();
+        assert!(head.starts_with("HTTP/1.1 4"), "{head}");
+    }
+    // Two lengths: the chunked one counts, nothing after it does, and the connection ends.
+    let two_lengths = said[14]["head"].as_str().unwrap_or_default();
+    assert!(two_lengths.contains("connection: close") && two_lengths.matches("HTTP/1.1").count() == 1, "{two_lengths}");
+    assert_eq!(said[16]["body"]["success"], true, "the agent goes on: {}", said[16]);
+
+    assert_eq!(arrived(&sandbox)?, ["select 1", "select 2"]);
+    eventually("each kind is recorded", || {
+        let events = events(&sandbox)?;
+        let expected = ["host_mismatch", "malformed_request", "request_too_large", "session_refused", "unknown_operation"];
+        Ok(expected.iter().all(|kind| events.iter().any(|event| event == kind)))
+    })?;
+    let large = journal(&sandbox, "SELECT effect, verdict, length(sql) AS bytes FROM trail WHERE length(sql) > 1000000")?;
+    assert_eq!((large[0]["effect"].as_str(), large[0]["verdict"].as_str()), (Some("opaque"), Some("deny")));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", sandbox.agent_pid().unwrap_or_default()))?;
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+    let kilobytes: u64 = peak.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u64::MAX);
+    assert!(kilobytes < 512 * 1024, "a bomb of 200 MiB must not be unpacked: {peak}");
+    assert!(!sandbox.agent_log()?.contains("panicked"));
+    Ok(())
+}
+
+#[test]
+fn a_query_belongs_to_who_ran_it() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let (owner, other) = (sandbox.pod("owner")?, sandbox.pod("other")?);
+    let ran = client(
+        &owner,
+        &format!(
+            r#"{HTTP}
+token = login()
+query_id = query(token, json.dumps(dict(sqlText="select 42")))["body"]["data"]["queryId"]
+say(id=query_id, mine=request("GET", f"/queries/{{query_id}}/result", None, token))
+"#
+        ),
+    )?;
+    assert_eq!(ran[0]["mine"]["body"]["success"], true, "{}", ran[0]);
+    let id = ran[0]["id"].as_str().unwrap_or_default();
+    let said = client(
+        &other,
+        &format!(
+            r#"{HTTP}
+token = login()
+say(**request("GET", "/queries/{id}/result", None, token))
+say(**request("GET", "/monitoring/queries//{id}", None, token))
+say(**request("POST", "/queries/{id}/abort-request", "{{}}", token))
+"#
+        ),
+    )?;
+    for refused in &said {
+        assert_eq!(refused["body"]["success"], false, "{refused}");
+    }
+    let paths = sandbox.upstream_log()?;
+    let asked = paths.iter().filter(|line| line["path"].as_str().unwrap_or_default().contains(id)).count();
+    assert_eq!(asked, 1, "only the owner's request reached Snowflake");
+    Ok(())
+}
+
+#[test]
+fn asynchronous_statements_and_several_at_once_work() -> Result<()> {
+    for driver in [Environment::Connector5, Environment::Connector4] {
+        let mut sandbox = Sandbox::builder().driver(driver).start()?;
+        let pod = sandbox.pod("agent")?;
+        let said = client(
+            &pod,
+            r#"
+connection = connect()
+cursor = connection.cursor()
+def later():
+    cursor.execute_async("select 40 + 2")
+    query = cursor.sfqid
+    while connection.is_still_running(connection.get_query_status(query)):
+        time.sleep(0.1)
+    cursor.get_results_from_sfqid(query)
+    return cursor.fetchall()
+say(**attempt(later))
+def several():
+    cursor.execute("select 1; select 2", num_statements=2)
+    first = cursor.fetchall()
+    cursor.nextset()
+    return first + cursor.fetchall()
+say(**attempt(several))
+say(**attempt(lambda: cursor.execute("select 1; drop table customers", num_statements=2).fetchall()))
+"#,
+        )?;
+        assert_eq!(said[0]["rows"][0][0], 42, "{driver:?}: {}", said[0]);
+        assert_eq!(said[1]["rows"], serde_json::json!([[1], [2]]), "{driver:?}: {}", said[1]);
+        assert_eq!(said[2]["errno"], 3001, "{driver:?}: {}", said[2]);
+        eventually("every statement has its outcome", || {
+            let open = journal(&sandbox, "SELECT sql FROM trail WHERE status NOT IN ('succeeded', 'refused')")?;
+            Ok(open.is_empty())
+        })?;
+    }
+    Ok(())
+}
