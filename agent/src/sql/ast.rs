@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    AlterTableOperation, CopyIntoSnowflakeKind, MergeAction, Select, Statement as Tree, Visit, Visitor,
+    AlterTableOperation, CopyIntoSnowflakeKind, MergeAction, Statement as Tree, Visit, Visitor,
 };
 use sqlparser::dialect::SnowflakeDialect;
 use sqlparser::parser::Parser;
@@ -89,14 +89,6 @@ impl Visitor for Found {
         self.actions.extend(action);
         ControlFlow::Continue(())
     }
-
-    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
-        // `SELECT … INTO t` makes a table elsewhere; Snowflake has it in blocks only.
-        if select.into.is_some() {
-            self.effect = self.effect.worse(Effect::Opaque);
-        }
-        ControlFlow::Continue(())
-    }
 }
 
 /// What one node of the tree does. Only what Snowflake has is known here; all else is opaque.
@@ -108,10 +100,7 @@ fn judge(statement: &Tree) -> (Effect, Option<Action>) {
             (effect, Some(Action::Insert))
         }
         Tree::Update(_) => (Effect::Write, Some(Action::Update)),
-        Tree::Delete(delete) => {
-            let effect = if delete.selection.is_some() { Effect::Write } else { Effect::Destructive };
-            (effect, Some(Action::Delete))
-        }
+        Tree::Delete(_) => (Effect::Destructive, Some(Action::Delete)),
         Tree::Merge(merge) => {
             let deletes =
                 merge.clauses.iter().any(|clause| matches!(clause.action, MergeAction::Delete { .. }));

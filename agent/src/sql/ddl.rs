@@ -146,7 +146,7 @@ fn body(tokens: Tokens<'_>, from: usize, object_type: &ObjectType, nesting: u8, 
         if matches!(object_type.kind, ObjectKind::Table | ObjectKind::View) {
             relations::collect(inner, reading);
         }
-        reading.absorb(read(inner, nesting));
+        reading.absorb(read(inner, nesting + 1));
     }
 }
 
@@ -267,14 +267,24 @@ pub(super) fn alter(tokens: Tokens<'_>, nesting: u8) -> Reading {
         behind += 1;
     }
     for at in tokens.top_level().filter(|at| *at >= behind) {
-        altered_clause(tokens, at, object_type, &mut reading);
+        altered_clause(tokens, at, behind, object_type, &mut reading);
+    }
+    // What runs unattended, when, and whether.
+    if matches!(object_type.kind, ObjectKind::Task | ObjectKind::Alert) {
+        reading.raise(Effect::Admin);
     }
     altered_body(tokens, behind, object_type, nesting, &mut reading);
     reading
 }
 
 /// What the clause whose first word is at `at` adds.
-fn altered_clause(tokens: Tokens<'_>, at: usize, object_type: &ObjectType, reading: &mut Reading) {
+fn altered_clause(
+    tokens: Tokens<'_>,
+    at: usize,
+    first: usize,
+    object_type: &ObjectType,
+    reading: &mut Reading,
+) {
     let next = tokens.word(at + 1);
     match tokens.word(at) {
         "SWAP" if next == "WITH" => {
@@ -291,7 +301,7 @@ fn altered_clause(tokens: Tokens<'_>, at: usize, object_type: &ObjectType, readi
             }
         }
         "RENAME" => reading.act(Action::Rename),
-        "DROP" if loses_data(tokens, at) => {
+        "DROP" if loses_data(tokens, at, first, object_type) => {
             reading.raise(Effect::Destructive);
             reading.act(Action::Drop);
         }
@@ -301,9 +311,6 @@ fn altered_clause(tokens: Tokens<'_>, at: usize, object_type: &ObjectType, readi
             reading.raise(Effect::Admin);
         }
         "PRIMARY" | "REFRESH" if object_type.is(&["DATABASE"]) => reading.raise(Effect::Admin),
-        "RESUME" | "SUSPEND" if matches!(object_type.kind, ObjectKind::Task | ObjectKind::Alert) => {
-            reading.raise(Effect::Admin);
-        }
         "ADD" | "SET" | "MOVE" if object_type.kind == ObjectKind::ReplicationGroup => {
             reading.raise(Effect::Exfiltration);
         }
@@ -311,32 +318,35 @@ fn altered_clause(tokens: Tokens<'_>, at: usize, object_type: &ObjectType, readi
     }
 }
 
-/// Whether the DROP clause at `at` loses data, rather than a constraint, a policy or a setting.
-fn loses_data(tokens: Tokens<'_>, at: usize) -> bool {
-    !matches!(
-        tokens.word(at + 1),
-        "AGGREGATION"
-            | "ALL"
-            | "AUTHENTICATION"
-            | "CLUSTERING"
-            | "CONSTRAINT"
-            | "CONTACT"
-            | "DATA"
-            | "DEFAULT"
-            | "FOREIGN"
-            | "IDENTITY"
-            | "JOIN"
-            | "MASKING"
-            | "NOT"
-            | "PRIMARY"
-            | "PRIVACY"
-            | "PROJECTION"
-            | "ROW"
-            | "SEARCH"
-            | "STORAGE"
-            | "TAG"
-            | "UNIQUE"
-    ) || (tokens.word(at + 1) == "ALL" && tokens.word(at + 2) != "ROW")
+/// Clauses behind DROP that take away a constraint, a policy or a setting, but no data. Single words are reserved, so that no
+/// column can have them as its name.
+const HARMLESS_DROPS: &[&[&str]] = &[
+    &["AGGREGATION", "POLICY"],
+    &["ALL", "ROW", "ACCESS", "POLICIES"],
+    &["AUTHENTICATION", "POLICY"],
+    &["CLUSTERING", "KEY"],
+    &["CONSTRAINT"],
+    &["DATA", "METRIC", "FUNCTION"],
+    &["FOREIGN", "KEY"],
+    &["JOIN", "POLICY"],
+    &["MASKING", "POLICY"],
+    &["NOT", "NULL"],
+    &["PRIMARY", "KEY"],
+    &["PRIVACY", "POLICY"],
+    &["PROJECTION", "POLICY"],
+    &["ROW", "ACCESS", "POLICY"],
+    &["SCORING", "PROFILE"],
+    &["SEARCH", "OPTIMIZATION"],
+    &["STORAGE", "LIFECYCLE", "POLICY"],
+    &["UNIQUE"],
+];
+
+/// Whether the DROP clause at `at` loses data. `first` is the index of the statement's first clause.
+fn loses_data(tokens: Tokens<'_>, at: usize, first: usize, object_type: &ObjectType) -> bool {
+    let harmless = HARMLESS_DROPS.iter().any(|clause| tokens.phrase(at + 1, clause))
+        || (object_type.is(&["TAG"]) && tokens.word(at + 1) == "ALLOWED_VALUES")
+        || (at > first && tokens.word(at + 1) == "DEFAULT");
+    !harmless
 }
 
 /// The new body of a task, alert or view.
@@ -361,7 +371,7 @@ fn altered_body(
         && !matches!(tokens.word(at + 1), "BEGIN" | "DECLARE")
     {
         reading.feature(Feature::StoredBody);
-        reading.absorb(read(tokens.from(at + 1), nesting));
+        reading.absorb(read(tokens.from(at + 1), nesting + 1));
     }
 }
 

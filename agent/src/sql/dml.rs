@@ -41,13 +41,12 @@ pub(super) fn update(tokens: Tokens<'_>) -> Reading {
     reading
 }
 
-/// `DELETE FROM t [USING …] [WHERE …]`.
+/// `DELETE FROM t [USING …] [WHERE …]`. Destructive with a condition too: `WHERE id IS NOT NULL` empties the table as well.
 pub(super) fn delete(tokens: Tokens<'_>) -> Reading {
-    let mut reading = Reading::of("DELETE", Effect::Write, Action::Delete);
+    let mut reading = Reading::of("DELETE", Effect::Destructive, Action::Delete);
     write_to(tokens, if tokens.word(1) == "FROM" { 2 } else { 1 }, &mut reading);
     if !has_condition(tokens) {
         reading.feature(Feature::NoWhere);
-        reading.raise(Effect::Destructive);
     }
     // Behind the target, which is not read.
     relations::collect(tokens, &mut reading);

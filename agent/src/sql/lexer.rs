@@ -205,11 +205,13 @@ pub(super) struct Lexer<'a> {
     transfer: bool,
     /// Whether a token of the current statement was seen.
     started: bool,
+    /// Where the last `*/` of the text stands.
+    last_comment_end: Option<usize>,
 }
 
 impl<'a> Lexer<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, at: 0, transfer: false, started: false }
+        Self { text, at: 0, transfer: false, started: false, last_comment_end: text.rfind("*/") }
     }
 
     /// The next piece, `None` at the end.
@@ -247,7 +249,8 @@ impl<'a> Lexer<'a> {
                 Ok(Kind::Quoted)
             }
             (b'$', Some(b'$'), _) => self.dollar_string(),
-            (b'$', ..) => {
+            // A lone `$` ends the pattern of a MATCH_RECOGNIZE.
+            (b'$', Some(b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | 0x80..), _) => {
                 self.at += 1;
                 self.name()?;
                 Ok(Kind::Variable)
@@ -393,7 +396,7 @@ impl<'a> Lexer<'a> {
             return Err(Oddity::Path);
         }
         // `*` is a wildcard, yet `/*` could be taken for a comment if anything closed it.
-        if path.contains("/*") && self.text.get(start..).is_some_and(|rest| rest.contains("*/")) {
+        if path.contains("/*") && self.last_comment_end.is_some_and(|end| end >= start) {
             return Err(Oddity::Path);
         }
         Ok(Kind::File)
@@ -462,10 +465,11 @@ impl<'a> Lexer<'a> {
 }
 
 /// Whether a character beyond ASCII may be part of a name. Letters that a change of case or a compatibility mapping
-/// turns into ASCII (`ſ`, `ı`, the Kelvin sign, full-width forms …) could spell a keyword, so they may not.
+/// turns into ASCII (`ſ`, `ı`, the Kelvin sign, full-width forms …) could spell a keyword, so they may not; `ß` is too common in
+/// names, and no verb has two S.
 fn is_name_character(character: char) -> bool {
     character.is_alphanumeric()
-        && !character.to_uppercase().any(|upper| upper.is_ascii())
+        && (character == 'ß' || !character.to_uppercase().any(|upper| upper.is_ascii()))
         && !character.to_lowercase().any(|lower| lower.is_ascii())
         && !matches!(character,
             '\u{ff00}'..='\u{ffef}' | '\u{1d400}'..='\u{1d7ff}' | '\u{2100}'..='\u{218f}' | '\u{2460}'..='\u{24ff}'

@@ -7,12 +7,13 @@
 //! is [`Effect::Opaque`].
 //!
 //! Rulings that are not evident from the names:
-//! - `CREATE OR REPLACE` of anything, `CREATE OR ALTER TABLE`, `SWAP WITH`, `INSERT OVERWRITE`, `DELETE` without a
-//!   condition on a column, `MERGE` with a `DELETE` and `REMOVE` are destructive. `DROP` of whatever is.
+//! - `CREATE OR REPLACE` of anything, `CREATE OR ALTER TABLE`, `SWAP WITH`, `INSERT OVERWRITE`, `DELETE`
+//!   with or without a condition, `MERGE` with a `DELETE` and `REMOVE` are destructive. `DROP` of whatever is.
 //! - `COPY INTO` a stage (internal ones too), `GET`, presigned URLs, shares, external stages and functions, egress rules and
 //!   replication to other accounts are exfiltration.
 //! - Stored bodies (procedure, task, alert) are a write when created, or what the body does if that is worse. `CALL` and
 //!   `EXECUTE TASK` are opaque, as nobody knows the body here.
+//! - Whatever is altered in a task or alert is administration, as it runs unattended.
 //! - `EXPLAIN` is a read whatever it explains, because it executes nothing.
 //! - Text without a statement has no effect: [`Effect::None`].
 
@@ -43,7 +44,7 @@ pub const MAX_TEXT_BYTES: usize = 1024 * 1024;
 /// Statements of one text that are reported one by one; what follows is reported as one opaque statement.
 const MAX_STATEMENTS: usize = 1_000;
 
-/// Texts inside texts (`EXECUTE IMMEDIATE '…'`, stored bodies) that are followed.
+/// Texts and statements inside others (`EXECUTE IMMEDIATE`, stored bodies, `EXPLAIN`) that are followed.
 const MAX_NESTING: u8 = 8;
 
 /// Judges a text.

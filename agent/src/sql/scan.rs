@@ -98,7 +98,7 @@ fn is_verb_place(tokens: Tokens<'_>, at: usize) -> bool {
         || tokens.is_punct(at - 1, b')')
         || tokens.is_punct(at - 1, b';')
         || matches!(tokens.word(at - 1), "THEN" | "ELSE" | "DO" | "LOOP" | "BEGIN" | "ASYNC" | "ACTION")
-        || (tokens.word(at - 1) == "AS" && matches!(tokens.word(0), "CREATE" | "ALTER" | "WITH"))
+        || (tokens.word(at - 1) == "AS" && matches!(tokens.word(0), "CREATE" | "ALTER" | "DEFINE" | "WITH"))
 }
 
 /// Raises `reading` by the verb at `at`, if it is one. Looks ahead a bounded number of tokens.
@@ -111,8 +111,7 @@ fn verb(tokens: Tokens<'_>, at: usize, reading: &mut Reading, nesting: u8) {
     let merge_branch = tokens.word(at - 1) == "THEN";
     let (effect, action) = match tokens.word(at) {
         "DELETE" if next_word == "FROM" || (name_follows && !merge_branch) => {
-            let conditioned = (next..next + 64).any(|at| tokens.word(at) == "WHERE");
-            (if conditioned { Effect::Write } else { Effect::Destructive }, Action::Delete)
+            (Effect::Destructive, Action::Delete)
         }
         "INSERT" if matches!(next_word, "INTO" | "OVERWRITE" | "ALL" | "FIRST") => {
             let overwrites = next_word == "OVERWRITE" || tokens.word(next + 1) == "OVERWRITE";
@@ -125,6 +124,12 @@ fn verb(tokens: Tokens<'_>, at: usize, reading: &mut Reading, nesting: u8) {
             (Effect::Destructive, Action::Drop)
         }
         "CREATE" if next_word == "OR" => (Effect::Destructive, Action::Create),
+        // The body of a task or alert, which was read as a statement.
+        "CREATE" | "ALTER"
+            if matches!(tokens.word(0), "CREATE" | "ALTER" | "DEFINE") && !tokens.is_punct(at - 1, b'(') =>
+        {
+            return;
+        }
         "CREATE" if name_follows => (Effect::Opaque, Action::Create),
         "ALTER" if super::verbs::object_type(tokens, next).is_some() => (Effect::Opaque, Action::Alter),
         "UNDROP" if name_follows => (Effect::Write, Action::Undrop),
@@ -177,7 +182,7 @@ fn call(tokens: Tokens<'_>, at: usize, reading: &mut Reading) {
                 None => reading.raise(Effect::Opaque),
             }
         }
-        if literal.is_none() {
+        if literal.is_none() && !reading.names(objects::UNKNOWN_NAME) {
             reading.object(object(objects::UNKNOWN_NAME, ObjectKind::Unknown, Access::Use));
         }
         return;

@@ -137,7 +137,7 @@ pub(super) fn explain(tokens: Tokens<'_>, nesting: u8) -> Reading {
         return reading;
     }
     // Names and features of what is explained; its effect does not happen.
-    let mut explained = read(tokens.from(at), nesting);
+    let mut explained = read(tokens.from(at), nesting + 1);
     if explained.effect != Effect::Opaque {
         explained.effect = Effect::Read;
     }

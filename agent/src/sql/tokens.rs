@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::lexer::Tokens;
 use super::types::{Action, Effect, Feature, Object, Statement};
-use super::{ddl, dml, relations, scan, scripting, session};
+use super::{MAX_NESTING, ddl, dml, relations, scan, scripting, session};
 
 /// Objects of one statement that are reported.
 const MAX_OBJECTS: usize = 1_000;
@@ -118,8 +118,11 @@ impl Reading {
     }
 }
 
-/// Reads the statement that `tokens` are, which stands `nesting` texts deep.
+/// Reads the statement that `tokens` are, which stands `nesting` texts or statements deep.
 pub(super) fn read(tokens: Tokens<'_>, nesting: u8) -> Reading {
+    if nesting > MAX_NESTING {
+        return Reading::unknown();
+    }
     if super::split::opens_block(tokens, 0) {
         return scripting::block(tokens, nesting);
     }
@@ -149,7 +152,8 @@ fn by_first_word(tokens: Tokens<'_>, nesting: u8) -> Reading {
         "GET" => dml::get(tokens),
         "LIST" | "LS" => dml::list(tokens),
         "REMOVE" | "RM" => dml::remove(tokens),
-        "CREATE" => ddl::create(tokens, nesting),
+        // DEFINE is CREATE in the files of a DCM project.
+        "CREATE" | "DEFINE" => ddl::create(tokens, nesting),
         "ALTER" => ddl::alter(tokens, nesting),
         "DROP" => ddl::drop(tokens),
         "UNDROP" => ddl::undrop(tokens),
@@ -165,6 +169,7 @@ fn by_first_word(tokens: Tokens<'_>, nesting: u8) -> Reading {
         "EXPLAIN" => session::explain(tokens, nesting),
         "CALL" => session::call(tokens),
         "EXECUTE" => session::execute(tokens, nesting),
+        word if scripting::starts_fragment(word, tokens) => scripting::fragment(tokens, nesting),
         _ => Reading::unknown(),
     }
 }
@@ -173,6 +178,10 @@ fn by_first_word(tokens: Tokens<'_>, nesting: u8) -> Reading {
 pub(super) fn query(tokens: Tokens<'_>) -> Reading {
     let mut reading = Reading::of("SELECT", Effect::Read, Action::Select);
     relations::collect(tokens, &mut reading);
+    // `SELECT … INTO :variable` is scripting; into anything else it is not Snowflake's.
+    if (0..tokens.len()).any(|at| tokens.word(at) == "INTO" && !tokens.is_punct(at + 1, b':')) {
+        reading.raise(Effect::Opaque);
+    }
     if limits_rows(tokens) {
         reading.feature(Feature::Limit);
     }

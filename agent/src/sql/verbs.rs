@@ -96,9 +96,11 @@ static TYPES: &[ObjectType] = &[
     row(&["ICEBERG", "TABLE"], K::Table, Data),
     row(&["IMMUTABLE", "TABLE"], K::Table, Data),
     row(&["INTERACTIVE", "TABLE"], K::Table, Data),
+    row(&["READ", "ONLY", "TABLE"], K::Table, Data),
     row(&["ONLINE", "FEATURE", "TABLE"], K::Table, Data),
     row(&["INDEX"], K::Unknown, Data),
     row(&["VIEW"], K::View, Data),
+    row(&["INTERACTIVE", "MATERIALIZED", "VIEW"], K::View, Data),
     row(&["MATERIALIZED", "VIEW"], K::View, Data),
     row(&["SEMANTIC", "VIEW"], K::View, Data),
     // Containers

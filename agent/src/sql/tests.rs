@@ -1,5 +1,0 @@
-use super::*;
-#[test]
-fn smoke() {
-    assert_eq!(classify("select 1").effect, Effect::Read);
-}
