@@ -45,18 +45,22 @@ pub enum Environment {
     Connector4,
     /// snowflake-connector-python 5.x, with a core in Rust.
     Connector5,
+    /// The checkers of what `deploy/` ships.
+    Deploy,
     /// The emulated Snowflake, the identity provider, DNS, the CONNECT proxy.
     Upstream,
 }
 
 impl Environment {
-    pub const ALL: [Self; 4] = [Self::ClickHouse, Self::Connector4, Self::Connector5, Self::Upstream];
+    pub const ALL: [Self; 5] =
+        [Self::ClickHouse, Self::Connector4, Self::Connector5, Self::Deploy, Self::Upstream];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::ClickHouse => "clickhouse",
             Self::Connector4 => "connector4",
             Self::Connector5 => "connector5",
+            Self::Deploy => "deploy",
             Self::Upstream => "upstream",
         }
     }

@@ -5,7 +5,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
-    time::Duration,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -37,6 +38,11 @@ const CLICKHOUSE_DEADLINE: Duration = Duration::from_mins(1);
 const BPFFS: &str = "/sys/fs/bpf";
 /// The password that the agent logs in to the emulated Snowflake with. Tests look for it where it must not be.
 pub const SERVICE_PASSWORD: &str = "correct-horse-battery-staple-7741";
+
+/// The port that the agent listens on unless its configuration says otherwise.
+const LISTEN_PORT: i64 = 15443;
+/// Holds a pod's network namespace, as the pause container of a Kubernetes pod does. Its socket tells the agent of it.
+const PAUSE: &str = "import signal, socket; held = socket.socket(); signal.pause()";
 
 type Change = Box<dyn FnOnce(&mut Table) -> Result<()> + Send>;
 
@@ -143,6 +149,7 @@ impl Builder {
             driver: self.driver,
             kept: false,
             ownership: Some(ownership),
+            pauses: Vec::new(),
             pods: Vec::new(),
             role: self.role.clone(),
             services: BTreeMap::new(),
@@ -163,6 +170,7 @@ pub struct Sandbox {
     driver: Environment,
     kept: bool,
     ownership: Option<Ownership>,
+    pauses: Vec<Process>,
     pods: Vec<Pod>,
     role: Option<String>,
     services: BTreeMap<Service, Process>,
@@ -342,6 +350,7 @@ impl Sandbox {
         signals::let_go(self.state.id());
         // Their values would end them. They belong to the sandbox from here on.
         std::mem::forget(self.agent.take());
+        std::mem::take(&mut self.pauses).into_iter().for_each(std::mem::forget);
         std::mem::take(&mut self.services).into_values().for_each(std::mem::forget);
     }
 
@@ -451,8 +460,29 @@ impl Sandbox {
         let files = vec![(public.clone(), public), (self.binary.clone(), self.state.public("snowfence"))];
         let specification = Specification { name, index: self.pods.len(), root, files, environment };
         let pod = Pod::create(&self.state, specification)?;
+        let python = text(&self.driver.python()?)?;
+        self.pauses.push(pod.start("pause", [python.as_str(), "-c", PAUSE])?);
+        if self.agent.is_some() {
+            self.wait_for_listener(name)?;
+        }
         self.pods.push(pod.clone());
         Ok(pod)
+    }
+
+    /// Waits until the agent listens in a pod, as a container's start gives it the time to.
+    fn wait_for_listener(&self, pod: &str) -> Result<()> {
+        let configuration: Table = toml::from_str(&fs::read_to_string(self.configuration())?)?;
+        let port = configuration.get("capture").and_then(|capture| capture.get("listen_port")?.as_integer());
+        // As in /proc/net/tcp: the port in hexadecimal, any peer, the state LISTEN.
+        let listener = format!(":{:04X} 00000000:0000 0A", port.unwrap_or(LISTEN_PORT));
+        network::inside(&network::pod(self.id(), pod), || {
+            let began = Instant::now();
+            while !fs::read_to_string("/proc/thread-self/net/tcp")?.contains(&listener) {
+                ensure!(began.elapsed() < AGENT_START_DEADLINE, "the agent does not listen in the pod {pod}");
+                sleep(Duration::from_millis(10));
+            }
+            Ok(())
+        })
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 use anyhow::Result;
 use sandbox::Sandbox;
 
-use common::{arrived, client, eventually, events};
+use common::{arrived, client, events, eventually};
 
 /// Shakes hands with `address` by the rules of nobody but itself, and says whose certificate it met.
 const HANDSHAKE: &str = r#"
@@ -120,7 +120,11 @@ fn without_the_agent_snowflake_cannot_be_reached_until_it_is_detached() -> Resul
 
     let stopped = sandbox.stop_agent()?;
     assert!(stopped.success());
-    assert_eq!(client(&pod, &dial)?[0]["error"], "ConnectionRefusedError", "an orderly stop does not open the way");
+    assert_eq!(
+        client(&pod, &dial)?[0]["error"],
+        "ConnectionRefusedError",
+        "an orderly stop does not open the way"
+    );
 
     sandbox.snowfence(["detach"])?.into_stdout()?;
     assert_eq!(client(&pod, &dial)?[0]["rows"]["internal"], false, "only `detach` does");

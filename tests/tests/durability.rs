@@ -122,7 +122,9 @@ connection.cursor().execute("select 'after'")
     sandbox.kill_agent()?;
     sandbox.start_agent()?;
     pod.run(["touch", &format!("{}/restarted", pod.environment()["HOME"])])?.into_stdout()?;
-    eventually("the old session serves", || Ok(arrived(&sandbox)?.iter().any(|sql| sql == "select 'after'")))?;
+    eventually("the old session serves", || {
+        Ok(arrived(&sandbox)?.iter().any(|sql| sql == "select 'after'"))
+    })?;
     drop(client);
     let log = sandbox.upstream_log()?;
     let logins = log.iter().filter(|line| line["path"] == "/session/v1/login-request").count();
@@ -165,8 +167,10 @@ struct SmallDisk<'a>(&'a std::path::Path);
 
 impl<'a> SmallDisk<'a> {
     fn mount(path: &'a std::path::Path) -> Result<Self> {
-        let status =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs"]).arg(path).status()?;
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs"])
+            .arg(path)
+            .status()?;
         ensure!(status.success(), "mount a small disk");
         Ok(Self(path))
     }
@@ -192,7 +196,9 @@ impl Drop for SmallDisk<'_> {
 fn delivered_once(sandbox: &Sandbox) -> Result<()> {
     for table in ["sessions", "statements", "outcomes", "events"] {
         let seqs = |rows: Vec<Value>| -> Vec<i64> {
-            rows.iter().filter_map(|row| row["seq"].as_i64().or_else(|| row["seq"].as_str()?.parse().ok())).collect()
+            rows.iter()
+                .filter_map(|row| row["seq"].as_i64().or_else(|| row["seq"].as_str()?.parse().ok()))
+                .collect()
         };
         let question = format!("SELECT seq FROM {table} ORDER BY seq");
         eventually(&format!("ClickHouse has the {table}"), || {

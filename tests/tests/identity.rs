@@ -29,18 +29,25 @@ fn only_a_good_token_of_an_admitted_caller_is_let_in() -> Result<()> {
         let said = client(&pod.clone().with("SNOWFLAKE_TOKEN", token), CONNECT)?;
         assert_eq!(said[0]["error"], "DatabaseError", "{}", said[0]);
         let message = said[0]["message"].as_str().unwrap_or_default();
-        assert!(message.contains("Snowfence refused this login") && message.contains(reason), "{reason}: {message}");
+        assert!(
+            message.contains("Snowfence refused this login") && message.contains(reason),
+            "{reason}: {message}"
+        );
     }
     let said = client(&pod.clone().with("SNOWFLAKE_TOKEN", &sandbox.token(&good)?), CONNECT)?;
     assert_eq!(said[0]["rows"][0][0], 1, "{}", said[0]);
 
-    let recorded = journal(&sandbox, "SELECT cgroup, pid, subject, detail FROM events WHERE kind = 'login_refused'")?;
+    let recorded =
+        journal(&sandbox, "SELECT cgroup, pid, subject, detail FROM events WHERE kind = 'login_refused'")?;
     assert_eq!(recorded.len(), refusals.len());
     assert!(recorded.iter().all(|event| event["pid"].as_i64().unwrap_or_default() > 0), "{recorded:?}");
     assert_eq!(recorded[0]["subject"], good.subject, "whose token it was is known");
     // Whoever asked, Snowflake saw one user log in, with the agent's credential.
-    let logins: Vec<_> =
-        sandbox.upstream_log()?.into_iter().filter(|line| line["path"] == "/session/v1/login-request").collect();
+    let logins: Vec<_> = sandbox
+        .upstream_log()?
+        .into_iter()
+        .filter(|line| line["path"] == "/session/v1/login-request")
+        .collect();
     assert_eq!(logins.len(), 1, "a refused login does not reach Snowflake");
     assert_eq!(logins[0]["body"]["data"]["LOGIN_NAME"], "SVC_AGENTS");
     Ok(())

@@ -56,13 +56,19 @@ connection.close()
     // Neither a refused statement nor the client's token has reached Snowflake, nor its password the client.
     let statements = arrived(&sandbox)?;
     assert!(statements.iter().any(|sql| sql.contains("count(*)")), "{statements:?}");
-    assert!(statements.iter().all(|sql| !sql.to_lowercase().contains("drop table customers")), "{statements:?}");
+    assert!(
+        statements.iter().all(|sql| !sql.to_lowercase().contains("drop table customers")),
+        "{statements:?}"
+    );
     let log = serde_json::to_string(&sandbox.upstream_log()?)?;
     assert!(!log.contains(&pod.environment()["SNOWFLAKE_TOKEN"]), "the client's token went upstream");
     assert!(!log.contains("snowfence:"), "a token of the agent's went upstream");
 
     // The trail has each statement once, in the journal and in ClickHouse, with who asked.
-    let trail = journal(&sandbox, "SELECT verdict, status, cgroup, subject, rows, policy, sql FROM trail ORDER BY time")?;
+    let trail = journal(
+        &sandbox,
+        "SELECT verdict, status, cgroup, subject, rows, policy, sql FROM trail ORDER BY time",
+    )?;
     let first = &trail[0];
     assert_eq!(first["verdict"], "allow");
     assert_eq!(first["status"], "succeeded");
@@ -71,7 +77,8 @@ connection.close()
     assert!(first["cgroup"].as_str().unwrap_or_default().ends_with("/pods/reports"), "{first}");
     assert_eq!((trail[1]["verdict"].as_str(), trail[1]["status"].as_str()), (Some("deny"), Some("refused")));
     eventually("ClickHouse has the trail", || {
-        Ok(sandbox.clickhouse_rows("SELECT sql FROM snowfence.trail").unwrap_or_default().len() == trail.len())
+        Ok(sandbox.clickhouse_rows("SELECT sql FROM snowfence.trail").unwrap_or_default().len()
+            == trail.len())
     })?;
     let delivered = sandbox.clickhouse_rows("SELECT sql FROM snowfence.trail ORDER BY time")?;
     let sql = |rows: &[serde_json::Value]| rows.iter().map(|row| row["sql"].clone()).collect::<Vec<_>>();

@@ -5,11 +5,11 @@ mod common;
 use anyhow::Result;
 use sandbox::{Environment, Sandbox};
 
-use common::{arrived, client, eventually, events, journal};
+use common::{arrived, client, events, eventually, journal};
 
 /// HTTP by hand, over TLS that trusts the internal CA.
 const HTTP: &str = r#"
-import gzip, http.client, socket, ssl
+import gzip, http.client, socket, ssl, uuid
 host = os.environ["SNOWFLAKE_HOST"]
 trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
 
@@ -32,7 +32,7 @@ def login():
     return request("POST", "/session/v1/login-request", json.dumps(data))["body"]["data"]["token"]
 
 def query(token, body, **headers):
-    return request("POST", "/queries/v1/query-request?requestId=11-22", body, token, **headers)
+    return request("POST", f"/queries/v1/query-request?requestId={uuid.uuid4()}", body, token, **headers)
 "#;
 
 #[test]
@@ -75,7 +75,10 @@ say(**query(token, json.dumps(dict(sqlText="select 2"))))
     for unknown in &said[10..12] {
         assert_eq!(unknown["status"], 404, "{unknown}");
         let message = unknown["body"]["message"].as_str().unwrap_or_default();
-        assert!(message.contains("POST /api/v2/statements") || message.contains("GET /queries/v1"), "{message}");
+        assert!(
+            message.contains("POST /api/v2/statements") || message.contains("GET /queries/v1"),
+            "{message}"
+        );
     }
     assert_eq!(said[12]["status"], 421, "{}", said[12]);
     for head in [&said[13], &said[15]] {
@@ -84,20 +87,34 @@ say(**query(token, json.dumps(dict(sqlText="select 2"))))
     }
     // Two lengths: the chunked one counts, nothing after it does, and the connection ends.
     let two_lengths = said[14]["head"].as_str().unwrap_or_default();
-    assert!(two_lengths.contains("connection: close") && two_lengths.matches("HTTP/1.1").count() == 1, "{two_lengths}");
+    assert!(
+        two_lengths.contains("connection: close") && two_lengths.matches("HTTP/1.1").count() == 1,
+        "{two_lengths}"
+    );
     assert_eq!(said[16]["body"]["success"], true, "the agent goes on: {}", said[16]);
 
     assert_eq!(arrived(&sandbox)?, ["select 1", "select 2"]);
     eventually("each kind is recorded", || {
         let events = events(&sandbox)?;
-        let expected = ["host_mismatch", "malformed_request", "request_too_large", "session_refused", "unknown_operation"];
+        let expected = [
+            "host_mismatch",
+            "malformed_request",
+            "request_too_large",
+            "session_refused",
+            "unknown_operation",
+        ];
         Ok(expected.iter().all(|kind| events.iter().any(|event| event == kind)))
     })?;
-    let large = journal(&sandbox, "SELECT effect, verdict, length(sql) AS bytes FROM trail WHERE length(sql) > 1000000")?;
+    let large = journal(
+        &sandbox,
+        "SELECT effect, verdict, length(sql) AS bytes FROM trail WHERE length(sql) > 1000000",
+    )?;
     assert_eq!((large[0]["effect"].as_str(), large[0]["verdict"].as_str()), (Some("opaque"), Some("deny")));
-    let status = std::fs::read_to_string(format!("/proc/{}/status", sandbox.agent_pid().unwrap_or_default()))?;
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", sandbox.agent_pid().unwrap_or_default()))?;
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
-    let kilobytes: u64 = peak.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u64::MAX);
+    let kilobytes: u64 =
+        peak.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u64::MAX);
     assert!(kilobytes < 512 * 1024, "a bomb of 200 MiB must not be unpacked: {peak}");
     assert!(!sandbox.agent_log()?.contains("panicked"));
     Ok(())
@@ -170,7 +187,8 @@ say(**attempt(lambda: cursor.execute("select 1; drop table customers", num_state
         assert_eq!(said[1]["rows"], serde_json::json!([[1], [2]]), "{driver:?}: {}", said[1]);
         assert_eq!(said[2]["errno"], 3001, "{driver:?}: {}", said[2]);
         eventually("every statement has its outcome", || {
-            let open = journal(&sandbox, "SELECT sql FROM trail WHERE status NOT IN ('succeeded', 'refused')")?;
+            let open =
+                journal(&sandbox, "SELECT sql FROM trail WHERE status NOT IN ('succeeded', 'refused')")?;
             Ok(open.is_empty())
         })?;
     }

@@ -23,13 +23,18 @@ struct Need {
     is_there: fn() -> bool,
 }
 
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     Need { what: "ip", package: "iproute2", is_there: || programs::find("ip").is_some() },
     Need { what: "a C compiler", package: "gcc", is_there: || programs::find("cc").is_some() },
     Need {
         what: "the C library's headers",
         package: "libc6-dev",
         is_there: || Path::new("/usr/include/stdio.h").exists(),
+    },
+    Need {
+        what: "systemd-analyze",
+        package: "systemd",
+        is_there: || programs::find("systemd-analyze").is_some(),
     },
     Need { what: "Python 3.11 or newer with venv", package: "python3-venv", is_there: has_python },
 ];
