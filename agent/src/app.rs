@@ -224,15 +224,18 @@ fn delivery_settings(config: &Config) -> Result<Option<clickhouse::Settings>, Ap
 /// Each covered network namespace costs two descriptors, each connection two to four.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 
 fn prepare(state: &State<'_>) -> Result<(), AppError> {
-    use std::os::unix::fs::DirBuilderExt;
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let failed = |source| AppError::State { path: state.0.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state.0).map_err(failed)?;
+    // Somebody else may have made it, with the mode of everyday folders.
+    std::fs::set_permissions(state.0, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
     match std::fs::remove_file(state.ready()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
         _ => Ok(()),
