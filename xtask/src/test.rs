@@ -287,8 +287,7 @@ fn count_tests(text: &str) -> Option<(u64, u64)> {
 /// `test result: ok. 12 passed; 0 failed; …`
 fn rust_counts(line: &str) -> Option<(u64, u64)> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-    let number =
-        |name: &str| counts.split("; ").find_map(|part| part.strip_suffix(name)?.trim().parse().ok());
+    let number = |name: &str| counts.split(';').find_map(|part| part.strip_suffix(name)?.trim().parse().ok());
     Some((number("passed")?, number("failed")?))
 }
 

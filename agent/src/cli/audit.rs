@@ -26,11 +26,13 @@ pub(super) enum Command {
   snowfence audit tail --last 100 --verdict deny --since 2h --format json")]
     Tail(TailArguments),
     /// Ask the journal a question in SQL (read-only SQLite)
-    #[command(after_help = "Tables: sessions, statements, outcomes, events; view: trail (statements with their outcomes).
+    #[command(
+        after_help = "Tables: sessions, statements, outcomes, events; view: trail (statements with their outcomes).
 
 Examples:
   snowfence audit query 'SELECT time, subject, verdict, sql FROM trail ORDER BY time DESC LIMIT 20'
-  snowfence audit query 'SELECT effect, count(*) FROM trail GROUP BY effect' --format json")]
+  snowfence audit query 'SELECT effect, count(*) FROM trail GROUP BY effect' --format json"
+    )]
     Query(QueryArguments),
 }
 
@@ -189,7 +191,9 @@ fn ask(arguments: &QueryArguments) -> Result<(), Failure> {
     }
     out.flush()?;
     if cut_short {
-        eprintln!("snowfence: only the first {TABLE_ROWS} rows are shown: use LIMIT, or --format json for all");
+        eprintln!(
+            "snowfence: only the first {TABLE_ROWS} rows are shown: use LIMIT, or --format json for all"
+        );
     }
     Ok(())
 }

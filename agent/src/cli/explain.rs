@@ -80,8 +80,7 @@ pub(super) fn run(Command::Explain(arguments): Command) -> Result<(), Failure> {
         None => arguments.policy.clone(),
     };
     let policy = Policy::load(file.as_deref())?;
-    let subject =
-        Subject { groups: &arguments.group, role: arguments.role.as_deref(), ..Subject::default() };
+    let subject = Subject { groups: &arguments.group, role: arguments.role.as_deref(), ..Subject::default() };
     let decide = |text: &str| {
         let classification = classify(text);
         let decision = policy.decide(&subject, &classification);
@@ -106,7 +105,8 @@ pub(super) fn run(Command::Explain(arguments): Command) -> Result<(), Failure> {
                     }
                     Err(reason) => {
                         wrong += 1;
-                        let error = serde_json::json!({ "id": null, "error": format!("line {number}: {reason}") });
+                        let error =
+                            serde_json::json!({ "id": null, "error": format!("line {number}: {reason}") });
                         writeln!(out, "{error}")?;
                     }
                 }
@@ -114,7 +114,9 @@ pub(super) fn run(Command::Explain(arguments): Command) -> Result<(), Failure> {
             })?;
             out.flush()?;
             if wrong > 0 {
-                return Err(Failure::Failed(anyhow!("{wrong} lines could not be read: each must be {{\"id\", \"sql\"}}")));
+                return Err(Failure::Failed(anyhow!(
+                    "{wrong} lines could not be read: each must be {{\"id\", \"sql\"}}"
+                )));
             }
         }
     }
@@ -189,9 +191,10 @@ fn print(
         writeln!(out, "{}", excerpt(sql))?;
         writeln!(out, "  kind      {}", statement.kind)?;
         writeln!(out, "  effect    {}", label(&statement.effect))?;
-        let objects = statement.objects.iter().map(|object| {
-            format!("{} ({}, {})", object.name, label(&object.kind), label(&object.access))
-        });
+        let objects = statement
+            .objects
+            .iter()
+            .map(|object| format!("{} ({}, {})", object.name, label(&object.kind), label(&object.access)));
         for (name, values) in [
             ("actions", statement.actions.iter().map(label).collect::<Vec<_>>()),
             ("objects", objects.collect()),

@@ -65,7 +65,13 @@ enum Command {
 #[derive(Args)]
 struct ConfigFile {
     /// The configuration file
-    #[arg(long, short, value_name = "FILE", env = "SNOWFENCE_CONFIG", default_value = "/etc/snowfence/snowfence.toml")]
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        env = "SNOWFENCE_CONFIG",
+        default_value = "/etc/snowfence/snowfence.toml"
+    )]
     config: PathBuf,
 }
 
@@ -116,7 +122,8 @@ pub fn main() -> ExitCode {
         Err(Failure::Usage(error)) => (BAD_USAGE, error),
         Err(Failure::Failed(error)) => {
             // A reader that has seen enough, such as `head`, is no failure.
-            let closed = error.downcast_ref::<io::Error>().map(io::Error::kind) == Some(io::ErrorKind::BrokenPipe);
+            let closed =
+                error.downcast_ref::<io::Error>().map(io::Error::kind) == Some(io::ErrorKind::BrokenPipe);
             if closed {
                 return ExitCode::SUCCESS;
             }

@@ -13,9 +13,10 @@ pub(super) fn run(config: &ConfigFile) -> Result<(), Failure> {
     let config = config.load()?;
     log();
     app::run(config).map_err(|error| match error {
-        AppError::Credential { .. } | AppError::ClickHousePassword(_) | AppError::Policy(_) | AppError::Keys(_) => {
-            Failure::Usage(error.into())
-        }
+        AppError::Credential { .. }
+        | AppError::ClickHousePassword(_)
+        | AppError::Policy(_)
+        | AppError::Keys(_) => Failure::Usage(error.into()),
         _ => Failure::Failed(error.into()),
     })
 }

@@ -14,7 +14,8 @@ pub(super) fn print(out: &mut impl Write, headings: &[String], rows: &[Vec<Strin
     };
     let widths: Vec<usize> = (0..headings.len()).map(width).collect();
     for row in std::iter::once(headings).chain(rows.iter().map(Vec::as_slice)) {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         writeln!(out, "{}", cells.join("  ").trim_end())?;
     }
     Ok(())
@@ -22,7 +23,8 @@ pub(super) fn print(out: &mut impl Write, headings: &[String], rows: &[Vec<Strin
 
 /// One line, without characters that would steer the terminal.
 pub(super) fn cut(text: &str) -> String {
-    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WIDTH + 1).collect();
+    let mut line: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WIDTH + 1).collect();
     if line.chars().count() > WIDTH {
         line = line.chars().take(WIDTH - 1).chain(['…']).collect();
     }

@@ -45,8 +45,8 @@ impl Keys {
         let (fetcher, known) = match &issuer.keys {
             KeySource::File(path) => {
                 let place = path.display().to_string();
-                let document = std::fs::read(path)
-                    .map_err(|source| KeyError::Read { path: place.clone(), source })?;
+                let document =
+                    std::fs::read(path).map_err(|source| KeyError::Read { path: place.clone(), source })?;
                 let keys = parse(&place, &document)?;
                 (None, Some(Known { keys: Arc::new(keys), since: Instant::now() }))
             }

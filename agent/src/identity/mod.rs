@@ -66,7 +66,9 @@ pub enum KeyError {
     Read { path: String, source: std::io::Error },
     #[error("{place}: not a JWKS document")]
     Malformed { place: String },
-    #[error("{place}: holds no public key for signatures that is accepted (RSA, EC P-256, EC P-384, Ed25519)")]
+    #[error(
+        "{place}: holds no public key for signatures that is accepted (RSA, EC P-256, EC P-384, Ed25519)"
+    )]
     NoKey { place: String },
     #[error("{place}: {reason}: is the identity provider up and reachable from this node?")]
     Fetch { place: String, reason: String },

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jsonwebtoken::errors::{Error, ErrorKind};
-use jsonwebtoken::{Validation, decode, decode_header, dangerous::insecure_decode};
+use jsonwebtoken::{Validation, dangerous::insecure_decode, decode, decode_header};
 use serde_json::{Map, Value};
 
 use super::IdentityError;

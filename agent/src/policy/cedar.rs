@@ -45,7 +45,8 @@ impl Policy {
             PolicyError::Invalid { path: path.to_owned(), line, column, message }
         };
         let parsed = PolicySet::from_str(text).map_err(|errors| {
-            let offset = errors.labels().and_then(|mut labels| labels.next()).map_or(0, |label| label.offset());
+            let offset =
+                errors.labels().and_then(|mut labels| labels.next()).map_or(0, |label| label.offset());
             invalid(offset, errors.to_string())
         })?;
         // Policies go by their `@id` from here on.
@@ -59,10 +60,12 @@ impl Policy {
         if parsed.templates().next().is_some() {
             return Err(invalid(0, "policy templates are not supported".into()));
         }
-        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).map_err(|error| invalid(0, error.to_string()))?;
+        let (schema, _) =
+            Schema::from_cedarschema_str(SCHEMA).map_err(|error| invalid(0, error.to_string()))?;
         let validation = Validator::new(schema).validate(&policies, ValidationMode::Strict);
         if let Some(error) = validation.validation_errors().next() {
-            let offset = error.labels().and_then(|mut labels| labels.next()).map_or(0, |label| label.offset());
+            let offset =
+                error.labels().and_then(|mut labels| labels.next()).map_or(0, |label| label.offset());
             return Err(invalid(offset, error.to_string()));
         }
         Ok(Self { authorizer: Authorizer::new(), policies })
@@ -103,7 +106,9 @@ impl Policy {
     /// One question to Cedar. An error in a policy denies: a `forbid` that fails must not be skipped.
     fn ask(&self, subject: &Subject<'_>, facts: &Facts<'_>, approved: bool) -> Decision {
         let deny = |policy: &str| Decision { verdict: Verdict::Deny, policy: policy.to_owned() };
-        let Some((request, entities)) = request(subject, facts, approved) else { return deny("invalid-request") };
+        let Some((request, entities)) = request(subject, facts, approved) else {
+            return deny("invalid-request");
+        };
         let response = self.authorizer.is_authorized(&request, &self.policies, &entities);
         if response.diagnostics().errors().next().is_some() {
             return deny("policy-error");
@@ -147,7 +152,10 @@ fn leaves_role(subject: &Subject<'_>, statement: &Statement) -> bool {
     let is_fixed = |name: &str| name.eq_ignore_ascii_case(fixed);
     statement.actions.contains(&Action::Use)
         && (statement.kind.contains("SECONDARY")
-            || statement.objects.iter().any(|object| object.kind == ObjectKind::Role && !is_fixed(&object.name)))
+            || statement
+                .objects
+                .iter()
+                .any(|object| object.kind == ObjectKind::Role && !is_fixed(&object.name)))
 }
 
 fn request(subject: &Subject<'_>, facts: &Facts<'_>, approved: bool) -> Option<(Request, Entities)> {

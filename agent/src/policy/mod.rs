@@ -72,7 +72,10 @@ impl Policy {
 
 /// The name of a value of a closed set, as it is in JSON and in policies.
 pub fn label(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(ToOwned::to_owned)).unwrap_or_default()
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(ToOwned::to_owned))
+        .unwrap_or_default()
 }
 
 impl PolicyError {

@@ -59,7 +59,10 @@ fn policies_see_groups_objects_and_workload() {
 fn a_wrong_policy_names_its_place() {
     for (text, line) in [
         ("permit (principal, action, resource)", 1),
-        ("permit (principal, action, resource);\n permit (principal, action == Action::\"reed\", resource);", 2),
+        (
+            "permit (principal, action, resource);\n permit (principal, action == Action::\"reed\", resource);",
+            2,
+        ),
         ("\n\npermit (principal, action, resource) when { context.colour == \"red\" };", 3),
     ] {
         match Policy::parse(Path::new("t.cedar"), text) {

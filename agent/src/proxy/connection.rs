@@ -41,7 +41,9 @@ pub async fn serve(proxy: Arc<Proxy>, Accepted { mut stream, flow }: Accepted) {
         // Nobody asked for anything.
         Err(HelloError::Closed | HelloError::Io(_)) => return,
         Err(error) => {
-            proxy.event(EventKind::NotTls, Some(&flow), None, "", format!("to {}: {error}", flow.destination)).await;
+            proxy
+                .event(EventKind::NotTls, Some(&flow), None, "", format!("to {}: {error}", flow.destination))
+                .await;
             return;
         }
     };
@@ -108,7 +110,11 @@ pub struct Rewound {
 }
 
 impl AsyncRead for Rewound {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let rest = self.before.get(self.position..).unwrap_or_default();
         if rest.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, buf);

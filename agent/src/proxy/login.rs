@@ -53,10 +53,11 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     };
     let query = login_query(exchange.parts.uri.query(), &target);
     let body = request.for_upstream(&target, &proof);
-    let answer = match exchange.proxy.upstream.control(exchange.outgoing(None, Some(&query), body.into())).await {
-        Ok(answer) => answer,
-        Err(error) => return exchange.failed(&error).await,
-    };
+    let answer =
+        match exchange.proxy.upstream.control(exchange.outgoing(None, Some(&query), body.into())).await {
+            Ok(answer) => answer,
+            Err(error) => return exchange.failed(&error).await,
+        };
     let answer = match LoginAnswer::parse(&answer.body) {
         Ok(Some(answer)) => answer,
         Ok(None) => {
@@ -70,7 +71,8 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
         Err(_) => return exchange.pass(&answer).await,
     };
     let id = Uuid::now_v7();
-    let role = if answer.role.is_empty() { rule.role.clone().unwrap_or_default() } else { answer.role.clone() };
+    let role =
+        if answer.role.is_empty() { rule.role.clone().unwrap_or_default() } else { answer.role.clone() };
     let record = audit::Session {
         id,
         time: audit::now(),
@@ -120,7 +122,8 @@ fn proof(exchange: &Exchange<'_>, principal: &Principal) -> Result<Proof, String
 }
 
 fn client(exchange: &Exchange<'_>, request: &LoginRequest) -> String {
-    let agent = exchange.parts.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let agent =
+        exchange.parts.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let agent: String = agent.chars().take(200).collect();
     format!("{} ({agent})", request.client())
 }
@@ -136,5 +139,7 @@ async fn refuse(exchange: &Exchange<'_>, caller: Option<&Caller>, reason: &str) 
 
 /// What a client is told when the journal does not work.
 pub fn unrecorded(what: &str) -> String {
-    format!("Snowfence cannot record this {what} at the moment, and what is not recorded is not let through: try again later")
+    format!(
+        "Snowfence cannot record this {what} at the moment, and what is not recorded is not let through: try again later"
+    )
 }

@@ -36,7 +36,10 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
     if !names_the_server(&parts, &peer.server_name) {
         let detail = "the Host of a request differs from the server name of the connection".to_owned();
         proxy.event(EventKind::HostMismatch, Some(&peer.flow), None, &peer.server_name, detail).await;
-        return plain(StatusCode::MISDIRECTED_REQUEST, "the Host of the request is not the name of the connection");
+        return plain(
+            StatusCode::MISDIRECTED_REQUEST,
+            "the Host of the request is not the name of the connection",
+        );
     }
     let operation = match classify(&parts.method, parts.uri.path(), parts.uri.query()) {
         Ok(operation) => operation,
@@ -192,7 +195,8 @@ impl Exchange<'_> {
             Ok(Reply { secret: Some(key), .. }) => refused(&Refusal::request(withheld(&key))),
             // Not Snowflake's envelope: an error page, say. Its status tells the driver whether to try again.
             Err(error) => {
-                let detail = format!("the answer (HTTP {}) is not Snowflake's: {error}", answer.status.as_u16());
+                let detail =
+                    format!("the answer (HTTP {}) is not Snowflake's: {error}", answer.status.as_u16());
                 self.event(EventKind::UpstreamFailed, None, detail.clone()).await;
                 let status = if answer.status.is_success() { StatusCode::BAD_GATEWAY } else { answer.status };
                 plain(status, &detail)
@@ -253,7 +257,8 @@ pub fn json_answer(body: Vec<u8>) -> Reaction {
 /// An error of HTTP, in the envelope that drivers expect.
 fn plain(status: StatusCode, message: &str) -> Reaction {
     let code = format!("{:06}", status.as_u16());
-    let body = json!({ "data": null, "code": code, "message": format!("Snowfence: {message}"), "success": false });
+    let body =
+        json!({ "data": null, "code": code, "message": format!("Snowfence: {message}"), "success": false });
     with_status(status, body.to_string().into())
 }
 

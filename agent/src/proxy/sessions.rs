@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::vault::{Sealed, Vault};
 use crate::audit::Caller;
 use crate::capture::Flow;
 use crate::config::Secret;
-use super::vault::{Sealed, Vault};
 use crate::identity::{Identity, Principal};
 use crate::snowflake::{ClientToken, QueryId, TokenHash};
 
@@ -119,7 +119,8 @@ impl Sessions {
         let mut tokens = Tokens::default();
         for sealed in vault.load() {
             let caller = Caller { issuer: sealed.issuer, subject: sealed.subject, groups: sealed.groups };
-            let Some(principal) = identity.readmit(caller, &sealed.cgroup, &sealed.account, &sealed.rule) else {
+            let Some(principal) = identity.readmit(caller, &sealed.cgroup, &sealed.account, &sealed.rule)
+            else {
                 vault.remove(sealed.id);
                 continue;
             };
@@ -188,7 +189,11 @@ impl Sessions {
     }
 
     /// Replaces Snowflake's tokens and gives new ones for the client.
-    pub fn renew(&self, session: &Arc<Session>, upstream: UpstreamTokens) -> Result<ClientTokens, SessionError> {
+    pub fn renew(
+        &self,
+        session: &Arc<Session>,
+        upstream: UpstreamTokens,
+    ) -> Result<ClientTokens, SessionError> {
         *session.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         let issued = tokens.issue(session)?;
@@ -205,11 +210,14 @@ impl Sessions {
     /// Forgets the sessions that Snowflake has forgotten.
     fn drop_idle(&self) {
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-        let is_idle = |session: &Session| {
-            session.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > IDLE
-        };
-        let idle: Vec<_> =
-            tokens.by_hash.values().filter(|(_, session)| is_idle(session)).map(|(_, session)| session.id).collect();
+        let is_idle =
+            |session: &Session| session.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > IDLE;
+        let idle: Vec<_> = tokens
+            .by_hash
+            .values()
+            .filter(|(_, session)| is_idle(session))
+            .map(|(_, session)| session.id)
+            .collect();
         for id in idle {
             self.vault.remove(id);
             tokens.remove(id);

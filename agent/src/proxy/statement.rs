@@ -41,11 +41,8 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: Bytes) -> 
     let id = record.id;
     if decision.verdict != Verdict::Allow {
         let message = refusal(&classification, &decision, &record.request_id);
-        let outcome = Outcome {
-            status: OutcomeStatus::Refused,
-            message: message.clone(),
-            ..outcome(id, started)
-        };
+        let outcome =
+            Outcome { status: OutcomeStatus::Refused, message: message.clone(), ..outcome(id, started) };
         return match exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await {
             Ok(()) => refused(&Refusal::statement(message, id)),
             Err(error) => not_recorded(&error, id),
@@ -123,7 +120,9 @@ fn record(
         kind: kinds.join("; "),
         effect: label(&classification.effect),
         actions: distinct(statements.iter().flat_map(|one| one.actions.iter().map(label))),
-        objects: distinct(statements.iter().flat_map(|one| one.objects.iter().map(|object| object.name.clone()))),
+        objects: distinct(
+            statements.iter().flat_map(|one| one.objects.iter().map(|object| object.name.clone())),
+        ),
         features: distinct(statements.iter().flat_map(|one| one.features.iter().map(label))),
         verdict: match decision.verdict {
             Verdict::Allow => audit::Verdict::Allow,
@@ -148,7 +147,8 @@ async fn forward(
     let id = record.id;
     let proxy = Arc::clone(exchange.proxy);
     let (account, operation) = (session.account.clone(), exchange.operation.clone());
-    let (headers, query) = (exchange.parts.headers.clone(), exchange.parts.uri.query().map(ToOwned::to_owned));
+    let (headers, query) =
+        (exchange.parts.headers.clone(), exchange.parts.uri.query().map(ToOwned::to_owned));
     let task = exchange.proxy.tasks.spawn(async move {
         let recorded = proxy.journal.append_statement(record).await?;
         let tokens = session.upstream();

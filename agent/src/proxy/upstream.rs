@@ -53,8 +53,13 @@ const DROPPED: [HeaderName; 12] = [
     TRANSFER_ENCODING,
     UPGRADE,
 ];
-const DROPPED_BY_NAME: [&str; 5] =
-    ["dpop", "keep-alive", "proxy-connection", "x-snowflake-authorization-token-type", "x-snowflake-external-session-id"];
+const DROPPED_BY_NAME: [&str; 5] = [
+    "dpop",
+    "keep-alive",
+    "proxy-connection",
+    "x-snowflake-authorization-token-type",
+    "x-snowflake-external-session-id",
+];
 
 /// Sends requests to Snowflake.
 pub struct Upstream {
@@ -130,7 +135,11 @@ impl Upstream {
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| {
                 let reason = innermost(&error);
-                if error.is_connect() { UpstreamError::Connect(reason) } else { UpstreamError::Broken(reason) }
+                if error.is_connect() {
+                    UpstreamError::Connect(reason)
+                } else {
+                    UpstreamError::Broken(reason)
+                }
             })?;
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|error| {
@@ -150,7 +159,8 @@ impl Outgoing<'_> {
     fn into_request(self) -> Result<Request<Full<Bytes>>, UpstreamError> {
         let query = self.query.map(|query| format!("?{query}")).unwrap_or_default();
         let uri = format!("https://{}{}{query}", self.account, self.operation.path());
-        let uri: Uri = uri.parse().map_err(|_| UpstreamError::Request("its query string is invalid".into()))?;
+        let uri: Uri =
+            uri.parse().map_err(|_| UpstreamError::Request("its query string is invalid".into()))?;
         let method = match self.operation {
             Operation::Result(_) | Operation::Monitor(_) => Method::GET,
             _ => Method::POST,

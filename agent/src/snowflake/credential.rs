@@ -58,7 +58,8 @@ impl Proof {
 /// The JWT of a key-pair login: `iss` is ACCOUNT.USER.SHA256:fingerprint of the public key, the account in upper case
 /// and without its region.
 fn key_pair_token(pem: &Secret, host: &str, user: &str, now: u64) -> Result<Secret, CredentialError> {
-    let der = PrivatePkcs8KeyDer::from_pem_slice(pem.expose().as_bytes()).map_err(|_| CredentialError::Key)?;
+    let der =
+        PrivatePkcs8KeyDer::from_pem_slice(pem.expose().as_bytes()).map_err(|_| CredentialError::Key)?;
     let pair = RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|_| CredentialError::Key)?;
     let public: PublicKeyX509Der<'_> = pair.public_key().as_der().map_err(|_| CredentialError::Key)?;
     let fingerprint = STANDARD.encode(digest(&SHA256, public.as_ref()));
@@ -85,7 +86,10 @@ mod tests {
     #[test]
     fn a_key_pair_login_is_signed_for_the_account_without_its_region() {
         let pair = rcgen_rsa();
-        let public = RsaKeyPair::from_pkcs8(PrivatePkcs8KeyDer::from_pem_slice(pair.as_bytes()).unwrap().secret_pkcs8_der()).unwrap();
+        let public = RsaKeyPair::from_pkcs8(
+            PrivatePkcs8KeyDer::from_pem_slice(pair.as_bytes()).unwrap().secret_pkcs8_der(),
+        )
+        .unwrap();
         let spki: PublicKeyX509Der<'_> = public.public_key().as_der().unwrap();
         let proof = Proof::new(
             CredentialType::KeyPair,
@@ -99,7 +103,8 @@ mod tests {
         let key = DecodingKey::from_rsa_der(&spki.as_ref()[24..]);
         let mut validation = Validation::new(Algorithm::RS256);
         validation.set_required_spec_claims(&["exp", "iss", "sub"]);
-        let token = jsonwebtoken::decode::<serde_json::Value>(proof.value.expose(), &key, &validation).unwrap();
+        let token =
+            jsonwebtoken::decode::<serde_json::Value>(proof.value.expose(), &key, &validation).unwrap();
         assert_eq!(token.claims["sub"], "ACME.SVC");
         assert!(token.claims["iss"].as_str().unwrap().starts_with("ACME.SVC.SHA256:"));
     }

@@ -144,7 +144,10 @@ impl LoginAnswer {
         Ok(Some(Self {
             session_token: token("token")?,
             master_token: token("masterToken")?,
-            session_id: data.raw("sessionId").map(|id| id.get().trim_matches('"').to_owned()).unwrap_or_default(),
+            session_id: data
+                .raw("sessionId")
+                .map(|id| id.get().trim_matches('"').to_owned())
+                .unwrap_or_default(),
             role: info.field("roleName").unwrap_or_default(),
             body,
             data,
@@ -177,7 +180,9 @@ pub fn renewal_body(client_body: &[u8], old_session_token: &Secret) -> Result<Ve
         Some("RENEW") => {}
         _ => return Err(Malformed::Unsupported("requestType other than RENEW")),
     }
-    Ok(json!({ "oldSessionToken": old_session_token.expose(), "requestType": "RENEW" }).to_string().into_bytes())
+    Ok(json!({ "oldSessionToken": old_session_token.expose(), "requestType": "RENEW" })
+        .to_string()
+        .into_bytes())
 }
 
 impl Renewal {
@@ -189,7 +194,12 @@ impl Renewal {
         }
         let data = body.object("data")?;
         let token = |field| data.field::<String>(field).map(Secret::new).ok_or(Malformed::Field(field));
-        Ok(Some(Self { session_token: token("sessionToken")?, master_token: token("masterToken")?, body, data }))
+        Ok(Some(Self {
+            session_token: token("sessionToken")?,
+            master_token: token("masterToken")?,
+            body,
+            data,
+        }))
     }
 
     /// The answer for the client, with the agent's tokens in the place of Snowflake's.
@@ -231,18 +241,28 @@ mod tests {
     fn role_and_warehouse_are_the_rules_where_it_names_them() {
         let query = Some("request_id=1&roleName=ACCOUNTADMIN&warehouse=BIG&databaseName=D%20B&x=y");
         let target = LoginTarget { user: "SVC", role: Some("ANALYST"), warehouse: None };
-        assert_eq!(login_query(query, &target), "request_id=1&warehouse=BIG&databaseName=D+B&roleName=ANALYST");
+        assert_eq!(
+            login_query(query, &target),
+            "request_id=1&warehouse=BIG&databaseName=D+B&roleName=ANALYST"
+        );
     }
 
     #[test]
     fn the_client_never_sees_snowflakes_tokens() {
         let answer = br#"{"data":{"token":"real-s","masterToken":"real-m","idToken":"real-i","futureToken":"real-f","sessionId":12345678901234567890,"parameters":[]},"code":null,"message":null,"success":true}"#;
         let answer = LoginAnswer::parse(answer).unwrap().unwrap();
-        assert_eq!((answer.session_token.expose(), answer.session_id.as_str()), ("real-s", "12345678901234567890"));
+        assert_eq!(
+            (answer.session_token.expose(), answer.session_id.as_str()),
+            ("real-s", "12345678901234567890")
+        );
         let (session, master) = (ClientToken::random().unwrap(), ClientToken::random().unwrap());
         let text = String::from_utf8(answer.for_client(&session, &master)).unwrap();
         assert!(!text.contains("real-"), "{text}");
-        assert!(text.contains(session.as_str()) && text.contains(master.as_str()) && text.contains("12345678901234567890"));
+        assert!(
+            text.contains(session.as_str())
+                && text.contains(master.as_str())
+                && text.contains("12345678901234567890")
+        );
     }
 
     #[test]

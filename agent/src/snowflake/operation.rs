@@ -106,7 +106,8 @@ mod tests {
     use super::*;
 
     fn post(target: &str) -> Result<Operation, UnknownOperation> {
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
         classify(&Method::POST, path, query)
     }
 
@@ -119,10 +120,7 @@ mod tests {
             classify(&Method::GET, "/monitoring/queries//01b1c2d3-0000-1111-2222-333344445555", None),
             Ok(Operation::Monitor(id.clone()))
         );
-        assert_eq!(
-            Operation::Monitor(id).path(),
-            "/monitoring/queries/01b1c2d3-0000-1111-2222-333344445555"
-        );
+        assert_eq!(Operation::Monitor(id).path(), "/monitoring/queries/01b1c2d3-0000-1111-2222-333344445555");
     }
 
     #[test]

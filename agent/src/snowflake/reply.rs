@@ -117,10 +117,12 @@ mod tests {
 
     #[test]
     fn an_ending_is_told_from_a_query_that_goes_on() {
-        let monitor = |query: &str| Ending::parse(format!(r#"{{"data":{{"queries":[{query}]}}}}"#).as_bytes());
+        let monitor =
+            |query: &str| Ending::parse(format!(r#"{{"data":{{"queries":[{query}]}}}}"#).as_bytes());
         assert_eq!(monitor(r#"{"status":"RUNNING"}"#), None);
         assert!(monitor(r#"{"status":"SUCCESS","errorCode":null}"#).unwrap().succeeded);
-        let failed = monitor(r#"{"status":"FAILED_WITH_ERROR","errorCode":1003,"errorMessage":"no"}"#).unwrap();
+        let failed =
+            monitor(r#"{"status":"FAILED_WITH_ERROR","errorCode":1003,"errorMessage":"no"}"#).unwrap();
         assert_eq!((failed.succeeded, failed.code.as_str(), failed.message.as_str()), (false, "1003", "no"));
         assert_eq!(Ending::parse(br#"{"data":{"queries":[]}}"#), None);
     }

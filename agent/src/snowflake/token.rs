@@ -65,7 +65,14 @@ mod tests {
     #[test]
     fn the_header_is_read_in_its_one_form() {
         assert_eq!(snowflake_token("Snowflake Token=\"abc\""), Some("abc"));
-        for header in ["", "Bearer abc", "Snowflake abc", "Snowflake Token=abc", "Snowflake Token=\"\"", "Snowflake Token=\"a\"b\""] {
+        for header in [
+            "",
+            "Bearer abc",
+            "Snowflake abc",
+            "Snowflake Token=abc",
+            "Snowflake Token=\"\"",
+            "Snowflake Token=\"a\"b\"",
+        ] {
             assert_eq!(snowflake_token(header), None, "{header}");
         }
     }

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -37,7 +37,8 @@ impl Authority {
         if !key_path.exists() {
             create(directory, suffixes)?;
         }
-        let mode = std::fs::metadata(&key_path).map_err(|source| read_error(&key_path, source))?.mode() & 0o777;
+        let mode =
+            std::fs::metadata(&key_path).map_err(|source| read_error(&key_path, source))?.mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(TlsError::KeyExposed { path: key_path, mode });
         }
@@ -85,8 +86,7 @@ impl Authority {
     /// Proves with a leaf that verifies that the CA may sign for names under a suffix.
     fn check_name(&self, directory: &Path, suffix: &str) -> Result<(), TlsError> {
         let name = format!("account.{suffix}");
-        let constrained =
-            || TlsError::Constrained { path: directory.to_owned(), name: suffix.to_owned() };
+        let constrained = || TlsError::Constrained { path: directory.to_owned(), name: suffix.to_owned() };
         let (chain, _) = self.leaf(&name)?;
         let [leaf, root] = chain.as_slice() else { return Err(constrained()) };
         let anchor = webpki::anchor_from_trusted_cert(root).map_err(|_| constrained())?;

@@ -58,9 +58,10 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Hello, HelloError
             }
             match acceptor.accept() {
                 Ok(Some(accepted)) => {
-                    let name = accepted.client_hello().server_name().map(|name| {
-                        name.trim_end_matches('.').to_ascii_lowercase()
-                    });
+                    let name = accepted
+                        .client_hello()
+                        .server_name()
+                        .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
                     return Ok(Hello { server_name: name, bytes });
                 }
                 Ok(None) => {}
@@ -80,7 +81,8 @@ mod tests {
 
     fn hello(name: &str) -> Vec<u8> {
         let config = crate::tls::client_config(None, &[]).unwrap();
-        let mut client = ClientConnection::new(Arc::clone(&config), name.to_owned().try_into().unwrap()).unwrap();
+        let mut client =
+            ClientConnection::new(Arc::clone(&config), name.to_owned().try_into().unwrap()).unwrap();
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         bytes
@@ -91,7 +93,8 @@ mod tests {
         let bytes = hello("ACME.snowflakecomputing.com");
         let (mut client, mut server) = tokio::io::duplex(7);
         let sent = bytes.clone();
-        let writer = tokio::spawn(async move { tokio::io::AsyncWriteExt::write_all(&mut client, &sent).await });
+        let writer =
+            tokio::spawn(async move { tokio::io::AsyncWriteExt::write_all(&mut client, &sent).await });
         let read = read_hello(&mut server).await.unwrap();
         assert_eq!(read.server_name.as_deref(), Some("acme.snowflakecomputing.com"));
         assert_eq!(read.bytes, bytes);
