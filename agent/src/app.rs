@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::audit::{self, AuditError, Event, EventKind, Journal, clickhouse};
 use crate::capture::{self, Capture, CaptureError, Names};
-use crate::config::{Config, SecretError};
+use crate::config::{Config, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
 use crate::policy::{Policy, PolicyError};
 use crate::proxy::{Dialer, Foreign, Proxy, Sessions, Upstream, Vault, VaultError};
@@ -213,7 +213,7 @@ async fn note(journal: &Journal, kind: EventKind, detail: String) -> Result<(), 
 
 fn delivery_settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
     let Some(target) = &config.clickhouse else { return Ok(None) };
-    let password = target.password.as_ref().map(|reference| reference.read()).transpose();
+    let password = target.password.as_ref().map(SecretReference::read).transpose();
     let password = password.map_err(AppError::ClickHousePassword)?;
     let mut settings = clickhouse::Settings::new(target.url.clone(), target.database.clone());
     settings.user.clone_from(&target.user);

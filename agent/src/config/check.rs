@@ -138,7 +138,7 @@ impl Checker<'_> {
                 }
                 Some(_) => self.wrong(path, "expected a name under one of capture.suffixes"),
                 None => {
-                    self.wrong(path, "expected a host name such as `acme.eu-west-1.snowflakecomputing.com`")
+                    self.wrong(path, "expected a host name such as `acme.eu-west-1.snowflakecomputing.com`");
                 }
             }
         }

@@ -139,7 +139,7 @@ fn keys(path: &serde_path_to_error::Path) -> Vec<String> {
 fn dotted(path: &[String]) -> String {
     path.iter().fold(String::new(), |mut text, key| {
         if key.parse::<usize>().is_ok() {
-            text.push_str(&format!("[{key}]"));
+            text.extend(["[", key, "]"]);
         } else {
             if !text.is_empty() {
                 text.push('.');

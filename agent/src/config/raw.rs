@@ -106,6 +106,7 @@ pub struct Account {
 #[serde(deny_unknown_fields)]
 pub struct Issuer {
     /// What the token's `iss` claim must equal.
+    #[expect(clippy::struct_field_names, reason = "the key in the file")]
     pub issuer: String,
     /// What the token's `aud` claim must contain.
     pub audience: String,

@@ -12,9 +12,9 @@ use super::{IdentityError, KeyError};
 use crate::config::{Issuer, KeySource};
 
 /// Keys older than this are fetched again when they are next needed.
-const FRESH: Duration = Duration::from_secs(10 * 60);
+const FRESH: Duration = Duration::from_mins(10);
 /// Keys older than this are not used any more: the issuer may have revoked them.
-const STALE: Duration = Duration::from_secs(24 * 3600);
+const STALE: Duration = Duration::from_hours(24);
 /// Tokens with unknown keys cannot make the agent ask more often than this.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -37,7 +37,7 @@ struct Key {
     algorithms: &'static [Algorithm],
     /// The one algorithm that the document names for the key.
     only: Option<String>,
-    key: DecodingKey,
+    verifies: DecodingKey,
 }
 
 impl Keys {
@@ -126,7 +126,7 @@ fn key(jwk: &Jwk) -> Option<Key> {
         id: jwk.common.key_id.clone(),
         algorithms,
         only: jwk.common.key_algorithm.map(|algorithm| algorithm.to_string()),
-        key: DecodingKey::from_jwk(jwk).ok()?,
+        verifies: DecodingKey::from_jwk(jwk).ok()?,
     })
 }
 
@@ -136,5 +136,5 @@ fn matching(keys: &[Key], header: &Header) -> Vec<DecodingKey> {
             && key.only.as_ref().is_none_or(|only| *only == format!("{:?}", header.alg))
             && (header.kid.is_none() || key.id == header.kid)
     };
-    keys.iter().filter(fits).map(|key| key.key.clone()).collect()
+    keys.iter().filter(fits).map(|key| key.verifies.clone()).collect()
 }

@@ -18,7 +18,7 @@ pub const QUERY: usize = 32 * 1024 * 1024;
 pub const OTHER: usize = 1024 * 1024;
 
 /// Time for a whole body to arrive.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {

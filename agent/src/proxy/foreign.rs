@@ -20,7 +20,7 @@ use crate::config::is_under;
 use crate::tls::certificate_names;
 
 /// How long a verdict on an address and name holds.
-const VERDICT: Duration = Duration::from_secs(10 * 60);
+const VERDICT: Duration = Duration::from_mins(10);
 const VERDICTS: u64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(10);
 

@@ -71,7 +71,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
         Err(_) => return exchange.pass(&answer).await,
     };
     let id = Uuid::now_v7();
-    let role =
+    let session_role =
         if answer.role.is_empty() { rule.role.clone().unwrap_or_default() } else { answer.role.clone() };
     let record = audit::Session {
         id,
@@ -81,7 +81,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
         account: exchange.account().to_owned(),
         rule: rule.name.clone(),
         user: rule.user.clone(),
-        role: role.clone(),
+        role: session_role.clone(),
         snowflake_session: answer.session_id.clone(),
         client,
     };
@@ -93,7 +93,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
         id,
         principal,
         account: exchange.account().to_owned(),
-        role,
+        role: session_role,
         upstream: UpstreamTokens {
             session: answer.session_token.clone(),
             master: answer.master_token.clone(),

@@ -272,7 +272,7 @@ fn with_status(status: StatusCode, body: Bytes) -> Reaction {
 /// Whether everything in a request that names a host names the server of the connection.
 fn names_the_server(parts: &Parts, server_name: &str) -> bool {
     let hosts = parts.headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or(""));
-    let mut names = hosts.chain(parts.uri.authority().map(|authority| authority.as_str())).peekable();
+    let mut names = hosts.chain(parts.uri.authority().map(hyper::http::uri::Authority::as_str)).peekable();
     names.peek().is_some()
         && names.all(|name| {
             let name = name.strip_suffix(":443").unwrap_or(name);

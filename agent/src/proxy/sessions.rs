@@ -21,10 +21,10 @@ const SESSIONS: usize = 20_000;
 /// After a renewal the token before it is still good, for requests that are under way.
 const TOKENS_PER_SESSION: usize = 4;
 /// Snowflake keeps results for a day.
-const QUERY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+const QUERY_LIFETIME: Duration = Duration::from_hours(24);
 const QUERIES: u64 = 100_000;
 /// Snowflake ends a session that was idle for four hours.
-const IDLE: Duration = Duration::from_secs(4 * 3600 + 600);
+const IDLE: Duration = Duration::from_mins(4 * 60 + 10);
 
 /// A session with Snowflake that a client opened.
 pub struct Session {

@@ -61,7 +61,7 @@ pub fn finish(proxy: &Arc<Proxy>, session: &Session, query: &QueryId, answer: &A
         proxy.sessions.own(id.clone(), session);
     }
     if let Some(Pending { statement, since }) = proxy.sessions.finish(query) {
-        append(proxy, answered(outcome(statement, since), answer, &reply));
+        append(proxy, answered(statement, since, answer, &reply));
     }
 }
 
@@ -202,11 +202,11 @@ fn settle(
         Some(query) if reply.in_progress => {
             proxy.sessions.wait(query.clone(), Pending { statement: id, since: started });
         }
-        _ => append(proxy, answered(outcome, answer, &reply)),
+        _ => append(proxy, answered(id, started, answer, &reply)),
     }
 }
 
-fn answered(outcome: Outcome, answer: &Answer, reply: &Reply) -> Outcome {
+fn answered(statement: Uuid, started: Instant, answer: &Answer, reply: &Reply) -> Outcome {
     let succeeded = reply.success && answer.status == StatusCode::OK;
     Outcome {
         status: if succeeded { OutcomeStatus::Succeeded } else { OutcomeStatus::Failed },
@@ -215,7 +215,7 @@ fn answered(outcome: Outcome, answer: &Answer, reply: &Reply) -> Outcome {
         code: reply.code.clone(),
         message: reply.secret.as_ref().map_or_else(|| reply.message.clone(), |key| withheld(key)),
         response_bytes: answer.body.len() as u64,
-        ..outcome
+        ..outcome(statement, started)
     }
 }
 

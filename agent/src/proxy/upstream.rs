@@ -32,10 +32,10 @@ use crate::snowflake::{Operation, authorization};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Snowflake answers within 45 s, if only to say that the statement still runs.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
+const ANSWER_DEADLINE: Duration = Duration::from_mins(2);
 /// The inline part of a result is a few megabytes.
 const ANSWER_LIMIT: usize = 128 * 1024 * 1024;
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 const PORT: u16 = 443;
 
 /// Headers that concern one connection or the client's own credentials.

@@ -51,8 +51,7 @@ mod tests {
 
     #[test]
     fn a_body_without_one_statement_is_malformed() {
-        for body in
-            [r#"{}"#, r#"{"sqlText":null}"#, r#"{"sqlText":["x"]}"#, r#"{"sqlText":"a","bindings":[1]}"#]
+        for body in ["{}", r#"{"sqlText":null}"#, r#"{"sqlText":["x"]}"#, r#"{"sqlText":"a","bindings":[1]}"#]
         {
             assert!(QueryRequest::parse(body.as_bytes()).is_err(), "{body}");
         }

@@ -44,7 +44,7 @@ impl Reply {
     /// Reads an answer.
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         let body = Object::parse(bytes)?;
-        let data = match body.raw("data").map(|data| data.get()) {
+        let data = match body.raw("data").map(RawValue::get) {
             Some(text) if text.starts_with('{') => Object::parse(text.as_bytes())?,
             _ => Object::default(),
         };

@@ -18,11 +18,11 @@ use rustls::pki_types::pem::PemObject;
 
 use super::TlsError;
 
-const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const AUTHORITY_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 /// Short, as leaves carry no revocation pointers: a driver would wait for a responder that it cannot reach.
-pub(super) const LEAF_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const LEAF_LIFETIME: Duration = Duration::from_hours(7 * 24);
 /// Clocks of clients may be behind.
-const BACKDATE: Duration = Duration::from_secs(3600);
+const BACKDATE: Duration = Duration::from_hours(1);
 
 pub struct Authority {
     certificate_pem: String,

@@ -51,7 +51,7 @@ pub fn source(source: &str) -> String {
 pub fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !holds()? {
-        ensure!(began.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
+        ensure!(began.elapsed() < Duration::from_mins(1), "{what}: not within a minute");
         sleep(Duration::from_millis(100));
     }
     Ok(())
