@@ -6,9 +6,13 @@
 //! processes, or to disks.
 
 use std::{
+    env,
     fs::{self, File},
     io::ErrorKind,
-    os::{fd::OwnedFd, unix::fs::symlink},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt as _, symlink},
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -25,6 +29,8 @@ use rustix::{
     },
 };
 use serde::{Deserialize, Serialize};
+
+use crate::state::make_public_folder;
 
 /// What root may do in an ordinary container, and NET_ADMIN. MKNOD is left out, because what forbids device files
 /// there, the device controller, is not in use here.
@@ -71,6 +77,7 @@ impl Container {
         let sources: Vec<(OwnedFd, bool, &PathBuf)> = sources.collect::<Result<_>>()?;
         let devices = self.root.then(|| DEVICES.map(|name| (name, tree(&Path::new("/dev").join(name)))));
         let terminals = tree(Path::new("/dev/pts"));
+        self.open_working_directory()?;
 
         let restrictive = MountFlags::NOSUID | MountFlags::NODEV;
         fresh("tmpfs", "/run", restrictive)?;
@@ -95,6 +102,34 @@ impl Container {
             place(source, folder, target)?;
         }
         Ok(())
+    }
+
+    /// Makes the path of the working directory passable where the machine's user keeps others out of a folder above it.
+    /// Python, for one, opens a script by its full path. Nothing else of the closed folder can be seen.
+    fn open_working_directory(&self) -> Result<()> {
+        let here = env::current_dir().context("find the working directory")?;
+        let mut above: Vec<&Path> = here.ancestors().skip(1).collect();
+        above.reverse();
+        let Some(closed) = above.into_iter().find(|folder| !self.may_pass(folder)) else { return Ok(()) };
+        let files = tree(&here)?;
+        let closed = closed.to_str().with_context(|| format!("{} is not UTF-8", closed.display()))?;
+        fresh("tmpfs", closed, MountFlags::NOSUID | MountFlags::NODEV)?;
+        place(files, true, &here)
+    }
+
+    /// Whether the pod's user may pass through a folder, by its mode.
+    fn may_pass(&self, folder: &Path) -> bool {
+        let Ok(metadata) = fs::metadata(folder) else { return true };
+        let bit = if self.root {
+            return true;
+        } else if metadata.uid() == self.uid {
+            0o100
+        } else if metadata.gid() == self.gid {
+            0o010
+        } else {
+            0o001
+        };
+        metadata.mode() & bit != 0
     }
 
     /// Processes and privileges. To be called by the first process of a pid namespace, after the files.
@@ -152,12 +187,11 @@ fn tree(path: &Path) -> Result<OwnedFd> {
 fn place(source: OwnedFd, folder: bool, target: &Path) -> Result<()> {
     let target = follow(target)?;
     if !target.exists() {
-        if folder {
-            fs::create_dir_all(&target)
-        } else {
-            target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create(&target).map(drop))
+        let parent = if folder { Some(target.as_path()) } else { target.parent() };
+        parent.map_or(Ok(()), make_public_folder)?;
+        if !folder {
+            File::create(&target).with_context(|| format!("make {}", target.display()))?;
         }
-        .with_context(|| format!("make {}", target.display()))?;
     }
     move_mount(source, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .with_context(|| format!("mount on {}", target.display()))
@@ -194,6 +228,8 @@ fn normal(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -211,6 +247,26 @@ mod tests {
             assert!(!CAPABILITIES_OF_ROOT.intersects(forbidden), "{forbidden:?}");
         }
         assert!(CAPABILITIES_OF_ROOT.contains(CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW));
+    }
+
+    #[test]
+    fn folders_are_passable_by_their_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let owner = fs::metadata(folder.path()).unwrap();
+        let container = |uid, gid, root| Container { uid, gid, root, files: Vec::new() };
+        let (uid, gid) = (owner.uid(), owner.gid());
+        for (mode, by_owner, by_group, by_others) in [
+            (0o700, true, false, false),
+            (0o750, true, true, false),
+            (0o755, true, true, true),
+            (0o001, false, false, true),
+        ] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(container(uid, gid, false).may_pass(folder.path()), by_owner, "{mode:o}");
+            assert_eq!(container(uid + 1, gid, false).may_pass(folder.path()), by_group, "{mode:o}");
+            assert_eq!(container(uid + 1, gid + 1, false).may_pass(folder.path()), by_others, "{mode:o}");
+            assert!(container(uid, gid, true).may_pass(folder.path()), "{mode:o}");
+        }
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread::{self, ScopedJoinHandle},
@@ -21,6 +20,8 @@ use rustix::{
     fs::{FlockOperation, flock},
     process::geteuid,
 };
+
+use crate::state;
 
 /// The variable that names the cache.
 pub const CACHE_VARIABLE: &str = "SNOWFENCE_CACHE";
@@ -92,7 +93,7 @@ impl Environment {
             return Ok(());
         }
         let parent = folder.parent().context("find the cache")?;
-        make_public_folder(parent)?;
+        state::make_public_folder(parent)?;
         let lock = File::create(parent.join(format!("{}.lock", self.name()))).context("make a lock file")?;
         flock(&lock, FlockOperation::LockExclusive).context("wait for another set-up")?;
         if folder.join(COMPLETE).is_file() {
@@ -131,6 +132,7 @@ const COMPLETE: &str = ".complete";
 
 /// Makes the environments that are missing, side by side. `say` is told what happens.
 pub fn prepare(environments: &[Environment], say: &(dyn Fn(&str) + Sync)) -> Result<()> {
+    state::let_others_read();
     let base = base_interpreter()?;
     let failures: Vec<String> = thread::scope(|scope| {
         let workers: Vec<_> =
@@ -203,23 +205,6 @@ fn new_enough(version: &str) -> bool {
     }
 }
 
-/// Every folder on the way is readable for everybody, unless it was there before.
-fn make_public_folder(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
-        make_public_folder(parent)?;
-    }
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("make {}", path.display()))
-        }
-        _ => fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("open {} to readers", path.display())),
-    }
-}
-
 fn run(command: &mut Command) -> Result<()> {
     // The interpreter must not look into another environment that happens to be active.
     command.env_remove("PYTHONHOME").env_remove("PYTHONPATH").env_remove("VIRTUAL_ENV").stdin(Stdio::null());
@@ -245,17 +230,6 @@ mod tests {
         }
         for bad in ["3.10.12", "2.7.18", "", "three", "3"] {
             assert!(!new_enough(bad), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn folders_of_the_cache_are_public() {
-        let home = tempfile::tempdir().unwrap();
-        let cache = home.path().join("cache/snowfence");
-        make_public_folder(&cache).unwrap();
-        make_public_folder(&cache).unwrap();
-        for folder in [&cache, cache.parent().unwrap()] {
-            assert_eq!(fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o755);
         }
     }
 

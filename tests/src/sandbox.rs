@@ -129,6 +129,7 @@ impl Builder {
             geteuid().is_root(),
             "a sandbox needs root: for namespaces, control groups and kernel programs"
         );
+        state::let_others_read();
         let binary = match &self.binary {
             Some(path) => std::path::absolute(path)?,
             None => launch::launcher()?.with_file_name("snowfence"),

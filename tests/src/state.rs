@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, Mode, flock},
+    process::umask,
+};
 
 use crate::{cgroup::Cgroup, network};
 
@@ -187,6 +190,27 @@ pub fn make_folder(path: &Path, mode: u32) -> Result<()> {
         .with_context(|| format!("make {}", path.display()))
 }
 
+/// A folder for everybody to read, and so is every folder on the way to it that is not there yet.
+pub fn make_public_folder(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_public_folder(parent)?;
+    }
+    match make_folder(path, 0o755) {
+        // Somebody else was faster.
+        Err(_) if path.is_dir() => Ok(()),
+        done => done,
+    }
+}
+
+/// From now on, whatever umask this process was started with, others may read the files that it makes: a pod's user is
+/// not this one. What is secret lies in folders that are closed.
+pub fn let_others_read() {
+    umask(Mode::WGRP | Mode::WOTH);
+}
+
 fn pins(id: &str) -> PathBuf {
     Path::new(BPFFS).join(format!("snowfence-{id}"))
 }
@@ -228,6 +252,17 @@ mod tests {
     fn a_sandbox_that_does_not_exist_is_named() {
         let error = State::open("zzzzzz").unwrap_err().to_string();
         assert!(error.starts_with("there is no sandbox zzzzzz"), "{error}");
+    }
+
+    #[test]
+    fn folders_on_the_way_are_public() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = home.path().join("cache/snowfence");
+        make_public_folder(&cache).unwrap();
+        make_public_folder(&cache).unwrap();
+        for folder in [&cache, cache.parent().unwrap()] {
+            assert_eq!(fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o755);
+        }
     }
 
     #[test]
