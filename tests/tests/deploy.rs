@@ -289,7 +289,7 @@ fn the_example_policy_decides_as_its_comments_say() -> Result<()> {
         ("hr", "select * from hr.people.salaries", "allow by reads-allowed"),
         ("data-pipelines", "update orders set paid = true where id = 1", "allow by pipelines-write"),
         ("data-pipelines", "update orders set paid = true", "hold by bulk-writes-held"),
-        ("analysts", "delete from orders where id = 1", "hold by analysts-writes-held"),
+        ("analysts", "update orders set paid = true where id = 1", "hold by analysts-writes-held"),
         ("analysts", "drop table orders", "deny by no-policy-allows-it"),
         ("on-call", "drop table orders", "hold by destructive-held-on-call"),
         ("on-call", "grant role a to user b", "deny by admin-denied"),
