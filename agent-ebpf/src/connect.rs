@@ -14,6 +14,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 
+use aya_log_ebpf::warn;
+
 use crate::{
     ALLOW, REFUSE, address,
     maps::{ENDPOINTS4, ENDPOINTS6, EXEMPT, PENDING, PORTS, count, settings},
@@ -151,6 +153,7 @@ fn judge(context: &SockAddrContext, destination: [u32; 4]) -> Verdict {
     if PENDING.insert(cookie, &record, 0).is_err() {
         // Redirected all the same: without a record the proxy refuses it.
         count(counter::FLOWS_LOST);
+        warn!(context, "no room for a connection's record: the proxy will refuse it");
     }
     count(counter::REDIRECTED);
     Verdict::Redirected(settings.listen_port)

@@ -10,6 +10,8 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 
+use aya_log_ebpf::warn;
+
 use crate::{
     address,
     maps::{FLOWS, PEERS, PENDING, count, settings},
@@ -46,6 +48,7 @@ fn file(context: &SockOpsContext) {
             let peer = Peer { address: record.address, port: record.port, reserved: 0 };
             if FLOWS.insert(key, record, 0).is_err() {
                 count(counter::FLOWS_LOST);
+                warn!(context, "no room for a connection's record: the proxy will refuse it");
                 let _ = FLOWS.remove(key);
             }
             let _ = PEERS.insert(key, &peer, 0);

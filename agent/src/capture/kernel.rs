@@ -13,6 +13,8 @@ use aya::{
     programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
     util::KernelVersion,
 };
+use aya_log::EbpfLogger;
+use log::Log;
 
 use super::{CaptureError, Settings, endpoints::Endpoints, exempt::Exemptor, flows::Flows, sys};
 
@@ -32,6 +34,8 @@ pub(super) struct Kernel {
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) events: RingBuf<MapData>,
     pub(super) programs: Programs,
+    /// What the programs say of failures.
+    pub(super) messages: EbpfLogger<&'static dyn Log>,
 }
 
 /// The programs, verified by the kernel.
@@ -70,6 +74,9 @@ impl Kernel {
             .load(OBJECT)
             .map_err(|source| CaptureError::Programs { source })?;
         verify(&mut programs, &release)?;
+        let messages = EbpfLogger::init(&mut programs).map_err(|error| {
+            CaptureError::io("read the kernel programs' messages")(io::Error::other(error))
+        })?;
 
         let same_cgroup = earlier.is_some_and(|earlier| earlier.cgroup == cgroup_id);
         let mut settings_map: Array<MapData, KernelSettings> = take(&mut programs, maps::SETTINGS)?;
@@ -107,6 +114,7 @@ impl Kernel {
                 links: settings.bpffs.join(LINKS),
                 same_cgroup,
             },
+            messages,
         })
     }
 }

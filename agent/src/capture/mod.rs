@@ -29,8 +29,14 @@ use std::{
 
 use agent_common::{counter, maps};
 use aya::maps::{MapData, PerCpuArray};
+use aya_log::EbpfLogger;
 use ipnet::IpNet;
-use tokio::{sync::mpsc, task::AbortHandle};
+use log::Log;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc,
+    task::AbortHandle,
+};
 
 use self::{
     cgroups::Cgroups,
@@ -70,6 +76,7 @@ pub struct Capture {
     exemptor: Exemptor,
     counters: PerCpuArray<MapData, u64>,
     listening: AbortHandle,
+    messages: AbortHandle,
     _lock: host::Lock,
 }
 
@@ -113,6 +120,7 @@ impl Capture {
         let cgroup = File::open(&covered).map_err(CaptureError::io(format!("open {}", covered.display())))?;
         kernel.programs.attach(cgroup.as_fd())?;
 
+        let messages = tokio::spawn(pass_on(kernel.messages)).abort_handle();
         let events = kernel.events;
         let listening = tokio::spawn(async move {
             if let Err(error) = listeners.run(events).await {
@@ -124,6 +132,7 @@ impl Capture {
             exemptor: kernel.exemptor,
             counters: kernel.counters,
             listening: listening.abort_handle(),
+            messages,
             _lock: lock,
         };
         Ok((capture, accepted))
@@ -161,6 +170,7 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         self.listening.abort();
+        self.messages.abort();
     }
 }
 
@@ -172,6 +182,20 @@ pub fn detach(settings: &Settings) -> Result<Detached, CaptureError> {
     }
     let _lock = lock(settings)?;
     kernel::remove_pins(&settings.bpffs)
+}
+
+/// Writes what the kernel programs say to the log.
+async fn pass_on(messages: EbpfLogger<&'static dyn Log>) {
+    // SAFETY: the reader owns the descriptor of its ring buffer and keeps it open until it is dropped.
+    let registered = unsafe { AsyncFd::register_with_interest(messages, Interest::READABLE) };
+    let mut messages = match registered {
+        Ok(messages) => messages,
+        Err(error) => return tracing::warn!(%error, "what the kernel programs say of failures is not logged"),
+    };
+    while let Ok(mut ready) = messages.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
 }
 
 fn lock(settings: &Settings) -> Result<host::Lock, CaptureError> {
