@@ -234,7 +234,7 @@ fn on_path(program: &str) -> Option<PathBuf> {
 }
 
 fn step(what: &str) {
-    println!("{what}");
+    eprintln!("{what}");
 }
 
 fn hash_of_inputs(root: &Path) -> Result<u64> {

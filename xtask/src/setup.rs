@@ -149,8 +149,8 @@ mod tests {
         let variables = variables_for_root();
         let names: Vec<_> = variables.iter().map(|(name, _)| name.to_string_lossy()).collect();
         let is_root = rustix::process::geteuid().is_root();
-        let named = std::env::var_os(CACHE_VARIABLE).is_some();
-        assert_eq!(names.contains(&CACHE_VARIABLE.into()), named || !is_root);
+        let is_set = std::env::var_os(CACHE_VARIABLE).is_some();
+        assert_eq!(names.contains(&CACHE_VARIABLE.into()), is_set || !is_root);
         assert!(!names.contains(&"SSL_CERT_FILE".into()));
     }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check, one step each. A failing step's output is shown, and the others still run.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, File},
     io::{IsTerminal as _, Write as _},
@@ -24,6 +25,14 @@ use crate::{
 const WHY: &str = "testing the whole system (network namespaces, control groups, kernel programs)";
 /// The package whose integration tests need root.
 const END_TO_END: &str = "snowfence-tests";
+/// Tests of the agent that are ignored unless they are asked for by name.
+const JOURNAL_TESTS: [&str; 5] = [
+    "audit::clickhouse::tests::engine::a_range_that_is_sent_twice_is_stored_once",
+    "audit::clickhouse::tests::engine::another_journal_of_the_same_node_does_not_collide",
+    "audit::clickhouse::tests::engine::killed_at_any_moment_each_record_arrives_exactly_once",
+    "audit::clickhouse::tests::engine::records_of_any_kind_arrive_as_they_are",
+    "audit::journal::tests::faults::a_full_disk_refuses_and_recovers",
+];
 /// How often a long step says that it is alive: on a terminal, and in a log.
 const GLANCE: Duration = Duration::from_millis(200);
 const NEWS_IN_A_LOG: Duration = Duration::from_secs(30);
@@ -76,6 +85,9 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
             }
             command.args(["-m", "unittest", "discover"]).current_dir(root.join("tests/python"));
             report.step("Python unit tests", &mut command)?;
+            if let Some(Ok(privilege)) = &privilege {
+                report.journal(privilege, root, &tests, &interpreters)?;
+            }
         }
         Err(error) => report.fail("Python unit tests", &format!("{error:#}")),
     }
@@ -201,6 +213,29 @@ impl Report {
     }
 
     /// The tests of the whole system, one program after the other: each has the machine to itself.
+    /// The tests of the journal that need root or the ClickHouse engine. Plain `cargo test` leaves them out.
+    fn journal(
+        &mut self,
+        privilege: &Privilege,
+        root: &Path,
+        tests: &[TestProgram],
+        interpreters: &BTreeMap<String, PathBuf>,
+    ) -> Result<()> {
+        let step = "tests of the journal with the ClickHouse engine and a full disk";
+        let Some(agent) = tests.iter().find(|test| test.name == "snowfence (lib)") else {
+            self.fail(step, "the agent's tests did not build");
+            return Ok(());
+        };
+        let python = interpreters.get("clickhouse").context("find the Python of ClickHouse")?;
+        let mut clickhouse = python.clone().into_os_string();
+        clickhouse.push(" ");
+        clickhouse.push(root.join("tests/python/clickhouse.py"));
+        let variables = [(OsString::from("SNOWFENCE_TEST_CLICKHOUSE"), clickhouse)];
+        let mut command = privilege.command(&agent.program, &variables);
+        command.args(["--ignored", "--exact", "--test-threads=1"]).args(JOURNAL_TESTS).current_dir(&agent.folder);
+        self.step(step, &mut command).map(drop)
+    }
+
     fn end_to_end(&mut self, privilege: &Privilege, tests: &[TestProgram]) -> Result<()> {
         let mut variables = setup::variables_for_root();
         let mut programs = tests.iter().filter(|test| test.end_to_end).peekable();
