@@ -24,28 +24,29 @@ const MAX_TOKENS: usize = 4_000;
 const RED_ZONE: usize = 1024 * 1024;
 const STACK_SIZE: usize = 8 * 1024 * 1024;
 
-/// Raises `reading` by what the statement's tree contains. Where there is no tree, the token reader stands alone: then a
-/// verb with its partner anywhere inside makes the statement opaque.
+/// Raises `reading` by what the statement's tree contains. Where there is no tree, the token reader stands alone: then, and in
+/// any query, a verb with its partner anywhere inside makes the statement opaque.
 pub(super) fn raise(tokens: Tokens<'_>, reading: &mut Reading) {
     let queries = matches!(
         tokens.word(0),
         "" | "SELECT" | "VALUES" | "WITH" | "INSERT" | "UPDATE" | "DELETE" | "MERGE" | "CREATE" | "COPY"
     );
-    // A block's statements were each read as such; `EXPLAIN` runs nothing.
-    if !queries || reading.kind == "UNKNOWN" {
+    // The call of an anonymous procedure is beyond the parser, and was read with its body.
+    if !queries || matches!(reading.kind.as_str(), "CALL" | "UNKNOWN") {
         return;
     }
-    match effect(tokens) {
-        Some(found) => {
-            reading.raise(found.effect);
-            found.actions.into_iter().for_each(|action| reading.act(action));
+    if let Some(found) = effect(tokens) {
+        reading.raise(found.effect);
+        found.actions.into_iter().for_each(|action| reading.act(action));
+    } else {
+        reading.feature(Feature::Unparsed);
+        if tokens.word(0) != "CREATE" && scan::has_stray_verb(tokens) {
+            reading.raise(Effect::Opaque);
         }
-        None => {
-            reading.feature(Feature::Unparsed);
-            if tokens.word(0) != "CREATE" && scan::has_stray_verb(tokens) {
-                reading.raise(Effect::Opaque);
-            }
-        }
+    }
+    // To the parser, `SELECT 1 DELETE FROM t` is a column with an alias. Nobody means that.
+    if reading.kind == "SELECT" && scan::has_stray_verb(tokens) {
+        reading.raise(Effect::Opaque);
     }
 }
 

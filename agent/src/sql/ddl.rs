@@ -82,8 +82,11 @@ fn created_clauses(tokens: Tokens<'_>, from: usize, object_type: &ObjectType, re
                     reading.object(object(name, ObjectKind::Share, Access::Read));
                 }
             }
-            word => outward_setting(word, tokens, at, object_type, reading),
+            _ => {}
         }
+    }
+    for at in from..tokens.len() {
+        outward_setting(tokens.word(at), tokens, at, object_type, reading);
     }
     if object_type.is(&["EXTERNAL", "FUNCTION"]) || object_type.is(&["EXTERNAL", "ACCESS", "INTEGRATION"]) {
         reading.feature(Feature::ExternalLocation);
@@ -152,10 +155,7 @@ fn body(tokens: Tokens<'_>, from: usize, object_type: &ObjectType, nesting: u8, 
 
 /// A body in quotes: SQL is judged; another language only runs when the object is called, and that is judged then.
 fn quoted_body(tokens: Tokens<'_>, from: usize, at: usize, nesting: u8, reading: &mut Reading) {
-    let language = (from..tokens.len())
-        .find(|at| tokens.word(*at) == "LANGUAGE")
-        .map_or("SQL", |at| tokens.word(at + 1));
-    if language != "SQL" {
+    if runs_elsewhere(tokens, from) {
         return;
     }
     let text = tokens.kind(at).and_then(|kind| decode(kind, tokens.raw(at)));
@@ -177,6 +177,12 @@ fn quoted_body(tokens: Tokens<'_>, from: usize, at: usize, nesting: u8, reading:
         let inner = classify_nested(&text, nesting + 1);
         reading.absorb_text(inner.statements);
     }
+}
+
+/// Whether the clauses from `from` on name a language other than SQL. Parameters in brackets may be called `language`.
+fn runs_elsewhere(tokens: Tokens<'_>, from: usize) -> bool {
+    let named = tokens.top_level().find(|at| *at >= from && tokens.word(*at) == "LANGUAGE");
+    named.is_some_and(|at| matches!(tokens.word(at + 1), "JAVA" | "JAVASCRIPT" | "PYTHON" | "SCALA"))
 }
 
 /// Whether a body is a statement rather than an expression. What holds a delimiter is one.
@@ -212,8 +218,6 @@ fn starts_statement(tokens: Tokens<'_>) -> bool {
 pub(super) fn anonymous_procedure(tokens: Tokens<'_>, at: usize, nesting: u8) -> Reading {
     let mut reading = Reading::of("CALL", Effect::Write, Action::Call);
     reading.feature(Feature::StoredBody);
-    let language =
-        (at..tokens.len()).find(|at| tokens.word(*at) == "LANGUAGE").map_or("SQL", |at| tokens.word(at + 1));
     let body = tokens.top_level().find(|body| {
         *body > at + 1 && tokens.word(*body) == "AS" && !matches!(tokens.word(body - 1), "EXECUTE")
     });
@@ -222,10 +226,16 @@ pub(super) fn anonymous_procedure(tokens: Tokens<'_>, at: usize, nesting: u8) ->
     match body {
         Some(_) if block => {}
         Some(body)
-            if language == "SQL" && matches!(tokens.kind(body + 1), Some(Kind::Text | Kind::Dollar)) =>
+            if !runs_elsewhere(tokens, at)
+                && matches!(tokens.kind(body + 1), Some(Kind::Text | Kind::Dollar)) =>
         {
             quoted_body(tokens, at, body + 1, nesting, &mut reading);
-            if tokens.word(body + 2) != "CALL" {
+            // Only the procedure that stands here may be called, and nothing else done.
+            let called = name(tokens, body + 3);
+            let same =
+                called.as_ref().map(|(name, _)| name) == name(tokens, 1).as_ref().map(|(name, _)| name);
+            let ends = called.is_some_and(|(_, behind)| tokens.behind_bracket(behind) == tokens.len());
+            if tokens.word(body + 2) != "CALL" || !same || !ends {
                 reading.raise(Effect::Opaque);
             }
         }
@@ -266,7 +276,8 @@ pub(super) fn alter(tokens: Tokens<'_>, nesting: u8) -> Reading {
         }
         behind += 1;
     }
-    for at in tokens.top_level().filter(|at| *at >= behind) {
+    // `ALTER TABLE t MODIFY (COLUMN a …, COLUMN b …)` has its clauses in brackets.
+    for at in behind..tokens.len() {
         altered_clause(tokens, at, behind, object_type, &mut reading);
     }
     // What runs unattended, when, and whether.
@@ -421,7 +432,7 @@ pub(super) fn revoke(tokens: Tokens<'_>) -> Reading {
 fn rights(tokens: Tokens<'_>, preposition: &str, reading: &mut Reading) {
     for at in tokens.top_level() {
         let granted_role = at == 1 && tokens.word(at).ends_with("ROLE");
-        if !granted_role && tokens.word(at) != "ON" && tokens.word(at) != preposition {
+        if !granted_role && !matches!(tokens.word(at), "ON" | "IN") && tokens.word(at) != preposition {
             continue;
         }
         let type_at = if granted_role { at } else { at + 1 };
@@ -436,15 +447,8 @@ fn rights(tokens: Tokens<'_>, preposition: &str, reading: &mut Reading) {
                     reading.object(object(name, ObjectKind::Role, Access::Grant));
                 }
             }
-            None => {
-                let inside = tokens.top_level().find(|inside| *inside > at && tokens.word(*inside) == "IN");
-                let container = inside.and_then(|inside| object_type(tokens, inside + 1));
-                if let Some((object_type, behind)) = container
-                    && let Some((name, _)) = name(tokens, behind)
-                {
-                    reading.object(object(name, object_type.kind, Access::Grant));
-                }
-            }
+            // `ON ALL TABLES IN SCHEMA s` comes by its IN, `ON ACCOUNT` names nothing.
+            None => {}
         }
     }
 }

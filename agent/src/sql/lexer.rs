@@ -77,7 +77,7 @@ impl<'a> Source<'a> {
 
     /// All tokens.
     pub(super) fn tokens(&self) -> Tokens<'_> {
-        Tokens { text: self.text, upper: &self.upper, tokens: &self.tokens }
+        Tokens { text: self.text, upper: &self.upper, run: &self.tokens }
     }
 }
 
@@ -86,25 +86,25 @@ impl<'a> Source<'a> {
 pub(super) struct Tokens<'s> {
     text: &'s str,
     upper: &'s str,
-    tokens: &'s [Token],
+    run: &'s [Token],
 }
 
 impl<'s> Tokens<'s> {
     pub(super) fn len(&self) -> usize {
-        self.tokens.len()
+        self.run.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
+        self.run.is_empty()
     }
 
     pub(super) fn kind(&self, at: usize) -> Option<Kind> {
-        self.tokens.get(at).map(|token| token.kind)
+        self.run.get(at).map(|token| token.kind)
     }
 
     /// The unquoted word at `at` in upper case, or "".
     pub(super) fn word(&self, at: usize) -> &'s str {
-        match self.tokens.get(at) {
+        match self.run.get(at) {
             Some(token) if token.kind == Kind::Word => {
                 self.upper.get(token.start as usize..token.end as usize).unwrap_or("")
             }
@@ -114,7 +114,7 @@ impl<'s> Tokens<'s> {
 
     /// The token as it was written, or "".
     pub(super) fn raw(&self, at: usize) -> &'s str {
-        self.tokens
+        self.run
             .get(at)
             .and_then(|token| self.text.get(token.start as usize..token.end as usize))
             .unwrap_or("")
@@ -131,18 +131,18 @@ impl<'s> Tokens<'s> {
 
     /// The tokens from `from` (inclusive) to `to` (exclusive); bounds outside the run are cut.
     pub(super) fn slice(&self, from: usize, to: usize) -> Self {
-        let to = to.min(self.tokens.len());
-        Self { tokens: self.tokens.get(from.min(to)..to).unwrap_or(&[]), ..*self }
+        let to = to.min(self.run.len());
+        Self { run: self.run.get(from.min(to)..to).unwrap_or(&[]), ..*self }
     }
 
     /// Tokens from `from` to the end.
     pub(super) fn from(&self, from: usize) -> Self {
-        self.slice(from, self.tokens.len())
+        self.slice(from, self.run.len())
     }
 
     /// The bytes that the run covers.
     pub(super) fn range(&self) -> Range<usize> {
-        match (self.tokens.first(), self.tokens.last()) {
+        match (self.run.first(), self.run.last()) {
             (Some(first), Some(last)) => first.start as usize..last.end as usize,
             _ => 0..0,
         }
@@ -186,7 +186,7 @@ impl<'s> Tokens<'s> {
     pub(super) fn plain_text(&self) -> String {
         let mut plain = String::with_capacity(self.range().len());
         let mut end = None;
-        for (at, token) in self.tokens.iter().enumerate() {
+        for (at, token) in self.run.iter().enumerate() {
             if end.is_some_and(|end| end != token.start) {
                 plain.push(' ');
             }

@@ -12,6 +12,7 @@ use super::types::{Access, ObjectKind};
 
 /// One level of brackets.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the level")]
 struct Frame {
     /// The brackets of a call, where FROM may be part of the function's own syntax.
     call: bool,

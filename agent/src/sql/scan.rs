@@ -41,11 +41,11 @@ pub(super) fn scan(tokens: Tokens<'_>, reading: &mut Reading, nesting: u8, verbs
                         reading.raise(Effect::Opaque);
                     }
                     "AT" | "BEFORE" | "CHANGES" if tokens.is_punct(at + 1, b'(') => {
-                        time_travel(tokens, at, reading)
+                        time_travel(tokens, at, reading);
                     }
                     _ => {}
                 }
-                if at > 0 && (verbs == Verbs::Anywhere || is_verb_place(tokens, at)) {
+                if verbs == Verbs::Anywhere || (at > 0 && is_verb_place(tokens, at)) {
                     verb(tokens, at, reading, nesting);
                 }
                 call(tokens, at, reading);
@@ -65,12 +65,18 @@ pub(super) fn has_stray_verb(tokens: Tokens<'_>) -> bool {
     (1..tokens.len()).any(|at| {
         let next = tokens.word(at + 1);
         match tokens.word(at) {
+            // A path into a value, or a column.
+            _ if tokens.is_punct(at - 1, b'.') || tokens.is_punct(at - 1, b':') => false,
             "DELETE" => next == "FROM",
             "INSERT" | "MERGE" => matches!(next, "INTO" | "OVERWRITE"),
             "DROP" | "ALTER" | "UNDROP" => super::verbs::object_type(tokens, at + 1).is_some(),
             "CREATE" => {
                 matches!(next, "OR" | "TEMPORARY" | "TEMP" | "TRANSIENT")
                     || super::verbs::object_type(tokens, at + 1).is_some()
+            }
+            "CALL" => !next.is_empty() && (tokens.is_punct(at + 2, b'(') || tokens.is_punct(at + 2, b'.')),
+            "GET" | "PUT" | "REMOVE" | "RM" => {
+                matches!(tokens.kind(at + 1), Some(Kind::Stage | Kind::File | Kind::Text))
             }
             "TRUNCATE" => next == "TABLE",
             "COPY" => next == "INTO",
@@ -108,7 +114,7 @@ fn verb(tokens: Tokens<'_>, at: usize, reading: &mut Reading, nesting: u8) {
     let name_follows = matches!(tokens.kind(next), Some(Kind::Word | Kind::Quoted))
         && !matches!(next_word, "END" | "AS" | "OR" | "AND");
     let place_follows = matches!(tokens.kind(next), Some(Kind::Stage | Kind::Text | Kind::File));
-    let merge_branch = tokens.word(at - 1) == "THEN";
+    let merge_branch = at > 0 && tokens.word(at - 1) == "THEN";
     let (effect, action) = match tokens.word(at) {
         "DELETE" if next_word == "FROM" || (name_follows && !merge_branch) => {
             (Effect::Destructive, Action::Delete)
@@ -126,7 +132,8 @@ fn verb(tokens: Tokens<'_>, at: usize, reading: &mut Reading, nesting: u8) {
         "CREATE" if next_word == "OR" => (Effect::Destructive, Action::Create),
         // The body of a task or alert, which was read as a statement.
         "CREATE" | "ALTER"
-            if matches!(tokens.word(0), "CREATE" | "ALTER" | "DEFINE") && !tokens.is_punct(at - 1, b'(') =>
+            if matches!(tokens.word(0), "CREATE" | "ALTER" | "DEFINE")
+                && !tokens.is_punct(at.saturating_sub(1), b'(') =>
         {
             return;
         }
@@ -206,10 +213,9 @@ fn call(tokens: Tokens<'_>, at: usize, reading: &mut Reading) {
     }
     apply(&name, reading);
     let qualified = first < at && !matches!(tokens.word(at), "VALUES");
-    if qualified || name.starts_with("SYSTEM$") {
-        if !follows_target(tokens, first) && !reading.names(&name) {
-            reading.object(object(name, ObjectKind::Function, Access::Execute));
-        }
+    let reported = qualified || name.starts_with("SYSTEM$");
+    if reported && !follows_target(tokens, first) && !reading.names(&name) {
+        reading.object(object(name, ObjectKind::Function, Access::Execute));
     }
 }
 

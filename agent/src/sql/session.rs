@@ -152,7 +152,8 @@ pub(super) fn call(tokens: Tokens<'_>) -> Reading {
     if let Some((name, _)) = name(tokens, 1) {
         if let (effect, Some(feature)) = functions::effect(&name.replace('"', "").to_uppercase()) {
             reading.feature(feature);
-            if feature == Feature::SystemFunction {
+            // Behind a schema it is somebody's own.
+            if feature == Feature::SystemFunction && !name.contains('.') {
                 reading.effect = effect;
             }
         }

@@ -200,7 +200,7 @@ fn limits_rows(tokens: Tokens<'_>) -> bool {
 
 /// `WITH … AS (…), … SELECT`, or an anonymous procedure with its call.
 fn with(tokens: Tokens<'_>, nesting: u8) -> Reading {
-    if let Some(at) = (0..tokens.len().min(64)).find(|at| tokens.phrase(*at, &["AS", "PROCEDURE"])) {
+    if let Some(at) = tokens.top_level().find(|at| tokens.phrase(*at, &["AS", "PROCEDURE"])) {
         return ddl::anonymous_procedure(tokens, at, nesting);
     }
     let verb = tokens.top_level().find(|at| {
@@ -208,14 +208,22 @@ fn with(tokens: Tokens<'_>, nesting: u8) -> Reading {
             && tokens.is_punct(at - 1, b')')
             && matches!(tokens.word(*at), "SELECT" | "VALUES" | "INSERT" | "UPDATE" | "DELETE" | "MERGE")
     });
-    match verb.map(|at| (at, tokens.word(at))) {
-        Some((_, "SELECT" | "VALUES")) => query(tokens),
-        Some((at, _)) => {
+    match verb.map_or(("", 0), |at| (tokens.word(at), at)) {
+        ("SELECT" | "VALUES", _) => query(tokens),
+        ("", _) => {
+            let mut reading = query(tokens);
+            // `WITH … AS (…) (SELECT …)` has its query in brackets.
+            let bracketed =
+                (1..tokens.len()).any(|at| tokens.is_punct(at - 1, b')') && tokens.is_punct(at, b'('));
+            if !bracketed {
+                reading.raise(Effect::Opaque);
+            }
+            reading
+        }
+        (_, at) => {
             let mut reading = by_first_word(tokens.from(at), nesting);
             relations::collect(tokens, &mut reading);
             reading
         }
-        // `WITH … (SELECT …)`.
-        None => query(tokens),
     }
 }

@@ -239,7 +239,8 @@ fn dynamic_texts_are_decoded_and_judged() {
         (Opaque, "EXECUTE IMMEDIATE 'SELECT 1' 'DROP'"),
         (None, "EXECUTE IMMEDIATE ''"),
         (Read, "EXECUTE IMMEDIATE 'SELECT ?' USING (x)"),
-        (Opaque, "EXECUTE IMMEDIATE 'SELECT ?' USING (x) DROP TABLE t"),
+        (Destructive, "EXECUTE IMMEDIATE 'SELECT ?' USING (x) DROP TABLE t"),
+        (Opaque, "EXECUTE IMMEDIATE 'SELECT ?' USING (x) x"),
     ]);
     let deep = (0..12).fold("SELECT 1".to_owned(), |sql, _| {
         format!("EXECUTE IMMEDIATE '{}'", sql.replace('\\', "\\\\").replace('\'', "\\'"))
@@ -288,6 +289,25 @@ fn brackets_and_quotes_must_close() {
         (Destructive, "SELECT 'a\\\\'; DROP TABLE t --'"),
         (Destructive, "SELECT \"a\\\"; DROP TABLE t --\""),
         (Destructive, "SELECT 'a'''; DROP TABLE t --'"),
+    ]);
+}
+
+#[test]
+fn names_and_places_that_mislead_do_not() {
+    check(&[
+        (Destructive, "CREATE PROCEDURE p(language VARCHAR) RETURNS INT AS $$ BEGIN DROP TABLE t; END $$"),
+        (Destructive, "CREATE PROCEDURE p() RETURNS INT LANGUAGE NEW AS $$ BEGIN DROP TABLE t; END $$"),
+        (Opaque, "WITH p AS PROCEDURE () RETURNS INT AS $$ BEGIN RETURN 1; END $$ CALL q()"),
+        (Opaque, "WITH x AS (SELECT 1), p AS PROCEDURE () RETURNS INT LANGUAGE JAVA AS $$ x $$ CALL p()"),
+        (Opaque, "WITH x AS (SELECT 1)"),
+        (Opaque, "CALL db.s.SYSTEM$WAIT(1)"),
+        (Admin, "ALTER TABLE t MODIFY (COLUMN a UNSET MASKING POLICY)"),
+        (Destructive, "ALTER TABLE t DROP (a, b)"),
+        (Destructive, "CREATE VIEW v AS BEGIN; DROP TABLE t"),
+        (Opaque, "BEGIN WORK DROP TABLE t"),
+        (Opaque, "COPY INTO @ s FROM t"),
+        (Opaque, "SELECT a FROM t INTO OUTFILE 'x'"),
+        (Read, "SELECT v:delete FROM t"),
     ]);
 }
 

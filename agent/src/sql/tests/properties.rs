@@ -7,86 +7,107 @@ use proptest::prelude::*;
 use super::super::lexer::{Kind, Lexer};
 use super::super::{Effect, Feature, MAX_TEXT_BYTES, classify};
 
-/// Texts made of the pieces that matter, in any order.
-fn sql() -> impl Strategy<Value = String> {
-    let word = prop::sample::select(vec![
-        "select",
-        "from",
-        "t",
-        "drop",
-        "table",
-        "delete",
-        "insert",
-        "into",
-        "update",
-        "set",
-        "where",
-        "begin",
-        "end",
-        "declare",
-        "if",
-        "then",
-        "else",
-        "case",
-        "when",
-        "for",
-        "do",
-        "loop",
-        "create",
-        "or",
-        "replace",
-        "procedure",
-        "as",
-        "execute",
-        "immediate",
-        "copy",
-        "@s/p",
-        "'x'",
-        "'drop table t'",
-        "$$ drop table t $$",
-        "$x",
-        "(",
-        ")",
-        "[",
-        "]",
-        ",",
-        ".",
-        ";",
-        "->>",
-        "=",
-        ":",
-        ":=",
-        "-- c\n",
-        "/* c */",
-        "identifier",
-        "\"Q\"",
-        "1",
-        "1.5e3",
-        "with",
-        "union",
-        "all",
-        "call",
-        "use",
-        "role",
-        "grant",
-        "to",
-        "alter",
-        "session",
-        "system$abort_session",
-        "explain",
-        "show",
-        "put",
-        "get",
-        "file:///x",
-        "é",
-        "\u{a0}",
-        "#",
-        "'",
-        "\"",
-    ]);
+/// Words that leave a text's borders certain, whatever stands beside them.
+const WORDS: &[&str] = &[
+    "select",
+    "from",
+    "t",
+    "drop",
+    "table",
+    "delete",
+    "insert",
+    "into",
+    "update",
+    "set",
+    "where",
+    "end",
+    "if",
+    "then",
+    "else",
+    "case",
+    "when",
+    "for",
+    "do",
+    "loop",
+    "create",
+    "or",
+    "replace",
+    "procedure",
+    "as",
+    "execute",
+    "immediate",
+    "copy",
+    "@s/p ",
+    "$x ",
+    "(",
+    ")",
+    "[",
+    "]",
+    ",",
+    ".",
+    ";",
+    " ->> ",
+    "=",
+    ":",
+    ":=",
+    "-- c\n",
+    "/* c */",
+    "identifier",
+    "1",
+    "1.5e3",
+    "with",
+    "union",
+    "all",
+    "call",
+    "use",
+    "role",
+    "grant",
+    "to",
+    "alter",
+    "session",
+    "system$abort_session",
+    "explain",
+    "show",
+    "put",
+    "get",
+    "é",
+    "\u{a0}",
+];
+
+/// Words that open something, or that no lexer should let pass.
+const WILD_WORDS: &[&str] = &[
+    "begin",
+    "declare",
+    "'x'",
+    "'drop table t'",
+    "$$ drop table t $$",
+    "\"Q\"",
+    "file:///x",
+    "#",
+    "'",
+    "\"",
+    "/*",
+    "--",
+    "\\",
+    "@",
+    "$",
+    "$$",
+];
+
+/// Texts of `words`, in any order, mostly apart.
+fn text_of(words: Vec<&'static str>) -> impl Strategy<Value = String> {
+    let word = prop::sample::select(words);
     prop::collection::vec((word, prop::bool::weighted(0.85)), 0..24).prop_map(|words| {
-        words.into_iter().map(|(word, blank)| format!("{word}{}", if blank { " " } else { "" })).collect()
+        words.iter().flat_map(|(word, blank)| [*word, if *blank { " " } else { "" }]).collect()
     })
+}
+
+fn tame_sql() -> impl Strategy<Value = String> {
+    text_of(WORDS.to_vec())
+}
+
+fn sql() -> impl Strategy<Value = String> {
+    text_of([WORDS, WILD_WORDS].concat())
 }
 
 fn effect(sql: &str) -> Effect {
@@ -126,12 +147,8 @@ proptest! {
 
     /// Where the border is certain, neither text makes the other look better.
     #[test]
-    fn two_texts_are_as_bad_as_the_worse(first in sql(), second in sql()) {
+    fn two_texts_are_as_bad_as_the_worse(first in tame_sql(), second in tame_sql()) {
         let both = effect(&format!("{first}\n;{second}"));
-        prop_assume!(!first.contains(['\'', '"', '#']) && !second.contains(['\'', '"', '#']));
-        prop_assume!(!first.contains("$$") && !first.contains("file") && !second.contains("file"));
-        // An open block in the first text takes in the second, which is then read as a part of it.
-        prop_assume!(!first.contains("begin") && !first.contains("declare"));
         prop_assert_eq!(both.worse(effect(&first)), both);
         prop_assert_eq!(both.worse(effect(&second)), both);
     }
