@@ -12,8 +12,9 @@ use sqlparser::dialect::SnowflakeDialect;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::Token;
 
-use super::lexer::{Kind, Tokens};
+use super::lexer::Kind;
 use super::scan;
+use super::source::Tokens;
 use super::tokens::Reading;
 use super::types::{Action, Effect, Feature};
 

@@ -1,8 +1,9 @@
 //! Statements that change rows or move files.
 
-use super::lexer::{Kind, Tokens, decode};
+use super::lexer::{Kind, decode};
 use super::objects::{name, object};
 use super::relations;
+use super::source::Tokens;
 use super::tokens::Reading;
 use super::types::{Access, Action, Effect, Feature, ObjectKind};
 

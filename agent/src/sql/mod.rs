@@ -14,7 +14,8 @@
 //! - Stored bodies (procedure, task, alert) are a write when created, or what the body does if that is worse. `CALL` and
 //!   `EXECUTE TASK` are opaque, as nobody knows the body here.
 //! - Whatever is altered in a task or alert is administration, as it runs unattended.
-//! - `EXPLAIN` is a read whatever it explains, because it executes nothing.
+//! - `EXPLAIN` is a read whatever it explains, because it executes nothing; only functions with effects count, as
+//!   compiling may compute them.
 //! - Text without a statement has no effect: [`Effect::None`].
 
 mod ast;
@@ -24,9 +25,11 @@ mod functions;
 mod lexer;
 mod objects;
 mod relations;
+mod rights;
 mod scan;
 mod scripting;
 mod session;
+mod source;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -34,7 +37,7 @@ mod tokens;
 mod types;
 mod verbs;
 
-use lexer::Source;
+use source::Source;
 use tokens::Reading;
 pub use types::{Access, Action, Classification, Effect, Feature, Object, ObjectKind, Statement};
 
@@ -81,7 +84,7 @@ fn classify_nested(sql: &str, nesting: u8) -> Classification {
 
 /// The statements beyond the reported ones, as one.
 fn rest<'s>(
-    pieces: &mut impl Iterator<Item = lexer::Tokens<'s>>,
+    pieces: &mut impl Iterator<Item = source::Tokens<'s>>,
     nesting: u8,
     end: usize,
 ) -> Option<Statement> {

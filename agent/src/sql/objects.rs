@@ -1,6 +1,7 @@
 //! Names of objects, as they stand in a text.
 
-use super::lexer::{Kind, Tokens, decode};
+use super::lexer::{Kind, decode};
+use super::source::Tokens;
 use super::types::{Access, Object, ObjectKind};
 
 /// The name of an object that the text does not tell.
@@ -86,7 +87,7 @@ fn literal_name(tokens: Tokens<'_>, at: usize) -> Option<String> {
     if text.starts_with('@') {
         return Some(stage(&text));
     }
-    let source = super::lexer::Source::new(&text).ok()?;
+    let source = super::source::Source::new(&text).ok()?;
     let inner = source.tokens();
     if !matches!(inner.kind(0), Some(Kind::Word | Kind::Quoted)) {
         return None;

@@ -5,8 +5,9 @@
 
 use std::collections::HashMap;
 
-use super::lexer::{Kind, Tokens};
+use super::lexer::Kind;
 use super::objects::{name, object};
+use super::source::Tokens;
 use super::tokens::Reading;
 use super::types::{Access, ObjectKind};
 

@@ -1,8 +1,9 @@
 //! One pass over all tokens of a statement, for what can hide anywhere in it: verbs in the place of a verb, calls of
 //! functions with effects, unbalanced brackets, names that come from variables.
 
-use super::lexer::{Kind, Tokens, decode};
+use super::lexer::{Kind, decode};
 use super::objects::{self, object};
+use super::source::Tokens;
 use super::tokens::Reading;
 use super::types::{Access, Action, Effect, Feature, ObjectKind};
 use super::{functions, session};

@@ -1,8 +1,9 @@
 //! Snowflake Scripting: blocks, which do whatever any statement in them does.
 
-use super::lexer::{Kind, Tokens};
+use super::lexer::Kind;
 use super::relations;
 use super::scan::{self, Verbs};
+use super::source::Tokens;
 use super::tokens::{Reading, read};
 use super::types::{Effect, Feature};
 

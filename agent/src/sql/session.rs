@@ -1,7 +1,8 @@
 //! Statements that change only the session, look at the account, or run something that the text does not show.
 
-use super::lexer::{Kind, Tokens, decode};
+use super::lexer::{Kind, decode};
 use super::objects::{name, object};
+use super::source::Tokens;
 use super::tokens::{Reading, read};
 use super::types::{Access, Action, Effect, Feature, ObjectKind};
 use super::verbs::object_type;

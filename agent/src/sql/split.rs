@@ -3,7 +3,8 @@
 //! A border too many is harmless, as each piece is judged by its own first words. A border too few is met by
 //! [`super::scripting`], which looks at every statement inside a block.
 
-use super::lexer::{Kind, Tokens};
+use super::lexer::Kind;
+use super::source::Tokens;
 
 /// The statements of a text, without delimiters and without empty ones.
 pub(super) fn statements(tokens: Tokens<'_>) -> impl Iterator<Item = Tokens<'_>> {

@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::lexer::Tokens;
+use super::source::Tokens;
 use super::types::{Action, Effect, Feature, Object, Statement};
-use super::{MAX_NESTING, ddl, dml, relations, scan, scripting, session};
+use super::{MAX_NESTING, ddl, dml, relations, rights, scan, scripting, session};
 
 /// Objects of one statement that are reported.
 const MAX_OBJECTS: usize = 1_000;
@@ -158,8 +158,8 @@ fn by_first_word(tokens: Tokens<'_>, nesting: u8) -> Reading {
         "DROP" => ddl::drop(tokens),
         "UNDROP" => ddl::undrop(tokens),
         "COMMENT" => ddl::comment(tokens),
-        "GRANT" => ddl::grant(tokens),
-        "REVOKE" => ddl::revoke(tokens),
+        "GRANT" => rights::grant(tokens),
+        "REVOKE" => rights::revoke(tokens),
         "USE" => session::use_(tokens),
         "SET" => session::set(tokens),
         "UNSET" => session::unset(tokens),

@@ -8,7 +8,7 @@
 //!
 //! What a clause of the statement adds to this is in [`super::ddl`].
 
-use super::lexer::Tokens;
+use super::source::Tokens;
 use super::types::{Effect, ObjectKind};
 
 /// What kind of thing an object is, as far as harm goes.
