@@ -1,5 +1,7 @@
 //! The command line as scripts and people meet it: exit codes, messages, JSON. Needs neither root nor the kernel.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -232,7 +232,10 @@ impl Report {
         clickhouse.push(root.join("tests/python/clickhouse.py"));
         let variables = [(OsString::from("SNOWFENCE_TEST_CLICKHOUSE"), clickhouse)];
         let mut command = privilege.command(&agent.program, &variables);
-        command.args(["--ignored", "--exact", "--test-threads=1"]).args(JOURNAL_TESTS).current_dir(&agent.folder);
+        command
+            .args(["--ignored", "--exact", "--test-threads=1"])
+            .args(JOURNAL_TESTS)
+            .current_dir(&agent.folder);
         self.step(step, &mut command).map(drop)
     }
 
