@@ -102,6 +102,7 @@ pub fn run(config: Config) -> Result<(), AppError> {
 }
 
 async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<(), AppError> {
+    capture::require_capabilities()?;
     let state = State(&config.agent.state_dir);
     prepare(&state)?;
     raise_descriptor_limit();

@@ -201,6 +201,11 @@ impl Sandbox {
         &self.state
     }
 
+    /// The agent's program.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// The agent's configuration file.
     pub fn configuration(&self) -> PathBuf {
         self.state.public("snowfence.toml")

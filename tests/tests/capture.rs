@@ -2,7 +2,10 @@
 
 mod common;
 
-use anyhow::Result;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
 use sandbox::Sandbox;
 
 use common::{arrived, client, events, eventually};
@@ -88,6 +91,76 @@ say(**attempt(lambda: plain(("127.0.0.1", 15443), b"hello").decode()))
     Ok(())
 }
 
+/// A server that is not Snowflake's, at an address that the configuration says is: it echoes what it is sent.
+const FOREIGN_SERVER: &str = r#"
+import socket, ssl, subprocess, sys
+folder = sys.argv[1]
+subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=www.example.com",
+                "-addext", "subjectAltName=DNS:www.example.com", "-days", "2",
+                "-keyout", folder + "/key.pem", "-out", folder + "/certificate.pem"], check=True, capture_output=True)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(folder + "/certificate.pem", folder + "/key.pem")
+listener = socket.create_server(("10.77.1.4", 443))
+print("ready", flush=True)
+while True:
+    plain, _ = listener.accept()
+    try:
+        with context.wrap_socket(plain, server_side=True) as tls:
+            while received := tls.recv(65536):
+                tls.sendall(received)
+    except OSError:
+        pass
+"#;
+
+#[test]
+fn a_shared_address_is_spliced_with_its_tls_intact() -> Result<()> {
+    let mut sandbox = Sandbox::builder()
+        .configure(|configuration| {
+            sandbox::configuration::put(configuration, "capture", "networks", vec!["10.77.1.4/32"].into())
+        })
+        .start()?;
+    let folder = tempfile::tempdir()?;
+    let namespace = format!("--net={}", sandbox::network::outside(sandbox.id()).display());
+    let server = Command::new("nsenter")
+        .args([&namespace, "/usr/bin/python3", "-c", FOREIGN_SERVER])
+        .arg(folder.path())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut server = Ended(server);
+    let mut ready = [0; 5];
+    server.0.stdout.as_mut().context("the server's output")?.read_exact(&mut ready)?;
+    let pod = sandbox.pod("web")?;
+    let said = client(
+        &pod,
+        r#"
+import socket, ssl
+def echo():
+    context = ssl._create_unverified_context()
+    with socket.create_connection(("10.77.1.4", 443), 20) as plain:
+        with context.wrap_socket(plain, server_hostname="www.example.com") as tls:
+            certificate = tls.getpeercert(True)
+            tls.sendall(b"x" * 100_000)
+            received = 0
+            while received < 100_000:
+                received += len(tls.recv(65536))
+    return [b"www.example.com" in certificate, b"Snowfence" in certificate, received]
+say(**attempt(echo))
+"#,
+    )?;
+    assert_eq!(said[0]["rows"], serde_json::json!([true, false, 100_000]), "{}", said[0]);
+    Ok(())
+}
+
+/// A process that does not outlive the test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn other_traffic_is_not_touched() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
@@ -142,5 +215,41 @@ fn a_second_agent_refuses_to_start() -> Result<()> {
     assert!(last.contains("another agent"), "{}", second.stderr);
     let detach = sandbox.snowfence(["detach"])?;
     assert_eq!(detach.status, 1, "nor can it be detached under a running agent: {}", detach.stderr);
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_cannot_start_says_why_in_one_line() -> Result<()> {
+    let mut sandbox = Sandbox::builder().without_agent().start()?;
+
+    // Somebody else has the port, in the agent's own network namespace.
+    let namespace = format!("--net={}", sandbox::network::node(sandbox.id()).display());
+    let squatter = "import socket, time\nheld = socket.create_server(('127.0.0.1', 15443))\nprint('ready', flush=True)\ntime.sleep(100)";
+    let squatter = Command::new("nsenter")
+        .args([&namespace, "/usr/bin/python3", "-c", squatter])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut squatter = Ended(squatter);
+    let mut ready = [0; 5];
+    squatter.0.stdout.as_mut().context("the squatter's output")?.read_exact(&mut ready)?;
+    let failed = format!("{:#}", sandbox.start_agent().err().context("it started")?);
+    assert!(failed.contains("15443") && failed.contains("python3"), "{failed}");
+    drop(squatter);
+
+    // It is not root.
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"])
+        .arg(sandbox.binary())
+        .args(["run", "--config"])
+        .arg(sandbox.configuration())
+        .output()?;
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.lines().count() == 1 && message.contains("CAP_BPF") && message.contains("root"),
+        "{message}"
+    );
+
+    sandbox.start_agent()?;
     Ok(())
 }

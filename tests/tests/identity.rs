@@ -3,7 +3,7 @@
 mod common;
 
 use anyhow::Result;
-use sandbox::services::Claims;
+use sandbox::services::{Claims, Service};
 use sandbox::{Environment, Sandbox};
 
 use common::{client, eventually, journal};
@@ -116,4 +116,25 @@ fn a_workload_that_no_rule_admits_is_refused() -> Result<()> {
     let refused = client(&other, CONNECT)?;
     assert!(refused[0]["message"].as_str().unwrap_or_default().contains("no rule admits"), "{}", refused[0]);
     Ok(())
+}
+
+#[test]
+fn a_dead_identity_provider_keeps_people_out_and_says_so() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let pod = sandbox.pod("agent")?;
+    assert_eq!(client(&pod, CONNECT)?[0]["rows"][0][0], 1);
+    sandbox.stop_service(Service::IdentityProvider)?;
+    assert_eq!(client(&pod, CONNECT)?[0]["rows"][0][0], 1, "its keys are known for a while");
+
+    sandbox.stop_agent()?;
+    sandbox.start_agent()?;
+    let refused = client(&pod, CONNECT)?;
+    assert!(refused[0]["message"].as_str().unwrap_or_default().contains("try again later"), "{}", refused[0]);
+    assert!(
+        sandbox.agent_log()?.contains("is the identity provider up"),
+        "the log names the URL and what to check"
+    );
+
+    sandbox.start_service(Service::IdentityProvider)?;
+    eventually("it is back", || Ok(client(&pod, CONNECT)?[0]["error"].is_null()))
 }

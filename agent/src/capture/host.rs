@@ -36,7 +36,8 @@ pub(super) fn covered_cgroup(root: &Path, cgroup: &Path) -> Result<(PathBuf, u64
     }
 }
 
-pub(super) fn require_capabilities() -> Result<(), CaptureError> {
+/// Refuses what lacks the rights to load programs, enter namespaces and look at other processes.
+pub fn require_capabilities() -> Result<(), CaptureError> {
     let effective = capabilities(None)
         .map_err(io::Error::from)
         .map_err(CaptureError::io("read my capabilities"))?

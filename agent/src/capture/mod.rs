@@ -48,6 +48,7 @@ pub use self::{
     error::CaptureError,
     exempt::{Exemption, Exemptor},
     flows::Flow,
+    host::require_capabilities,
     kernel::Detached,
     listeners::Accepted,
     names::Names,
@@ -97,7 +98,7 @@ impl Capture {
     /// Takes over what an earlier agent left pinned, or begins anew. Blocks for some milliseconds; must be called inside
     /// a tokio runtime.
     pub fn start(settings: &Settings) -> Result<(Self, mpsc::Receiver<Accepted>), CaptureError> {
-        host::require_capabilities()?;
+        require_capabilities()?;
         let root = host::cgroup_root()?;
         let (covered, cgroup_id) = host::covered_cgroup(&root, &settings.cgroup)?;
         host::prepare_bpffs(&settings.bpffs)?;

@@ -33,7 +33,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the agent until it is told to stop (SIGTERM); SIGHUP reloads the policy
-    #[command(after_help = "Example:\n  sudo snowfence run --config /etc/snowfence/snowfence.toml")]
+    #[command(
+        after_help = "SNOWFENCE_LOG says what is logged: error, warn, info (default), debug, or by module.\n\nExample:\n  sudo snowfence run --config /etc/snowfence/snowfence.toml"
+    )]
     Run(ConfigFile),
     /// Take the kernel programs down: connections to Snowflake go their own way again
     #[command(

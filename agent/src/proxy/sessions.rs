@@ -163,7 +163,9 @@ impl Sessions {
             return Err(SessionError::TooMany);
         }
         let issued = tokens.issue(&session)?;
-        self.seal(&session, &tokens);
+        let sealed = session.sealed(&tokens);
+        drop(tokens);
+        self.keep(&sealed);
         Ok(issued)
     }
 
@@ -197,7 +199,9 @@ impl Sessions {
         *session.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         let issued = tokens.issue(session)?;
-        self.seal(session, &tokens);
+        let sealed = session.sealed(&tokens);
+        drop(tokens);
+        self.keep(&sealed);
         Ok(issued)
     }
 
@@ -225,27 +229,8 @@ impl Sessions {
     }
 
     /// Keeps a session for the next start of the agent. Without it the client would have to log in again, no more.
-    fn seal(&self, session: &Session, tokens: &Tokens) {
-        let caller = session.principal.caller();
-        let upstream = session.upstream();
-        let hashes = tokens.by_session.get(&session.id).into_iter().flatten();
-        let sealed = Sealed {
-            id: session.id,
-            issuer: caller.issuer.clone(),
-            subject: caller.subject.clone(),
-            groups: caller.groups.clone(),
-            rule: session.principal.rule().name.clone(),
-            account: session.account.clone(),
-            role: session.role.clone(),
-            cgroup: session.cgroup.clone(),
-            cgroup_id: session.cgroup_id,
-            session_token: Zeroizing::new(upstream.session.expose().to_owned()),
-            master_token: Zeroizing::new(upstream.master.expose().to_owned()),
-            tokens: hashes
-                .filter_map(|hash| tokens.by_hash.get(hash).map(|(kind, _)| (*hash.as_bytes(), *kind)))
-                .collect(),
-        };
-        if let Err(error) = self.vault.store(&sealed) {
+    fn keep(&self, sealed: &Sealed) {
+        if let Err(error) = self.vault.store(sealed) {
             tracing::warn!(%error, "a session cannot be kept for the next start: its client will have to log in again");
         }
     }
@@ -286,6 +271,29 @@ fn queries<V: Clone + Send + Sync + 'static>() -> Cache<QueryId, V> {
 }
 
 impl Session {
+    /// What the next agent needs of the session.
+    fn sealed(&self, tokens: &Tokens) -> Sealed {
+        let caller = self.principal.caller();
+        let upstream = self.upstream();
+        let hashes = tokens.by_session.get(&self.id).into_iter().flatten();
+        Sealed {
+            id: self.id,
+            issuer: caller.issuer.clone(),
+            subject: caller.subject.clone(),
+            groups: caller.groups.clone(),
+            rule: self.principal.rule().name.clone(),
+            account: self.account.clone(),
+            role: self.role.clone(),
+            cgroup: self.cgroup.clone(),
+            cgroup_id: self.cgroup_id,
+            session_token: Zeroizing::new(upstream.session.expose().to_owned()),
+            master_token: Zeroizing::new(upstream.master.expose().to_owned()),
+            tokens: hashes
+                .filter_map(|hash| tokens.by_hash.get(hash).map(|(kind, _)| (*hash.as_bytes(), *kind)))
+                .collect(),
+        }
+    }
+
     pub fn upstream(&self) -> UpstreamTokens {
         self.upstream.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
