@@ -150,12 +150,8 @@ impl Default for Facts<'_> {
 fn leaves_role(subject: &Subject<'_>, statement: &Statement) -> bool {
     let Some(fixed) = subject.role else { return false };
     let is_fixed = |name: &str| name.eq_ignore_ascii_case(fixed);
-    statement.actions.contains(&Action::Use)
-        && (statement.kind.contains("SECONDARY")
-            || statement
-                .objects
-                .iter()
-                .any(|object| object.kind == ObjectKind::Role && !is_fixed(&object.name)))
+    let mut roles = statement.objects.iter().filter(|object| object.kind == ObjectKind::Role);
+    statement.actions.contains(&Action::Use) && roles.any(|role| !is_fixed(&role.name))
 }
 
 fn request(subject: &Subject<'_>, facts: &Facts<'_>, approved: bool) -> Option<(Request, Entities)> {

@@ -35,7 +35,17 @@ fn a_fixed_role_is_kept() {
     assert_eq!(decide(&policy, &free, "use role accountadmin").0, Verdict::Allow);
     assert_eq!(decide(&policy, &fixed, "use role analyst").0, Verdict::Allow);
     assert_eq!(decide(&policy, &fixed, "use warehouse w").0, Verdict::Allow);
-    for sql in ["use role accountadmin", "use secondary roles all", "use role identifier('accountadmin')"] {
+    assert_eq!(decide(&policy, &fixed, "use secondary roles none").0, Verdict::Allow);
+    for sql in [
+        "use role accountadmin",
+        "use role identifier('accountadmin')",
+        "use secondary roles all",
+        "use secondary roles accountadmin",
+        "execute immediate 'use secondary roles all'",
+        "execute immediate $$begin use role accountadmin; end$$",
+        "begin use secondary roles all; end",
+        "select 1; use secondary roles all",
+    ] {
         assert_eq!(decide(&policy, &fixed, sql).0, Verdict::Deny, "{sql}");
     }
 }

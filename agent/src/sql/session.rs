@@ -22,8 +22,11 @@ pub(super) fn use_(tokens: Tokens<'_>) -> Reading {
     let mut next = at;
     while let Some((name, behind)) = name(tokens, next) {
         let secondary = kind == "USE SECONDARY ROLES";
-        if !(secondary && matches!(name.as_str(), "ALL" | "NONE")) {
-            reading.object(object(name, object_kind, Access::Use));
+        match name.as_str() {
+            "NONE" if secondary => {}
+            // Which roles these are, the text does not tell.
+            "ALL" if secondary => reading.object(object("?".to_owned(), object_kind, Access::Use)),
+            _ => reading.object(object(name, object_kind, Access::Use)),
         }
         next = behind;
         if !(secondary && tokens.is_punct(next, b',')) {
