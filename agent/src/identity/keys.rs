@@ -22,8 +22,14 @@ pub struct Keys {
     pub issuer: Issuer,
     fetcher: Option<Fetcher>,
     known: RwLock<Option<Known>>,
-    /// When the last attempt to fetch was made; held while one is under way.
-    attempt: Mutex<Option<Instant>>,
+    /// The last attempt to fetch; held while one is under way.
+    attempt: Mutex<Option<Attempt>>,
+}
+
+#[derive(Clone, Copy)]
+struct Attempt {
+    ended: Instant,
+    succeeded: bool,
 }
 
 #[derive(Clone)]
@@ -55,37 +61,57 @@ impl Keys {
         Ok(Self { issuer: issuer.clone(), fetcher, known: RwLock::new(known), attempt: Mutex::new(None) })
     }
 
-    /// The keys that a token with this header may have been signed with.
-    pub async fn candidates(&self, header: &Header) -> Result<Vec<DecodingKey>, IdentityError> {
-        let known = self.current();
+    /// The keys that a token with this header may have been signed with. A key that is known is used at once, and looked
+    /// after in the background; only a token whose key is not known waits for the issuer.
+    pub async fn candidates(self: &Arc<Self>, header: &Header) -> Result<Vec<DecodingKey>, IdentityError> {
+        let known = self.current().filter(|known| self.fetcher.is_none() || known.since.elapsed() < STALE);
         let found = known.as_ref().map(|known| matching(&known.keys, header)).unwrap_or_default();
-        let fresh = known.as_ref().is_some_and(|known| known.since.elapsed() < FRESH);
-        if self.fetcher.is_none() || (fresh && !found.is_empty()) {
+        if self.fetcher.is_none() {
             return Ok(found);
         }
-        if let Err(error) = self.refresh().await {
-            tracing::warn!(%error, "the identity provider's keys cannot be fetched");
+        if !found.is_empty() {
+            if known.is_some_and(|known| known.since.elapsed() >= FRESH) {
+                tokio::spawn(Arc::clone(self).look_after());
+            }
+            return Ok(found);
         }
-        match self.current() {
-            Some(known) if known.since.elapsed() < STALE => Ok(matching(&known.keys, header)),
-            _ => Err(IdentityError::NoKeys),
+        if !self.fetch_once().await {
+            return Err(IdentityError::NoKeys);
         }
+        Ok(self.current().map(|known| matching(&known.keys, header)).unwrap_or_default())
     }
 
-    /// Fetches the keys, unless that was tried a moment ago.
+    /// Fetches the keys now.
     pub async fn refresh(&self) -> Result<(), KeyError> {
         let Some(fetcher) = &self.fetcher else { return Ok(()) };
-        let mut attempt = self.attempt.lock().await;
-        if attempt.is_some_and(|last| last.elapsed() < PAUSE) {
-            return Ok(());
-        }
-        *attempt = Some(Instant::now());
         let document = fetcher.fetch().await?;
         let keys = Arc::new(parse(&fetcher.place(), &document)?);
         if let Ok(mut known) = self.known.write() {
             *known = Some(Known { keys, since: Instant::now() });
         }
         Ok(())
+    }
+
+    async fn look_after(self: Arc<Self>) {
+        self.fetch_once().await;
+    }
+
+    /// Fetches the keys, or takes the result of whoever did so while this waited or a moment before. False where the
+    /// issuer could not be asked.
+    async fn fetch_once(&self) -> bool {
+        let asked = Instant::now();
+        let mut attempt = self.attempt.lock().await;
+        if let Some(last) = *attempt
+            && (last.ended > asked || last.ended.elapsed() < PAUSE)
+        {
+            return last.succeeded;
+        }
+        let result = self.refresh().await;
+        if let Err(error) = &result {
+            tracing::warn!(%error, "the identity provider's keys cannot be fetched");
+        }
+        *attempt = Some(Attempt { ended: Instant::now(), succeeded: result.is_ok() });
+        result.is_ok()
     }
 
     fn current(&self) -> Option<Known> {
