@@ -18,7 +18,7 @@ use crate::capture::{self, Capture, CaptureError, Names};
 use crate::config::{Config, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
 use crate::policy::{Policy, PolicyError};
-use crate::proxy::{Dialer, Foreign, Proxy, Sessions, Upstream, Vault, VaultError};
+use crate::proxy::{Dialer, Foreign, Proxy, Sessions, Shares, Upstream, Vault, VaultError};
 use crate::tls::{self, Authority, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
@@ -138,6 +138,7 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
         policy: ArcSwap::from_pointee(policy),
         journal: journal.clone(),
         sessions,
+        shares: Shares::default(),
         credentials,
         upstream: Upstream::new(dialer.clone(), names, upstream_tls),
         foreign: Foreign::new(dialer, config.capture.suffixes.clone())?,
@@ -173,6 +174,10 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
         // What is not delivered stays in the journal for the next start.
         delivered.cancel();
         let _ = delivery.await;
+    }
+    match capture.counters() {
+        Ok(counters) => tracing::info!(?counters, "what the kernel programs have counted"),
+        Err(error) => tracing::warn!(%error, "what the kernel programs have counted is not known"),
     }
     drop(capture);
     journal.close().await;

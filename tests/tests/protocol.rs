@@ -31,8 +31,9 @@ def login():
     data = dict(data=dict(AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"]))
     return request("POST", "/session/v1/login-request", json.dumps(data))["body"]["data"]["token"]
 
-def query(token, body, **headers):
-    return request("POST", f"/queries/v1/query-request?requestId={uuid.uuid4()}", body, token, **headers)
+def query(token, body, request_id=None, **headers):
+    target = f"/queries/v1/query-request?requestId={request_id or uuid.uuid4()}"
+    return request("POST", target, body, token, **headers)
 "#;
 
 #[test]
@@ -105,11 +106,16 @@ say(**query(token, json.dumps(dict(sqlText="select 2"))))
         ];
         Ok(expected.iter().all(|kind| events.iter().any(|event| event == kind)))
     })?;
-    let large = journal(
-        &sandbox,
-        "SELECT effect, verdict, length(sql) AS bytes FROM trail WHERE length(sql) > 1000000",
-    )?;
+    let large =
+        journal(&sandbox, "SELECT effect, verdict, policy, sql FROM trail WHERE length(sql) > 10000")?;
     assert_eq!((large[0]["effect"].as_str(), large[0]["verdict"].as_str()), (Some("opaque"), Some("deny")));
+    assert_eq!(large[0]["policy"], "text-too-large");
+    let recorded = large[0]["sql"].as_str().unwrap_or_default();
+    assert!(
+        recorded.len() < 70_000 && recorded.ends_with("[2097161 bytes in all]"),
+        "{} bytes",
+        recorded.len()
+    );
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", sandbox.agent_pid().unwrap_or_default()))?;
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
@@ -117,6 +123,61 @@ say(**query(token, json.dumps(dict(sqlText="select 2"))))
         peak.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(u64::MAX);
     assert!(kilobytes < 512 * 1024, "a bomb of 200 MiB must not be unpacked: {peak}");
     assert!(!sandbox.agent_log()?.contains("panicked"));
+    Ok(())
+}
+
+#[test]
+fn what_was_not_decided_on_does_not_go_upstream() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let pod = sandbox.pod("agent")?;
+    client(
+        &pod,
+        &format!(
+            r#"{HTTP}
+token = login()
+extra = {{"Content-Type": "application/json; charset=Shift_JIS", "X-Snowflake-Role": "ACCOUNTADMIN", "Cookie": "smuggled"}}
+request("POST", "/queries/v1/query-request?requestId=1-2&roleName=smuggled", json.dumps(dict(
+    sqlText="select 1", role="smuggled", dataframeAst="smuggled")), token, **extra)
+request("POST", "/session/heartbeat?token=smuggled", json.dumps(dict(sqlText="smuggled")), token, **extra)
+"#
+        ),
+    )?;
+    let log = serde_json::to_string(&sandbox.upstream_log()?)?;
+    assert!(log.contains("select 1") && log.contains("/session/heartbeat"));
+    for trace in ["smuggled", "Shift_JIS", "ACCOUNTADMIN"] {
+        assert!(!log.contains(trace), "{trace} went upstream");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_workload_with_too_many_connections_keeps_nobody_else_out() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let (greedy, modest) = (sandbox.pod("greedy")?, sandbox.pod("modest")?);
+    let said = client(
+        &greedy,
+        &format!(
+            r#"{HTTP}
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+held = []
+for number in range(600):
+    held.append(socket.create_connection((host, 443), 30))
+time.sleep(1)
+refused = 0
+for connection in held:
+    connection.setblocking(False)
+    try:
+        refused += connection.recv(1) == b""
+    except (BlockingIOError, ConnectionResetError) as error:
+        refused += isinstance(error, ConnectionResetError)
+say(refused=refused)
+"#
+        ),
+    )?;
+    assert_eq!(said[0]["refused"], 600 - 512, "{}", said[0]);
+    let said = client(&modest, "say(**attempt(lambda: connect().cursor().execute('select 1').fetchall()))")?;
+    assert_eq!(said[0]["rows"][0][0], 1, "{}", said[0]);
     Ok(())
 }
 
@@ -129,7 +190,7 @@ fn a_query_belongs_to_who_ran_it() -> Result<()> {
         &format!(
             r#"{HTTP}
 token = login()
-query_id = query(token, json.dumps(dict(sqlText="select 42")))["body"]["data"]["queryId"]
+query_id = query(token, json.dumps(dict(sqlText="select 42")), request_id="4242-aaaa")["body"]["data"]["queryId"]
 say(id=query_id, mine=request("GET", f"/queries/{{query_id}}/result", None, token))
 "#
         ),
@@ -144,6 +205,7 @@ token = login()
 say(**request("GET", "/queries/{id}/result", None, token))
 say(**request("GET", "/monitoring/queries//{id}", None, token))
 say(**request("POST", "/queries/{id}/abort-request", "{{}}", token))
+say(**request("POST", "/queries/v1/abort-request", json.dumps(dict(requestId="4242-aaaa")), token))
 "#
         ),
     )?;

@@ -18,14 +18,7 @@ pub mod names;
 mod namespace;
 mod sys;
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    os::fd::{AsFd as _, BorrowedFd},
-    path::PathBuf,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, fs::File, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Instant};
 
 use agent_common::{counter, maps};
 use aya::maps::{MapData, PerCpuArray};
@@ -147,11 +140,6 @@ impl Capture {
     /// A handle by which the agent's own connections are exempt from the redirect.
     pub fn exemptor(&self) -> Exemptor {
         self.exemptor.clone()
-    }
-
-    /// Exempts one socket from the redirect, before it connects.
-    pub fn exempt(&self, socket: BorrowedFd<'_>) -> Result<Exemption, CaptureError> {
-        self.exemptor.exempt(socket)
     }
 
     pub fn counters(&self) -> Result<Counters, CaptureError> {

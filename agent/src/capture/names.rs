@@ -53,8 +53,8 @@ struct Answer {
 }
 
 impl Names {
-    /// Begins to resolve the names, and waits a while for the first answers. Those that stay without are logged, retried
-    /// and listed by [`Names::unresolved`]. Without name servers, those of /etc/resolv.conf are asked.
+    /// Begins to resolve the names, and waits a while for the first answers. Those that stay without are logged and
+    /// retried. Without name servers, those of /etc/resolv.conf are asked.
     pub async fn start(
         names: Vec<String>,
         nameservers: &[SocketAddr],
@@ -78,19 +78,6 @@ impl Names {
             refreshing.spawn(refresher.run(pause));
         }
         Ok(Self { resolver, known, _refreshing: refreshing })
-    }
-
-    /// The names that have had no answer yet.
-    pub fn unresolved(&self) -> Vec<String> {
-        let known = lock(&self.known);
-        let mut names: Vec<String> = known
-            .answers
-            .iter()
-            .filter(|(_, addresses)| addresses.is_empty())
-            .map(|(name, _)| name.clone())
-            .collect();
-        names.sort();
-        names
     }
 
     /// The addresses of any name, at least one; the last known ones if there is no answer now.

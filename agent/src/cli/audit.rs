@@ -159,7 +159,7 @@ fn print_statement(out: &mut impl Write, entry: &StatementEntry, colour: bool) -
 fn print_event(out: &mut impl Write, entry: &EventEntry, colour: bool) -> io::Result<()> {
     let (paint, reset) = if colour { ("\x1b[36m", "\x1b[0m") } else { ("", "") };
     let whose = entry.subject.as_deref().or(entry.cgroup.as_deref()).unwrap_or("-");
-    let detail: String = entry.detail.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let detail: String = table::harmless(&entry.detail).collect();
     writeln!(out, "{}  {}  {paint}event{reset} {}  {detail}", entry.time, table::cut(whose), entry.kind)
 }
 

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Failure, Format};
+use super::{Failure, Format, table};
 use crate::config;
 use crate::policy::{Decision, Policy, Subject, Verdict, label};
 use crate::sql::{self, Classification, Effect, Statement, classify};
@@ -216,6 +216,6 @@ fn print(
 
 /// The first line of a statement, as far as it fits.
 fn excerpt(sql: &str) -> String {
-    let line: String = sql.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line: String = table::harmless(sql.trim()).collect();
     if line.chars().count() > 100 { line.chars().take(99).chain(['…']).collect() } else { line }
 }

@@ -23,10 +23,37 @@ pub(super) fn print(out: &mut impl Write, headings: &[String], rows: &[Vec<Strin
 
 /// One line, without characters that would steer the terminal.
 pub(super) fn cut(text: &str) -> String {
-    let mut line: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WIDTH + 1).collect();
+    let mut line: String = harmless(text).take(WIDTH + 1).collect();
     if line.chars().count() > WIDTH {
         line = line.chars().take(WIDTH - 1).chain(['…']).collect();
     }
     line
+}
+
+/// A text without what steers a terminal: control characters, and those that turn or hide what stands beside them.
+pub(super) fn harmless(text: &str) -> impl Iterator<Item = char> {
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    text.chars().map(move |c| if steers(c) { ' ' } else { c })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_cut_and_cannot_steer_the_terminal() {
+        assert_eq!(cut("a\u{1b}[31mb\nc\u{202e}d"), "a [31mb c d");
+        assert_eq!(cut(&"x".repeat(100)).chars().count(), WIDTH);
+        let mut out = Vec::new();
+        print(
+            &mut out,
+            &["a".into(), "b".into()],
+            &[vec!["1".into(), "long".into()], vec!["22".into(), "x".into()]],
+        )
+        .unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "a   b\n1   long\n22  x\n");
+    }
 }

@@ -168,10 +168,6 @@ pub fn unusable(path: &Path, problems: &[(Vec<String>, String)]) -> ConfigError 
 }
 
 impl Config {
-    pub fn credential(&self, name: &str) -> Option<&Credential> {
-        self.credentials.iter().find(|credential| credential.name == name)
-    }
-
     /// Whether a lower-case name is Snowflake's: a suffix itself or a name under it.
     pub fn is_snowflake(&self, name: &str) -> bool {
         self.capture.suffixes.iter().any(|suffix| is_under(name, suffix))

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::Incoming;
 use hyper::header::CONTENT_ENCODING;
+
+use super::share::{Held, Share};
 
 /// A login is a few kilobytes.
 pub const LOGIN: usize = 1024 * 1024;
@@ -32,29 +34,77 @@ pub enum BodyError {
     Encoding,
     #[error("the body ended early")]
     Broken,
+    #[error("there are too many large requests at once: try again later")]
+    Busy,
+}
+
+/// A body that was read, and the memory that it takes of its workload's share.
+pub struct Body {
+    pub bytes: Bytes,
+    _held: Held,
 }
 
 /// Reads a body and inflates it. Gzip is recognised by its first bytes, as drivers do not always declare it.
-pub async fn read(headers: &HeaderMap, body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
+pub async fn read(
+    headers: &HeaderMap,
+    body: Incoming,
+    limit: usize,
+    share: &Share,
+) -> Result<Body, BodyError> {
     match headers.get(CONTENT_ENCODING).map(|encoding| encoding.to_str().unwrap_or("?")) {
         None | Some("" | "identity" | "gzip") => {}
         Some(_) => return Err(BodyError::Encoding),
     }
-    let collected = tokio::time::timeout(DEADLINE, Limited::new(body, limit).collect());
-    let bytes = match collected.await {
-        Err(_) => return Err(BodyError::Slow),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(BodyError::TooLarge(limit)),
-        Ok(Err(_)) => return Err(BodyError::Broken),
-        Ok(Ok(collected)) => collected.to_bytes(),
-    };
-    if bytes.starts_with(&[0x1f, 0x8b]) { inflate(&bytes, limit) } else { Ok(bytes) }
+    let mut held = Held::default();
+    let collected = tokio::time::timeout(DEADLINE, collect(body, limit, share, &mut held));
+    let bytes = collected.await.map_err(|_| BodyError::Slow)??;
+    let bytes =
+        if bytes.starts_with(&[0x1f, 0x8b]) { inflate(&bytes, limit, share, &mut held)? } else { bytes };
+    Ok(Body { bytes: bytes.into(), _held: held })
 }
 
-fn inflate(bytes: &[u8], limit: usize) -> Result<Bytes, BodyError> {
+async fn collect(
+    mut body: Incoming,
+    limit: usize,
+    share: &Share,
+    held: &mut Held,
+) -> Result<Vec<u8>, BodyError> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else { continue };
+        append(&mut bytes, &data, limit, share, held)?;
+    }
+    Ok(bytes)
+}
+
+fn inflate(bytes: &[u8], limit: usize, share: &Share, held: &mut Held) -> Result<Vec<u8>, BodyError> {
+    let mut decoder = MultiGzDecoder::new(bytes);
     let mut inflated = Vec::new();
-    let capped = limit as u64 + 1;
-    MultiGzDecoder::new(bytes).take(capped).read_to_end(&mut inflated).map_err(|_| BodyError::Gzip)?;
-    if inflated.len() > limit { Err(BodyError::TooLarge(limit)) } else { Ok(inflated.into()) }
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        let count = decoder.read(&mut chunk).map_err(|_| BodyError::Gzip)?;
+        match chunk.get(..count) {
+            None | Some([]) => return Ok(inflated),
+            Some(data) => append(&mut inflated, data, limit, share, held)?,
+        }
+    }
+}
+
+fn append(
+    bytes: &mut Vec<u8>,
+    data: &[u8],
+    limit: usize,
+    share: &Share,
+    held: &mut Held,
+) -> Result<(), BodyError> {
+    if bytes.len() + data.len() > limit {
+        return Err(BodyError::TooLarge(limit));
+    }
+    if !share.take(data.len(), held) {
+        return Err(BodyError::Busy);
+    }
+    bytes.extend_from_slice(data);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -65,6 +115,7 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
+    use crate::proxy::share::Shares;
 
     #[test]
     fn a_bomb_is_cut_off_at_the_limit() {
@@ -72,6 +123,8 @@ mod tests {
         encoder.write_all(&vec![b' '; 10 * LOGIN]).unwrap();
         let bomb = encoder.finish().unwrap();
         assert!(bomb.len() < LOGIN / 50);
+        let share = Shares::default().of(1);
+        let inflate = |bytes, limit| super::inflate(bytes, limit, &share, &mut Held::default());
         assert!(matches!(inflate(&bomb, LOGIN), Err(BodyError::TooLarge(_))));
         assert_eq!(inflate(&bomb, 10 * LOGIN).unwrap().len(), 10 * LOGIN);
         assert!(matches!(inflate(&bomb[..bomb.len() / 2], 10 * LOGIN), Err(BodyError::Gzip)));

@@ -13,20 +13,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::share::Share;
 use super::{Proxy, service};
 use crate::audit::EventKind;
 use crate::capture::{Accepted, Flow};
 use crate::tls::{HelloError, read_hello};
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// Drivers keep idle connections for up to half an hour; a request's header must not take that long.
-const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a connection may be idle, or a request's header take. Drivers take the end of an idle connection well.
+const IDLE_DEADLINE: Duration = Duration::from_mins(5);
+/// A peer on HTTP/2 that does not answer to pings is gone.
+const PING_INTERVAL: Duration = Duration::from_mins(1);
 
 /// What every request of a connection has in common.
 pub struct Peer {
     pub flow: Flow,
     /// The name of the TLS handshake, lower case.
     pub server_name: String,
+    pub share: Arc<Share>,
 }
 
 /// Serves a connection to its end.
@@ -34,6 +38,11 @@ pub async fn serve(proxy: Arc<Proxy>, Accepted { mut stream, flow }: Accepted) {
     let Some(flow) = flow else {
         let peer = stream.peer_addr().map(|peer| peer.to_string()).unwrap_or_default();
         proxy.event(EventKind::NoFlow, None, None, "", format!("connection from {peer}")).await;
+        return;
+    };
+    let share = proxy.shares.of(flow.cgroup_id);
+    let Some(_slot) = share.connection() else {
+        tracing::warn!(cgroup = flow.cgroup, "refused: this workload has too many connections open");
         return;
     };
     let hello = match read_hello(&mut stream).await {
@@ -54,10 +63,10 @@ pub async fn serve(proxy: Arc<Proxy>, Accepted { mut stream, flow }: Accepted) {
             proxy.event(EventKind::NotTls, Some(&flow), None, "", detail).await;
         }
         Some(name) if proxy.config.is_snowflake(&name) => {
-            terminate(proxy, stream, Peer { flow, server_name: name }).await;
+            terminate(proxy, stream, Peer { flow, server_name: name, share }).await;
         }
         Some(name) => match proxy.foreign.check(flow.destination, &name).await {
-            Ok(exemption) => exemption.splice(stream).await,
+            Ok(passage) => passage.splice(stream, &proxy.shutdown).await,
             Err(error) => {
                 let detail = format!("to {}: server name {name}: {error}", flow.destination);
                 proxy.event(EventKind::ForeignName, Some(&flow), None, "", detail).await;
@@ -81,13 +90,21 @@ async fn terminate(proxy: Arc<Proxy>, stream: Rewound, peer: Peer) {
     };
     let peer = Arc::new(peer);
     let shutdown = proxy.shutdown.clone();
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    // Each request has a task of its own: one that has begun is seen to its end, whether its client waits or not.
     let service = service_fn(|request| {
         let (proxy, peer) = (Arc::clone(&proxy), Arc::clone(&peer));
-        async move { Ok::<_, std::convert::Infallible>(service::handle(&proxy, &peer, request).await) }
+        proxy.tasks.clone().spawn(async move { service::handle(&proxy, &peer, request).await })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(64 * 1024);
-    builder.http2().timer(TokioTimer::new()).max_header_list_size(64 * 1024).max_concurrent_streams(100);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_DEADLINE).max_buf_size(64 * 1024);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .max_header_list_size(64 * 1024)
+        .max_concurrent_streams(32);
+    let builder = if is_http2 { builder.http2_only() } else { builder.http1_only() };
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

@@ -13,6 +13,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::Rewound;
 use super::upstream::{Dialed, Dialer};
@@ -86,6 +87,9 @@ impl Foreign {
             let stream = connector.connect(name, stream).await.map_err(|_| ForeignError::Unknown)?;
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let names = certificates.first().map(certificate_names).unwrap_or_default();
+            if names.is_empty() {
+                return Err(ForeignError::Unknown);
+            }
             let is_snowflake = |name: &String| {
                 let name = name.trim_start_matches("*.");
                 self.suffixes.iter().any(|suffix| is_under(name, suffix))
@@ -97,10 +101,13 @@ impl Foreign {
 }
 
 impl Passage {
-    /// Copies bytes both ways until both ends are done.
-    pub async fn splice(mut self, mut client: Rewound) {
-        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut self.0).await {
-            tracing::debug!(%error, "a spliced connection ended");
+    /// Copies bytes both ways until both ends are done, or the agent stops.
+    pub async fn splice(mut self, mut client: Rewound, shutdown: &CancellationToken) {
+        tokio::select! {
+            ended = tokio::io::copy_bidirectional(&mut client, &mut self.0) => {
+                tracing::debug!(?ended, "a spliced connection ended");
+            }
+            () = shutdown.cancelled() => {}
         }
     }
 }

@@ -10,19 +10,21 @@ use uuid::Uuid;
 use super::body;
 use super::service::{Exchange, Reaction, json_answer, refused};
 use super::sessions::{NewSession, UpstreamTokens};
+use super::upstream::Outgoing;
 use super::workload;
 use crate::audit::{self, Caller, EventKind};
+use crate::config::Secret;
 use crate::identity::{IdentityError, Principal};
 use crate::snowflake::{
-    LoginAnswer, LoginRequest, LoginTarget, Proof, Refusal, Reply, login_query, request_id,
+    LoginAnswer, LoginRequest, LoginTarget, Operation, Proof, Refusal, Reply, login_query, request_id,
 };
 
 pub async fn login(exchange: Exchange<'_>, body: Incoming) -> Reaction {
-    let body = match body::read(&exchange.parts.headers, body, body::LOGIN).await {
+    let body = match exchange.read(body, body::LOGIN).await {
         Ok(body) => body,
         Err(error) => return exchange.unreadable(&error).await,
     };
-    let request = match LoginRequest::parse(&body) {
+    let request = match LoginRequest::parse(&body.bytes) {
         Ok(request) => request,
         Err(error) => return refuse(&exchange, None, &error.to_string()).await,
     };
@@ -53,11 +55,10 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     };
     let query = login_query(exchange.parts.uri.query(), &target);
     let body = request.for_upstream(&target, &proof);
-    let answer =
-        match exchange.proxy.upstream.control(exchange.outgoing(None, Some(&query), body.into())).await {
-            Ok(answer) => answer,
-            Err(error) => return exchange.failed(&error).await,
-        };
+    let answer = match exchange.proxy.upstream.control(exchange.outgoing(None, &query, body.into())).await {
+        Ok(answer) => answer,
+        Err(error) => return exchange.failed(&error).await,
+    };
     let answer = match LoginAnswer::parse(&answer.body) {
         Ok(Some(answer)) => answer,
         Ok(None) => {
@@ -87,6 +88,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     };
     if let Err(error) = exchange.proxy.journal.append(vec![record.into()]).await {
         tracing::error!(%error, "a session could not be recorded");
+        discard(&exchange, &answer.session_token).await;
         return refused(&Refusal::login(unrecorded("login")));
     }
     let new = NewSession {
@@ -101,7 +103,25 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     };
     match exchange.proxy.sessions.open(new, &exchange.peer.flow) {
         Ok(tokens) => json_answer(answer.for_client(&tokens.session, &tokens.master)),
-        Err(error) => refuse(&exchange, None, &error.to_string()).await,
+        Err(error) => {
+            discard(&exchange, &answer.session_token).await;
+            refuse(&exchange, None, &error.to_string()).await
+        }
+    }
+}
+
+/// Closes a session that Snowflake has opened and no client will have.
+async fn discard(exchange: &Exchange<'_>, token: &Secret) {
+    let outgoing = Outgoing {
+        account: exchange.account(),
+        operation: &Operation::CloseSession,
+        query: "delete=true",
+        headers: &exchange.parts.headers,
+        token: Some(token),
+        body: "{}".into(),
+    };
+    if let Err(error) = exchange.proxy.upstream.control(outgoing).await {
+        tracing::warn!(%error, "a session that no client has stays open with Snowflake until it is idle for long enough");
     }
 }
 
@@ -133,8 +153,11 @@ async fn refuse(exchange: &Exchange<'_>, caller: Option<&Caller>, reason: &str) 
     proxy
         .event(EventKind::LoginRefused, Some(&peer.flow), caller, exchange.account(), reason.to_owned())
         .await;
-    let request = request_id(exchange.parts.uri.query());
-    refused(&Refusal::login(format!("Snowfence refused this login: {reason} (request {request})")))
+    let request = match request_id(exchange.parts.uri.query()).as_str() {
+        "" => String::new(),
+        id => format!(" (request {id})"),
+    };
+    refused(&Refusal::login(format!("Snowfence refused this login: {reason}{request}")))
 }
 
 /// What a client is told when the journal does not work.

@@ -13,6 +13,7 @@ mod foreign;
 mod login;
 mod service;
 mod sessions;
+mod share;
 mod statement;
 mod upstream;
 mod vault;
@@ -34,6 +35,7 @@ use crate::policy::Policy;
 
 pub use foreign::Foreign;
 pub use sessions::Sessions;
+pub use share::Shares;
 pub use upstream::{Dialer, Upstream};
 pub use vault::{Vault, VaultError};
 
@@ -51,7 +53,9 @@ pub struct Proxy {
     pub credentials: HashMap<String, (CredentialType, SecretReference)>,
     pub upstream: Upstream,
     pub foreign: Foreign,
-    /// Tasks that must end before the agent does: connections, and statements whose client has gone.
+    /// What each workload may take at a time.
+    pub shares: Shares,
+    /// Tasks that must end before the agent does: connections, and requests whose client has gone.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
 }
@@ -61,12 +65,15 @@ impl Proxy {
     pub async fn serve(self: Arc<Self>, mut accepted: mpsc::Receiver<Accepted>) {
         let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let free_slot_and_connection = async {
+                let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+                Some((slot, accepted.recv().await?))
+            };
             let next = tokio::select! {
-                next = accepted.recv() => next,
+                next = free_slot_and_connection => next,
                 () = self.shutdown.cancelled() => None,
             };
-            let Some(next) = next else { return };
+            let Some((slot, next)) = next else { return };
             let proxy = Arc::clone(&self);
             self.tasks.spawn(async move {
                 connection::serve(proxy, next).await;

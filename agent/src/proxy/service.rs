@@ -10,14 +10,15 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 
-use super::body::{self, BodyError};
+use super::body::{self, Body, BodyError};
 use super::connection::Peer;
 use super::sessions::{Session, TokenKind, UpstreamTokens};
 use super::upstream::{Answer, Outgoing, UpstreamError};
 use super::{Proxy, login, statement};
 use crate::audit::EventKind;
 use crate::snowflake::{
-    Operation, QueryId, Refusal, Renewal, Reply, classify, renewal_body, snowflake_token, telemetry_answer,
+    Operation, Refusal, Renewal, Reply, aborted_request, classify, known_query, renewal_body,
+    snowflake_token, telemetry_answer,
 };
 
 pub type Reaction = Response<Full<Bytes>>;
@@ -73,19 +74,36 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
         Ok(session) => session,
         Err(refusal) => return refusal,
     };
-    let body = match body::read(&exchange.parts.headers, body, body::QUERY).await {
-        Ok(body) => body,
-        Err(error) => return exchange.unreadable(&error).await,
-    };
-    match &exchange.operation {
-        Operation::Query => return statement::run(exchange, session, body).await,
-        Operation::Result(query) | Operation::AbortQuery(query) | Operation::Monitor(query)
-            if !exchange.proxy.sessions.owns(&session, query) =>
-        {
-            return exchange.not_the_owner(&session, query).await;
+    let sessions = &exchange.proxy.sessions;
+    // What the client sends along is read only where it says something, and then only that goes on.
+    let body = match &exchange.operation {
+        Operation::Query => {
+            return match exchange.read(body, body::QUERY).await {
+                Ok(body) => statement::run(exchange, session, &body).await,
+                Err(error) => exchange.unreadable(&error).await,
+            };
         }
-        _ => {}
-    }
+        Operation::Abort => {
+            let body = match exchange.read(body, body::QUERY).await {
+                Ok(body) => body,
+                Err(error) => return exchange.unreadable(&error).await,
+            };
+            match aborted_request(&body.bytes) {
+                Ok(request) if sessions.owns_request(&session, &request) => {
+                    json!({ "requestId": request }).to_string().into()
+                }
+                Ok(request) => return exchange.not_the_owner(&session, &request).await,
+                Err(error) => return exchange.malformed(&error.to_string()).await,
+            }
+        }
+        Operation::Result(query) | Operation::AbortQuery(query) | Operation::Monitor(query)
+            if !sessions.owns(&session, query) =>
+        {
+            return exchange.not_the_owner(&session, query.as_str()).await;
+        }
+        Operation::Result(_) | Operation::Monitor(_) => Bytes::new(),
+        _ => Bytes::from_static(b"{}"),
+    };
     let answer = exchange.control(&session, body).await;
     match (&exchange.operation, &answer) {
         (Operation::CloseSession, _) => {
@@ -108,15 +126,16 @@ async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
         Err(refusal) => return refusal,
     };
     let tokens = session.upstream();
-    let body = match body::read(&exchange.parts.headers, body, body::OTHER).await {
+    let body = match exchange.read(body, body::OTHER).await {
         Ok(body) => body,
         Err(error) => return exchange.unreadable(&error).await,
     };
-    let body = match renewal_body(&body, &tokens.session) {
+    let body = match renewal_body(&body.bytes, &tokens.session) {
         Ok(body) => body,
         Err(error) => return exchange.malformed(&error.to_string()).await,
     };
-    let outgoing = exchange.outgoing(Some(&tokens.master), exchange.parts.uri.query(), body.into());
+    let query = exchange.query();
+    let outgoing = exchange.outgoing(Some(&tokens.master), &query, body.into());
     let answer = match exchange.proxy.upstream.control(outgoing).await {
         Ok(answer) => answer,
         Err(error) => return exchange.failed(&error).await,
@@ -165,11 +184,21 @@ impl Exchange<'_> {
         }
     }
 
+    /// Reads the request's body, out of the workload's share of memory.
+    pub async fn read(&self, body: Incoming, limit: usize) -> Result<Body, BodyError> {
+        body::read(&self.parts.headers, body, limit, &self.peer.share).await
+    }
+
+    /// The query string as it goes upstream.
+    pub fn query(&self) -> String {
+        known_query(self.parts.uri.query())
+    }
+
     /// The request as it goes upstream.
     pub fn outgoing<'b>(
         &'b self,
         token: Option<&'b crate::config::Secret>,
-        query: Option<&'b str>,
+        query: &'b str,
         body: Bytes,
     ) -> Outgoing<'b> {
         Outgoing {
@@ -184,7 +213,8 @@ impl Exchange<'_> {
 
     async fn control(&self, session: &Session, body: Bytes) -> Result<Answer, UpstreamError> {
         let tokens = session.upstream();
-        let outgoing = self.outgoing(Some(&tokens.session), self.parts.uri.query(), body);
+        let query = self.query();
+        let outgoing = self.outgoing(Some(&tokens.session), &query, body);
         self.proxy.upstream.control(outgoing).await
     }
 
@@ -228,11 +258,15 @@ impl Exchange<'_> {
             _ => EventKind::MalformedRequest,
         };
         self.event(kind, None, error.to_string()).await;
-        refused(&Refusal::request(format!("Snowfence refused this request: {error}")))
+        match error {
+            // Drivers come again by themselves.
+            BodyError::Busy => plain(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+            _ => refused(&Refusal::request(format!("Snowfence refused this request: {error}"))),
+        }
     }
 
-    async fn not_the_owner(&self, session: &Session, query: &QueryId) -> Reaction {
-        let detail = format!("query {} is not this caller's", query.as_str());
+    async fn not_the_owner(&self, session: &Session, query: &str) -> Reaction {
+        let detail = format!("query {query} is not this caller's");
         self.event(EventKind::SessionRefused, Some(session), detail).await;
         let message = "Snowfence does not know this query as one of this caller's".to_owned();
         refused(&Refusal { query_id: None, ..Refusal::statement(message, uuid::Uuid::nil()) })
@@ -242,7 +276,7 @@ impl Exchange<'_> {
 /// Why an answer does not reach the client.
 pub fn withheld(key: &str) -> String {
     format!(
-        "Snowfence withheld Snowflake's answer: it carries `{key}`, which leads to storage outside the account's host. This version relays neither file transfers nor results that come in chunks: ask for fewer rows"
+        "Snowfence withheld Snowflake's answer: it carries `{key}`, a secret or the way to storage outside the account's host. This version relays neither file transfers nor results that come in chunks: if it is a large result, ask for fewer rows"
     )
 }
 

@@ -1,6 +1,7 @@
 //! The sessions that clients hold: opaque tokens on their side, Snowflake's tokens on ours.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crate::snowflake::{ClientToken, QueryId, TokenHash};
 
 /// Sessions at a time; each costs about two kilobytes.
 const SESSIONS: usize = 20_000;
+const SESSIONS_OF_A_WORKLOAD: usize = 2_000;
 /// After a renewal the token before it is still good, for requests that are under way.
 const TOKENS_PER_SESSION: usize = 4;
 /// Snowflake keeps results for a day.
@@ -78,16 +80,17 @@ pub enum SessionError {
     OtherWorkload,
     #[error("the session token is for another account")]
     OtherAccount,
-    #[error("there are {SESSIONS} sessions open: close some")]
+    #[error("there are too many sessions open: close some")]
     TooMany,
     #[error("the system gives no random numbers")]
     NoRandomness,
 }
 
-/// Whose a query is.
-#[derive(Clone)]
-pub struct Owner {
-    caller: Caller,
+/// Whose a query is. Groups do not count: they may change from token to token.
+#[derive(Clone, PartialEq, Eq)]
+struct Owner {
+    issuer: String,
+    subject: String,
     account: String,
     rule: String,
 }
@@ -103,6 +106,8 @@ pub struct Sessions {
     vault: Vault,
     tokens: RwLock<Tokens>,
     queries: Cache<QueryId, Owner>,
+    /// By the client's identifiers of the requests.
+    requests: Cache<String, Owner>,
     pending: Cache<QueryId, Pending>,
 }
 
@@ -142,7 +147,7 @@ impl Sessions {
             }
         }
         tracing::info!(sessions = tokens.by_session.len(), "sessions taken over");
-        Self { vault, tokens: RwLock::new(tokens), queries: queries(), pending: queries() }
+        Self { vault, tokens: RwLock::new(tokens), queries: owned(), requests: owned(), pending: owned() }
     }
 
     /// Opens a session for a workload and gives the tokens for its client.
@@ -162,10 +167,11 @@ impl Sessions {
         if tokens.by_session.len() >= SESSIONS {
             return Err(SessionError::TooMany);
         }
+        if tokens.of_workload(flow.cgroup_id) >= SESSIONS_OF_A_WORKLOAD {
+            return Err(SessionError::TooMany);
+        }
         let issued = tokens.issue(&session)?;
-        let sealed = session.sealed(&tokens);
-        drop(tokens);
-        self.keep(&sealed);
+        self.keep(&session.sealed(&tokens));
         Ok(issued)
     }
 
@@ -198,17 +204,20 @@ impl Sessions {
     ) -> Result<ClientTokens, SessionError> {
         *session.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        // It may have been closed while Snowflake renewed it.
+        if !tokens.by_session.contains_key(&session.id) {
+            return Err(SessionError::Unknown);
+        }
         let issued = tokens.issue(session)?;
-        let sealed = session.sealed(&tokens);
-        drop(tokens);
-        self.keep(&sealed);
+        self.keep(&session.sealed(&tokens));
         Ok(issued)
     }
 
     /// Forgets a session and its tokens.
     pub fn close(&self, session: &Session) {
+        let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        tokens.remove(session.id);
         self.vault.remove(session.id);
-        self.tokens.write().unwrap_or_else(PoisonError::into_inner).remove(session.id);
     }
 
     /// Forgets the sessions that Snowflake has forgotten.
@@ -228,7 +237,8 @@ impl Sessions {
         }
     }
 
-    /// Keeps a session for the next start of the agent. Without it the client would have to log in again, no more.
+    /// Keeps a session for the next start of the agent. Without it the client would have to log in again, no more. Called
+    /// with the tokens locked, so that the file of a session that is closed meanwhile does not come back.
     fn keep(&self, sealed: &Sealed) {
         if let Err(error) = self.vault.store(sealed) {
             tracing::warn!(%error, "a session cannot be kept for the next start: its client will have to log in again");
@@ -237,22 +247,22 @@ impl Sessions {
 
     /// Notes that a query belongs to a session's caller.
     pub fn own(&self, query: QueryId, session: &Session) {
-        let owner = Owner {
-            caller: session.principal.caller().clone(),
-            account: session.account.clone(),
-            rule: session.principal.rule().name.clone(),
-        };
-        self.queries.insert(query, owner);
+        self.queries.insert(query, Owner::of(session));
+    }
+
+    /// Notes that a request belongs to a session's caller.
+    pub fn own_request(&self, request: String, session: &Session) {
+        self.requests.insert(request, Owner::of(session));
     }
 
     /// Whether a query is the session's caller's, admitted by the same rule.
     pub fn owns(&self, session: &Session, query: &QueryId) -> bool {
-        self.queries.get(query).is_some_and(|owner| {
-            owner.caller.issuer == session.principal.caller().issuer
-                && owner.caller.subject == session.principal.caller().subject
-                && owner.account == session.account
-                && owner.rule == session.principal.rule().name
-        })
+        self.queries.get(query) == Some(Owner::of(session))
+    }
+
+    /// Whether a request is the session's caller's, admitted by the same rule.
+    pub fn owns_request(&self, session: &Session, request: &str) -> bool {
+        self.requests.get(request) == Some(Owner::of(session))
     }
 
     /// Notes that a query's outcome is still to come.
@@ -266,8 +276,19 @@ impl Sessions {
     }
 }
 
-fn queries<V: Clone + Send + Sync + 'static>() -> Cache<QueryId, V> {
+fn owned<K: Eq + Hash + Send + Sync + 'static, V: Clone + Send + Sync + 'static>() -> Cache<K, V> {
     Cache::builder().max_capacity(QUERIES).time_to_live(QUERY_LIFETIME).build()
+}
+
+impl Owner {
+    fn of(session: &Session) -> Self {
+        Self {
+            issuer: session.principal.caller().issuer.clone(),
+            subject: session.principal.caller().subject.clone(),
+            account: session.account.clone(),
+            rule: session.principal.rule().name.clone(),
+        }
+    }
 }
 
 impl Session {
@@ -300,6 +321,13 @@ impl Session {
 }
 
 impl Tokens {
+    /// How many sessions a workload has.
+    fn of_workload(&self, cgroup_id: u64) -> usize {
+        let first = |hashes: &Vec<TokenHash>| hashes.first().and_then(|hash| self.by_hash.get(hash));
+        let sessions = self.by_session.values().filter_map(first);
+        sessions.filter(|(_, session)| session.cgroup_id == cgroup_id).count()
+    }
+
     fn issue(&mut self, session: &Arc<Session>) -> Result<ClientTokens, SessionError> {
         let random = || ClientToken::random().ok_or(SessionError::NoRandomness);
         let issued = ClientTokens { session: random()?, master: random()? };

@@ -3,27 +3,29 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use hyper::StatusCode;
 use uuid::Uuid;
 
+use super::body::Body;
 use super::login::unrecorded;
 use super::service::{Exchange, Reaction, refused, withheld};
 use super::sessions::{Pending, Session};
-use super::upstream::{Answer, Outgoing, UpstreamError};
+use super::upstream::{Answer, UpstreamError};
 use super::{Proxy, workload};
-use crate::audit::{self, Outcome, OutcomeStatus, Record};
+use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
 use crate::policy::{Decision, Subject, Verdict, label};
 use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply, request_id};
-use crate::sql::{Classification, Effect, classify};
+use crate::sql::{Classification, Effect, MAX_TEXT_BYTES, classify};
 
 /// Texts above this size are classified off the data path's threads, in bytes.
 const INLINE: usize = 16 * 1024;
+/// Of a text that is too large to be decided on, so much is recorded, in bytes.
+const REFUSED_TEXT: usize = 64 * 1024;
 
 /// Handles one `query-request`.
-pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: Bytes) -> Reaction {
+pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: &Body) -> Reaction {
     let started = Instant::now();
-    let request = match QueryRequest::parse(&body) {
+    let request = match QueryRequest::parse(&body.bytes) {
         Ok(request) => request,
         Err(error) => return exchange.malformed(&error.to_string()).await,
     };
@@ -36,7 +38,7 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: Bytes) -> 
             Err(_) => return exchange.malformed("the statement cannot be classified").await,
         }
     };
-    let decision = decide(&exchange, &session, &classification);
+    let decision = decide(&exchange, &session, &request, &classification);
     let record = record(&exchange, &session, &request, &classification, &decision);
     let id = record.id;
     if decision.verdict != Verdict::Allow {
@@ -48,7 +50,10 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: Bytes) -> 
             Err(error) => not_recorded(&error, id),
         };
     }
-    forward(exchange, session, request, record, started).await
+    match exchange.proxy.journal.append_statement(record).await {
+        Ok(recorded) => forward(&exchange, &session, &request, recorded, id, started).await,
+        Err(error) => not_recorded(&error, id),
+    }
 }
 
 /// Records the outcome of a statement whose result came later than its answer.
@@ -76,7 +81,15 @@ pub fn observe(proxy: &Arc<Proxy>, query: &QueryId, answer: &Answer) {
     }
 }
 
-fn decide(exchange: &Exchange<'_>, session: &Session, classification: &Classification) -> Decision {
+fn decide(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    request: &QueryRequest,
+    classification: &Classification,
+) -> Decision {
+    if request.sql.len() > MAX_TEXT_BYTES {
+        return Decision { verdict: Verdict::Deny, policy: "text-too-large".into() };
+    }
     // A file transfer's answer leads the driver to storage outside the account's host.
     if classification.statements.iter().any(|statement| matches!(statement.kind.as_str(), "PUT" | "GET")) {
         return Decision { verdict: Verdict::Deny, policy: "file-transfers-not-supported".into() };
@@ -116,7 +129,7 @@ fn record(
         account: session.account.clone(),
         user: session.principal.rule().user.clone(),
         role: session.role.clone(),
-        sql: request.sql.clone(),
+        sql: recorded_text(&request.sql),
         kind: kinds.join("; "),
         effect: label(&classification.effect),
         actions: distinct(statements.iter().flat_map(|one| one.actions.iter().map(label))),
@@ -135,40 +148,23 @@ fn record(
     }
 }
 
-/// Records a statement and forwards it. A task of its own sees it to its end, so that it has an outcome even when the
-/// client does not wait for it.
+/// Forwards a recorded statement, and records its outcome.
 async fn forward(
-    exchange: Exchange<'_>,
-    session: Arc<Session>,
-    request: QueryRequest,
-    record: audit::Statement,
+    exchange: &Exchange<'_>,
+    session: &Session,
+    request: &QueryRequest,
+    recorded: Recorded,
+    id: Uuid,
     started: Instant,
 ) -> Reaction {
-    let id = record.id;
-    let proxy = Arc::clone(exchange.proxy);
-    let (account, operation) = (session.account.clone(), exchange.operation.clone());
-    let (headers, query) =
-        (exchange.parts.headers.clone(), exchange.parts.uri.query().map(ToOwned::to_owned));
-    let task = exchange.proxy.tasks.spawn(async move {
-        let recorded = proxy.journal.append_statement(record).await?;
-        let tokens = session.upstream();
-        let outgoing = Outgoing {
-            account: &account,
-            operation: &operation,
-            query: query.as_deref(),
-            headers: &headers,
-            token: Some(&tokens.session),
-            body: request.to_vec().into(),
-        };
-        let answer = proxy.upstream.forward(recorded, outgoing).await;
-        settle(&proxy, &session, &answer, id, started);
-        Ok(answer)
-    });
-    match task.await {
-        Ok(Ok(Ok(answer))) => exchange.pass(&answer).await,
-        Ok(Ok(Err(error))) => exchange.failed(&error).await,
-        Ok(Err(error)) => not_recorded(&error, id),
-        Err(_) => exchange.failed(&UpstreamError::Broken("the statement's task ended early".into())).await,
+    exchange.proxy.sessions.own_request(request_id(exchange.parts.uri.query()), session);
+    let (tokens, query) = (session.upstream(), exchange.query());
+    let outgoing = exchange.outgoing(Some(&tokens.session), &query, request.to_vec().into());
+    let answer = exchange.proxy.upstream.forward(recorded, outgoing).await;
+    settle(exchange.proxy, session, &answer, id, started);
+    match answer {
+        Ok(answer) => exchange.pass(&answer).await,
+        Err(error) => exchange.failed(&error).await,
     }
 }
 
@@ -266,6 +262,15 @@ fn refusal(classification: &Classification, decision: &Decision, request_id: &st
         "SQL access control error:\nSnowfence refused {kind}: {why} (policy {}, request {request_id})",
         decision.policy
     )
+}
+
+/// The text for the record: whole, unless it is one that is refused for its size.
+fn recorded_text(sql: &str) -> String {
+    if sql.len() <= MAX_TEXT_BYTES {
+        return sql.to_owned();
+    }
+    let end = (0..=REFUSED_TEXT).rev().find(|end| sql.is_char_boundary(*end)).unwrap_or(0);
+    format!("{} … [{} bytes in all]", sql.get(..end).unwrap_or_default(), sql.len())
 }
 
 fn distinct(values: impl Iterator<Item = String>) -> Vec<String> {

@@ -11,10 +11,7 @@ use std::{fmt, io};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, COOKIE, HOST, HeaderName,
-    HeaderValue, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -38,28 +35,9 @@ const ANSWER_LIMIT: usize = 128 * 1024 * 1024;
 const IDLE: Duration = Duration::from_mins(1);
 const PORT: u16 = 443;
 
-/// Headers that concern one connection or the client's own credentials.
-const DROPPED: [HeaderName; 12] = [
-    ACCEPT_ENCODING,
-    AUTHORIZATION,
-    CONNECTION,
-    CONTENT_ENCODING,
-    CONTENT_LENGTH,
-    COOKIE,
-    HOST,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
-const DROPPED_BY_NAME: [&str; 5] = [
-    "dpop",
-    "keep-alive",
-    "proxy-connection",
-    "x-snowflake-authorization-token-type",
-    "x-snowflake-external-session-id",
-];
+/// Headers of the client that go on to Snowflake: what it is, and how it wants the answer. No other, as each is a way
+/// to say something that was not decided on.
+const FORWARDED: [&str; 5] = ["accept", "client_app_id", "client_app_version", "traceparent", "user-agent"];
 
 /// Sends requests to Snowflake.
 pub struct Upstream {
@@ -70,8 +48,9 @@ pub struct Upstream {
 pub struct Outgoing<'a> {
     pub account: &'a str,
     pub operation: &'a Operation,
-    pub query: Option<&'a str>,
-    /// The client's headers, of which those that are its own concern are dropped.
+    /// The query string; empty for none.
+    pub query: &'a str,
+    /// The client's headers, of which a few go on.
     pub headers: &'a HeaderMap,
     /// The agent's session token; a login has none.
     pub token: Option<&'a Secret>,
@@ -157,8 +136,8 @@ impl Upstream {
 
 impl Outgoing<'_> {
     fn into_request(self) -> Result<Request<Full<Bytes>>, UpstreamError> {
-        let query = self.query.map(|query| format!("?{query}")).unwrap_or_default();
-        let uri = format!("https://{}{}{query}", self.account, self.operation.path());
+        let separator = if self.query.is_empty() { "" } else { "?" };
+        let uri = format!("https://{}{}{separator}{}", self.account, self.operation.path(), self.query);
         let uri: Uri =
             uri.parse().map_err(|_| UpstreamError::Request("its query string is invalid".into()))?;
         let method = match self.operation {
@@ -167,10 +146,11 @@ impl Outgoing<'_> {
         };
         let mut request = Request::new(Full::new(self.body));
         for (name, value) in self.headers {
-            if !DROPPED.contains(name) && !DROPPED_BY_NAME.contains(&name.as_str()) {
+            if FORWARDED.contains(&name.as_str()) {
                 request.headers_mut().append(name, value.clone());
             }
         }
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // The answer is read here, so it comes as it is.
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(token) = self.token {

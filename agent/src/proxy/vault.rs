@@ -95,7 +95,7 @@ impl Vault {
     }
 
     pub fn remove(&self, id: Uuid) {
-        // What stays is dropped at the next start: it cannot be used without the agent's knowing of it.
+        // Should it stay, the next agent has a session that Snowflake has closed.
         let _ = fs::remove_file(self.path(id));
     }
 

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::credential::Proof;
 use super::json::{Malformed, Object};
+use super::operation::is_known_parameter;
 use super::token::ClientToken;
 use crate::config::Secret;
 
@@ -34,18 +35,8 @@ const ANSWERED: [&str; 11] = [
     "validityInSeconds",
 ];
 
-/// Query parameters of a login that go on to Snowflake.
-const PARAMETERS: [&str; 9] = [
-    "requestId",
-    "request_id",
-    "request_guid",
-    "databaseName",
-    "schemaName",
-    "clientStartTime",
-    "retryCount",
-    "retryReason",
-    "retry",
-];
+/// Query parameters of a login that go on to Snowflake, besides those of every request.
+const LOGIN_PARAMETERS: [&str; 2] = ["databaseName", "schemaName"];
 
 /// A client's login.
 pub struct LoginRequest {
@@ -100,6 +91,10 @@ impl LoginRequest {
     pub fn for_upstream(mut self, target: &LoginTarget<'_>, proof: &Proof) -> Vec<u8> {
         self.data.retain(|key| FORWARDED.contains(&key));
         self.data.set("LOGIN_NAME", &target.user);
+        if target.role.is_some() {
+            // Else the session has the user's default secondary roles besides the one that the rule fixes.
+            self.data.set("SECONDARY_ROLES", &"NONE");
+        }
         if let Some(authenticator) = proof.authenticator {
             self.data.set("AUTHENTICATOR", &authenticator);
         }
@@ -117,7 +112,7 @@ pub fn login_query(query: Option<&str>, target: &LoginTarget<'_>) -> String {
         let forced = match key.as_ref() {
             "roleName" => target.role.is_some(),
             "warehouse" => target.warehouse.is_some(),
-            other => !PARAMETERS.contains(&other),
+            other => !LOGIN_PARAMETERS.contains(&other) && !is_known_parameter(other),
         };
         if !forced {
             upstream.append_pair(&key, &value);
@@ -235,6 +230,15 @@ mod tests {
                 "SESSION_PARAMETERS": {"QUERY_TAG": "x"}, "LOGIN_NAME": "SVC", "PASSWORD": "real",
             }})
         );
+    }
+
+    #[test]
+    fn with_a_fixed_role_there_are_no_secondary_ones() {
+        let request = LoginRequest::parse(LOGIN.as_bytes()).unwrap();
+        let proof = Proof::new(CredentialType::Password, &Secret::new("real".into()), "h", "u", 0).unwrap();
+        let target = LoginTarget { user: "SVC", role: Some("ANALYST"), warehouse: None };
+        let body: serde_json::Value = serde_json::from_slice(&request.for_upstream(&target, &proof)).unwrap();
+        assert_eq!(body["data"]["SECONDARY_ROLES"], "NONE");
     }
 
     #[test]

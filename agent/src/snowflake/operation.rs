@@ -33,7 +33,7 @@ pub struct QueryId(String);
 
 /// A request that is none of the known operations.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("Snowfence does not know the operation {method} {path}")]
+#[error("unknown operation {method} {path}")]
 pub struct UnknownOperation {
     pub method: String,
     /// Cut after 200 bytes.
@@ -66,6 +66,32 @@ pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Oper
         ("POST", ["telemetry", "send"] | ["telemetry", "send", "sessionless"]) => Ok(Operation::Telemetry),
         _ => Err(unknown()),
     }
+}
+
+/// Query parameters that identify a request and its retries, or say how its answer is to come.
+const PARAMETERS: [&str; 10] = [
+    "clientStartTime",
+    "combinedDescribe",
+    "delete",
+    "disableOfflineChunks",
+    "requestId",
+    "request_guid",
+    "request_id",
+    "retry",
+    "retryCount",
+    "retryReason",
+];
+
+/// Whether a query parameter goes on to Snowflake.
+pub fn is_known_parameter(name: &str) -> bool {
+    PARAMETERS.contains(&name)
+}
+
+/// The query string as it goes upstream: what is not known is left out.
+pub fn known_query(query: Option<&str>) -> String {
+    let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let known = pairs.filter(|(name, _)| is_known_parameter(name));
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(known).finish()
 }
 
 impl Operation {
@@ -121,6 +147,13 @@ mod tests {
             Ok(Operation::Monitor(id.clone()))
         );
         assert_eq!(Operation::Monitor(id).path(), "/monitoring/queries/01b1c2d3-0000-1111-2222-333344445555");
+    }
+
+    #[test]
+    fn of_the_query_string_only_what_is_known_goes_upstream() {
+        let query = "requestId=1-2&token=secret&roleName=X&request_guid=3&sqlText=drop&delete=true";
+        assert_eq!(known_query(Some(query)), "requestId=1-2&request_guid=3&delete=true");
+        assert_eq!(known_query(None), "");
     }
 
     #[test]

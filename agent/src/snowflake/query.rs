@@ -2,6 +2,23 @@
 
 use super::json::{Malformed, Object};
 
+/// What of the body goes upstream. `dataframeAst` does not: it is a second form of the statement, which nobody has
+/// classified.
+const FORWARDED: [&str; 12] = [
+    "asyncExec",
+    "bindStage",
+    "bindings",
+    "describeOnly",
+    "describedJobId",
+    "disableOfflineChunks",
+    "isInternal",
+    "parameters",
+    "queryContextDTO",
+    "querySubmissionTime",
+    "sequenceId",
+    "sqlText",
+];
+
 /// A request to run SQL.
 #[derive(Debug)]
 pub struct QueryRequest {
@@ -16,8 +33,7 @@ pub struct QueryRequest {
 impl QueryRequest {
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut body = Object::parse(bytes)?;
-        // A second form of the same statement, which nobody has classified.
-        body.retain(|key| key != "dataframeAst");
+        body.retain(|key| FORWARDED.contains(&key));
         let sql = body.field::<String>("sqlText").ok_or(Malformed::Field("sqlText"))?;
         let binds = body.object("bindings")?.keys().count();
         Ok(Self {
@@ -28,10 +44,20 @@ impl QueryRequest {
         })
     }
 
-    /// What goes upstream: the body as it came, value for value.
+    /// What goes upstream: the known fields of the body, value for value as they came.
     pub fn to_vec(&self) -> Vec<u8> {
         self.body.to_vec()
     }
+}
+
+/// The request that `POST /queries/v1/abort-request` wants to end.
+pub fn aborted_request(bytes: &[u8]) -> Result<String, Malformed> {
+    let request: String = Object::parse(bytes)?.field("requestId").ok_or(Malformed::Field("requestId"))?;
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if request.len() > 64 || !request.bytes().all(valid) {
+        return Err(Malformed::Field("requestId"));
+    }
+    Ok(request)
 }
 
 #[cfg(test)]
@@ -40,7 +66,7 @@ mod tests {
 
     #[test]
     fn the_statement_is_the_one_that_goes_upstream() {
-        let body = br#"{"sqlText":"select ?","bindings":{"1":{"type":"FIXED","value":"1"}},"dataframeAst":"x","sequenceId":12345678901234567890}"#;
+        let body = br#"{"sqlText":"select ?","bindings":{"1":{"type":"FIXED","value":"1"}},"dataframeAst":"x","role":"ACCOUNTADMIN","sequenceId":12345678901234567890}"#;
         let request = QueryRequest::parse(body).unwrap();
         assert_eq!((request.sql.as_str(), request.binds, request.describe_only), ("select ?", 1, false));
         assert_eq!(

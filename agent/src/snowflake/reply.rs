@@ -6,7 +6,7 @@ use super::json::{Malformed, Object};
 use super::operation::QueryId;
 
 /// Keys of `data` that carry, or lead to, secrets of the storage behind Snowflake or of the session.
-const SECRET: [&str; 14] = [
+const SECRET: [&str; 16] = [
     "chunkheaders",
     "chunks",
     "creds",
@@ -16,7 +16,9 @@ const SECRET: [&str; 14] = [
     "mfatoken",
     "presignedurl",
     "presignedurls",
+    "proofkey",
     "qrmk",
+    "remmetoken",
     "sessiontoken",
     "stageinfo",
     "token",
@@ -52,6 +54,10 @@ impl Reply {
             SECRET.contains(&key.to_ascii_lowercase().as_str()) && !is_empty(value.get())
         };
         let secret = body.keys().chain(data.keys()).find(is_secret).map(|(key, _)| key.to_owned());
+        // A driver follows it with its token, wherever it leads.
+        let result_url: Option<String> = data.field("getResultUrl");
+        let leads_away = result_url.is_some_and(|url| !url.starts_with('/') || url.starts_with("//"));
+        let secret = secret.or_else(|| leads_away.then(|| "getResultUrl".to_owned()));
         let code: String = body.field("code").unwrap_or_default();
         let query_id: Option<String> = data.field("queryId");
         let result_ids: Option<String> = data.field("resultIds");
@@ -134,6 +140,8 @@ mod tests {
             r#"{"data":{"stageInfo":{"creds":{}}},"success":true}"#,
             r#"{"data":{"StageInfo":{"creds":{}}},"success":true}"#,
             r#"{"data":{"sessionToken":"x"},"success":true}"#,
+            r#"{"data":{"getResultUrl":"https://evil.example/result"},"success":true}"#,
+            r#"{"data":{"getResultUrl":"//evil.example/result"},"success":true}"#,
         ] {
             assert!(Reply::parse(body.as_bytes()).unwrap().secret.is_some(), "{body}");
         }
