@@ -18,7 +18,7 @@ use crate::capture::{self, Capture, CaptureError, Names};
 use crate::config::{Config, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
 use crate::policy::{Policy, PolicyError};
-use crate::proxy::{Dialer, Foreign, Proxy, Sessions, Shares, Upstream, Vault, VaultError};
+use crate::proxy::{Dialer, Foreign, Noise, Proxy, Sessions, Shares, Upstream, Vault, VaultError};
 use crate::tls::{self, Authority, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
@@ -138,6 +138,7 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
         policy: ArcSwap::from_pointee(policy),
         journal: journal.clone(),
         sessions,
+        noise: Noise::default(),
         shares: Shares::default(),
         credentials,
         upstream: Upstream::new(dialer.clone(), names, upstream_tls),
@@ -169,6 +170,7 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
     let _ = serving.await;
     proxy.tasks.close();
     let drained = tokio::time::timeout(DRAIN, proxy.tasks.wait()).await.is_ok();
+    proxy.record_suppressed(true).await;
     note(&journal, EventKind::AgentStopped, format!("drained: {drained}")).await?;
     if let Some(delivery) = delivery {
         // What is not delivered stays in the journal for the next start.

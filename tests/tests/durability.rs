@@ -110,10 +110,14 @@ def wait_for(name):
     while not os.path.exists(os.environ["HOME"] + "/" + name):
         time.sleep(0.05)
 connection = connect()
-connection.cursor().execute("select 'before'")
+cursor = connection.cursor()
+cursor.execute_async("select 'before'")
+query = cursor.sfqid
 open(os.environ["HOME"] + "/connected", "w").close()
 wait_for("restarted")
-connection.cursor().execute("select 'after'")
+cursor.get_results_from_sfqid(query)
+assert cursor.fetchall() == [("before",)]
+cursor.execute("select 'after'")
 "#,
             ),
         ],

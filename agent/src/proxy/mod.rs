@@ -11,6 +11,7 @@ mod body;
 mod connection;
 mod foreign;
 mod login;
+mod noise;
 mod service;
 mod sessions;
 mod share;
@@ -20,6 +21,7 @@ mod vault;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -32,8 +34,10 @@ use crate::capture::{Accepted, Flow};
 use crate::config::{Config, CredentialType, SecretReference};
 use crate::identity::Identity;
 use crate::policy::Policy;
+use noise::{Source, Suppressed};
 
 pub use foreign::Foreign;
+pub use noise::Noise;
 pub use sessions::Sessions;
 pub use share::Shares;
 pub use upstream::{Dialer, Upstream};
@@ -41,6 +45,9 @@ pub use vault::{Vault, VaultError};
 
 /// Connections served at a time; further ones wait in the listeners' queues.
 const CONNECTIONS: usize = 4096;
+
+/// How often it is looked whether a window of events is over.
+const NOISE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Everything that the data path needs.
 pub struct Proxy {
@@ -53,6 +60,7 @@ pub struct Proxy {
     pub credentials: HashMap<String, (CredentialType, SecretReference)>,
     pub upstream: Upstream,
     pub foreign: Foreign,
+    pub noise: Noise,
     /// What each workload may take at a time.
     pub shares: Shares,
     /// Tasks that must end before the agent does: connections, and requests whose client has gone.
@@ -63,6 +71,7 @@ pub struct Proxy {
 impl Proxy {
     /// Serves connections until the shutdown is asked for.
     pub async fn serve(self: Arc<Self>, mut accepted: mpsc::Receiver<Accepted>) {
+        let mut windows = tokio::time::interval(NOISE_INTERVAL);
         let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
         loop {
             let free_slot_and_connection = async {
@@ -72,6 +81,10 @@ impl Proxy {
             let next = tokio::select! {
                 next = free_slot_and_connection => next,
                 () = self.shutdown.cancelled() => None,
+                _ = windows.tick() => {
+                    self.record_suppressed(false).await;
+                    continue;
+                }
             };
             let Some((slot, next)) = next else { return };
             let proxy = Arc::clone(&self);
@@ -82,7 +95,28 @@ impl Proxy {
         }
     }
 
-    /// Records an event. That it cannot be recorded changes nothing for the client, who is refused either way.
+    /// Records how many events were not recorded one by one.
+    pub async fn record_suppressed(&self, all: bool) {
+        for Suppressed { source, events } in self.noise.end_windows(Instant::now(), all) {
+            let detail = format!("{events} more events of this kind came too fast to be recorded one by one");
+            tracing::warn!(kind = source.kind.as_str(), cgroup = source.cgroup, %detail);
+            let workload = Workload { cgroup: source.cgroup, ..Workload::default() };
+            let event = Event {
+                id: uuid::Uuid::now_v7(),
+                time: crate::audit::now(),
+                kind: source.kind,
+                workload: Some(workload).filter(|workload| !workload.cgroup.is_empty()),
+                caller: None,
+                account: String::new(),
+                detail,
+            };
+            if let Err(error) = self.journal.append(vec![event.into()]).await {
+                tracing::error!(%error, "a count of events could not be recorded");
+            }
+        }
+    }
+
+    /// Records an event, or counts it where its workload causes too many. That it cannot be recorded changes nothing for the client, who is refused either way.
     async fn event(
         &self,
         kind: EventKind,
@@ -91,6 +125,10 @@ impl Proxy {
         account: &str,
         detail: String,
     ) {
+        let cgroup = flow.map(|flow| flow.cgroup.clone()).unwrap_or_default();
+        if !self.noise.admits(Source { cgroup, kind }, Instant::now()) {
+            return;
+        }
         tracing::info!(kind = kind.as_str(), account, cgroup = flow.map(|flow| flow.cgroup.as_str()), %detail);
         let event = Event {
             id: uuid::Uuid::now_v7(),

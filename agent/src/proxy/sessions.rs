@@ -1,6 +1,6 @@
 //! The sessions that clients hold: opaque tokens on their side, Snowflake's tokens on ours.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ const TOKENS_PER_SESSION: usize = 4;
 /// Snowflake keeps results for a day.
 const QUERY_LIFETIME: Duration = Duration::from_hours(24);
 const QUERIES: u64 = 100_000;
+/// Of a session's unfinished queries, so many are remembered over a restart.
+const RUNNING: usize = 64;
 /// Snowflake ends a session that was idle for four hours.
 const IDLE: Duration = Duration::from_mins(4 * 60 + 10);
 
@@ -40,6 +42,8 @@ pub struct Session {
     cgroup: String,
     upstream: Mutex<UpstreamTokens>,
     used: Mutex<Instant>,
+    /// The last queries that Snowflake went on running: a restart must not part them from their caller.
+    running: Mutex<VecDeque<QueryId>>,
 }
 
 /// Snowflake's tokens. They stay here.
@@ -121,7 +125,7 @@ struct Tokens {
 impl Sessions {
     /// The sessions of the vault whose callers the rules still admit.
     pub fn new(vault: Vault, identity: &Identity) -> Self {
-        let mut tokens = Tokens::default();
+        let (mut tokens, queries) = (Tokens::default(), owned());
         for sealed in vault.load() {
             let caller = Caller { issuer: sealed.issuer, subject: sealed.subject, groups: sealed.groups };
             let Some(principal) = identity.readmit(caller, &sealed.cgroup, &sealed.account, &sealed.rule)
@@ -141,13 +145,18 @@ impl Sessions {
                     master: Secret::new(sealed.master_token.to_string()),
                 }),
                 used: Mutex::new(Instant::now()),
+                running: Mutex::new(sealed.running.iter().filter_map(|id| QueryId::parse(id)).collect()),
             });
+            let running = session.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for query in running {
+                queries.insert(query, Owner::of(&session));
+            }
             for (hash, kind) in sealed.tokens {
                 tokens.add(&session, TokenHash::from_bytes(hash), kind);
             }
         }
         tracing::info!(sessions = tokens.by_session.len(), "sessions taken over");
-        Self { vault, tokens: RwLock::new(tokens), queries: owned(), requests: owned(), pending: owned() }
+        Self { vault, tokens: RwLock::new(tokens), queries, requests: owned(), pending: owned() }
     }
 
     /// Opens a session for a workload and gives the tokens for its client.
@@ -161,6 +170,7 @@ impl Sessions {
             cgroup: flow.cgroup.clone(),
             upstream: Mutex::new(new.upstream),
             used: Mutex::new(Instant::now()),
+            running: Mutex::default(),
         });
         self.drop_idle();
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
@@ -266,8 +276,18 @@ impl Sessions {
     }
 
     /// Notes that a query's outcome is still to come.
-    pub fn wait(&self, query: QueryId, pending: Pending) {
-        self.pending.insert(query, pending);
+    pub fn wait(&self, query: QueryId, session: &Session, pending: Pending) {
+        self.pending.insert(query.clone(), pending);
+        let mut running = session.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.len() == RUNNING {
+            running.pop_front();
+        }
+        running.push_back(query);
+        drop(running);
+        let tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        if tokens.by_session.contains_key(&session.id) {
+            self.keep(&session.sealed(&tokens));
+        }
     }
 
     /// The statement whose outcome a query's result is, once.
@@ -296,6 +316,7 @@ impl Session {
     fn sealed(&self, tokens: &Tokens) -> Sealed {
         let caller = self.principal.caller();
         let upstream = self.upstream();
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let hashes = tokens.by_session.get(&self.id).into_iter().flatten();
         Sealed {
             id: self.id,
@@ -309,6 +330,7 @@ impl Session {
             cgroup_id: self.cgroup_id,
             session_token: Zeroizing::new(upstream.session.expose().to_owned()),
             master_token: Zeroizing::new(upstream.master.expose().to_owned()),
+            running: running.iter().map(|query| query.as_str().to_owned()).collect(),
             tokens: hashes
                 .filter_map(|hash| tokens.by_hash.get(hash).map(|(kind, _)| (*hash.as_bytes(), *kind)))
                 .collect(),

@@ -196,7 +196,7 @@ fn settle(
     }
     match &reply.query_id {
         Some(query) if reply.in_progress => {
-            proxy.sessions.wait(query.clone(), Pending { statement: id, since: started });
+            proxy.sessions.wait(query.clone(), session, Pending { statement: id, since: started });
         }
         _ => append(proxy, answered(id, started, answer, &reply)),
     }
