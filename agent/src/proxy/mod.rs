@@ -34,6 +34,7 @@ use crate::capture::{Accepted, Flow};
 use crate::config::{Config, CredentialType, SecretReference};
 use crate::identity::Identity;
 use crate::policy::Policy;
+
 use noise::{Source, Suppressed};
 
 pub use foreign::Foreign;
@@ -60,6 +61,7 @@ pub struct Proxy {
     pub credentials: HashMap<String, (CredentialType, SecretReference)>,
     pub upstream: Upstream,
     pub foreign: Foreign,
+    /// How many events of a kind each workload has caused of late.
     pub noise: Noise,
     /// What each workload may take at a time.
     pub shares: Shares,
@@ -116,7 +118,8 @@ impl Proxy {
         }
     }
 
-    /// Records an event, or counts it where its workload causes too many. That it cannot be recorded changes nothing for the client, who is refused either way.
+    /// Records an event, or counts it where its workload causes too many. That it cannot be recorded changes nothing for
+    /// the client, who is refused either way.
     async fn event(
         &self,
         kind: EventKind,
