@@ -63,6 +63,22 @@ pub async fn read(
     Ok(Body { bytes: bytes.into(), _held: held })
 }
 
+/// Lets a body pass by that nobody reads, so that the connection stays usable; one that is too long ends it.
+pub async fn skip(mut body: Incoming) {
+    let mut left = OTHER;
+    let pass_by = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    // A slow one ends the connection too.
+    let _ = tokio::time::timeout(DEADLINE, pass_by).await;
+}
+
 async fn collect(
     mut body: Incoming,
     limit: usize,

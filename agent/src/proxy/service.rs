@@ -56,8 +56,11 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
     match &exchange.operation {
         Operation::Login => login::login(exchange, body).await,
         Operation::Renew => renew(exchange, body).await,
-        // What drivers report of themselves stays here; the body is not even read.
-        Operation::Telemetry => json_answer(telemetry_answer()),
+        // What drivers report of themselves ends here, unread.
+        Operation::Telemetry => {
+            body::skip(body).await;
+            json_answer(telemetry_answer())
+        }
         Operation::Query
         | Operation::Heartbeat
         | Operation::CloseSession
@@ -102,7 +105,10 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
             return exchange.not_the_owner(&session, query.as_str()).await;
         }
         Operation::Result(_) | Operation::Monitor(_) => Bytes::new(),
-        _ => Bytes::from_static(b"{}"),
+        _ => {
+            body::skip(body).await;
+            Bytes::from_static(b"{}")
+        }
     };
     let answer = exchange.control(&session, body).await;
     match (&exchange.operation, &answer) {
