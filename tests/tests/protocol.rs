@@ -177,7 +177,7 @@ say(refused=refused)
 "#
         ),
     )?;
-    assert_eq!(said[0]["refused"], 600 - 512, "{}", said[0]);
+    assert!(said[0]["refused"].as_u64().unwrap_or_default() >= 600 - 512, "{}", said[0]);
     let said = client(&modest, "say(**attempt(lambda: connect().cursor().execute('select 1').fetchall()))")?;
     assert_eq!(said[0]["rows"][0][0], 1, "{}", said[0]);
     Ok(())
