@@ -259,13 +259,8 @@ impl Report {
             println!("\nfailed: {}", self.failures.join(", "));
         }
         let seconds = elapsed.as_secs();
-        println!(
-            "\n{} passed, {} failed ({} min {} s)",
-            self.passed,
-            self.failed,
-            seconds / 60,
-            seconds % 60
-        );
+        println!("\n{} min {} s", seconds / 60, seconds % 60);
+        println!("{} passed, {} failed", self.passed, self.failed);
         if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
