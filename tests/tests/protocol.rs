@@ -184,6 +184,52 @@ say(refused=refused)
 }
 
 #[test]
+fn a_login_whose_client_does_not_wait_is_recorded_all_the_same() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let pod = sandbox.pod("agent")?;
+    let upstream = pid_of("upstream.py", sandbox.id())?;
+    signal(upstream, "STOP")?;
+    let said = client(
+        &pod,
+        &format!(
+            r#"{HTTP}
+def impatient():
+    connection = http.client.HTTPSConnection(host, context=trust, timeout=1)
+    data = dict(data=dict(AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"]))
+    connection.request("POST", "/session/v1/login-request", json.dumps(data))
+    return connection.getresponse().status
+say(**attempt(impatient))
+"#
+        ),
+    );
+    signal(upstream, "CONT")?;
+    assert_eq!(said?[0]["error"], "TimeoutError");
+    eventually(
+        "the session is recorded",
+        || Ok(journal(&sandbox, "SELECT subject FROM sessions")?.len() == 1),
+    )
+}
+
+/// The process of a sandbox that runs a program.
+fn pid_of(program: &str, sandbox: &str) -> Result<u32> {
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        let pid = process.file_name().to_string_lossy().parse();
+        if let (true, Ok(pid)) = (command.contains(program) && command.contains(sandbox), pid) {
+            return Ok(pid);
+        }
+    }
+    anyhow::bail!("no process of sandbox {sandbox} runs {program}")
+}
+
+fn signal(pid: u32, name: &str) -> Result<()> {
+    let status = std::process::Command::new("kill").args([format!("-{name}"), pid.to_string()]).status()?;
+    anyhow::ensure!(status.success(), "kill -{name} {pid}");
+    Ok(())
+}
+
+#[test]
 fn a_query_belongs_to_who_ran_it() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let (owner, other) = (sandbox.pod("owner")?, sandbox.pod("other")?);

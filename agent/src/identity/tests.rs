@@ -163,3 +163,41 @@ async fn neither_no_signature_nor_a_published_secret_lets_anybody_in() {
     let refused = ask(&identity, &provider.sign(&header, &claims), "/x").await.unwrap_err();
     assert!(matches!(refused, IdentityError::UnknownKey));
 }
+
+#[tokio::test]
+async fn a_crowd_with_unknown_keys_asks_an_issuer_that_fails_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/jwks", listener.local_addr().unwrap());
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let issuer = tokio::spawn(async move {
+        loop {
+            let (connection, _) = listener.accept().await.unwrap();
+            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            drop(connection);
+        }
+    });
+    let provider = Provider::new();
+    let text = format!(
+        r#"
+        accounts = [{{ host = "acme.snowflakecomputing.com" }}]
+        issuers = [{{ issuer = "https://idp", audience = "snowfence", jwks_url = "{url}" }}]
+        rules = [{{ name = "all", user = "SVC", credential = "svc" }}]
+        credentials.svc = {{ type = "password", secret = "env:X" }}
+        "#
+    );
+    let identity = Arc::new(Identity::new(&config::parse(Path::new("t.toml"), &text).unwrap()).unwrap());
+    let token = provider.token(|_| {});
+    let crowd: Vec<_> = (0..20)
+        .map(|_| {
+            let (identity, token) = (Arc::clone(&identity), token.clone());
+            tokio::spawn(async move { ask(&identity, &token, "/x").await })
+        })
+        .collect();
+    for one in crowd {
+        assert!(matches!(one.await.unwrap(), Err(IdentityError::NoKeys)));
+    }
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1);
+    issuer.abort();
+}
