@@ -69,7 +69,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
             );
             return refuse(&exchange, Some(principal.caller()), &reason).await;
         }
-        Err(_) => return exchange.pass(&answer).await,
+        Err(_) => return exchange.pass(&answer, Reply::parse(&answer.body)).await,
     };
     let id = Uuid::now_v7();
     let session_role =
@@ -88,7 +88,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     };
     if let Err(error) = exchange.proxy.journal.append(vec![record.into()]).await {
         tracing::error!(%error, "a session could not be recorded");
-        discard(&exchange, &answer.session_token).await;
+        discard(&exchange, answer.session_token()).await;
         return refused(&Refusal::login(unrecorded("login")));
     }
     let new = NewSession {
@@ -97,14 +97,14 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
         account: exchange.account().to_owned(),
         role: session_role,
         upstream: UpstreamTokens {
-            session: answer.session_token.clone(),
-            master: answer.master_token.clone(),
+            session: answer.session_token().clone(),
+            master: answer.master_token().clone(),
         },
     };
     match exchange.proxy.sessions.open(new, &exchange.peer.flow) {
         Ok(tokens) => json_answer(answer.for_client(&tokens.session, &tokens.master)),
         Err(error) => {
-            discard(&exchange, &answer.session_token).await;
+            discard(&exchange, answer.session_token()).await;
             refuse(&exchange, None, &error.to_string()).await
         }
     }

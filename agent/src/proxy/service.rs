@@ -17,7 +17,7 @@ use super::upstream::{Answer, Outgoing, UpstreamError};
 use super::{Proxy, login, statement};
 use crate::audit::EventKind;
 use crate::snowflake::{
-    Operation, Refusal, Renewal, Reply, aborted_request, classify, known_query, renewal_body,
+    Malformed, Operation, Refusal, Renewal, Reply, aborted_request, classify, known_query, renewal_body,
     snowflake_token, telemetry_answer,
 };
 
@@ -111,19 +111,23 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
         }
     };
     let answer = exchange.control(&session, body).await;
-    match (&exchange.operation, &answer) {
-        (Operation::CloseSession, _) => {
-            exchange.proxy.sessions.close(&session);
-            exchange.event(EventKind::SessionClosed, Some(&session), format!("session {}", session.id)).await;
+    if exchange.operation == Operation::CloseSession {
+        sessions.close(&session);
+        exchange.event(EventKind::SessionClosed, Some(&session), format!("session {}", session.id)).await;
+    }
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => return exchange.failed(&error).await,
+    };
+    let reply = Reply::parse(&answer.body);
+    match (&exchange.operation, &reply) {
+        (Operation::Result(query), Ok(reply)) => {
+            statement::finish(exchange.proxy, &session, query, &answer, reply);
         }
-        (Operation::Result(query), Ok(answer)) => statement::finish(exchange.proxy, &session, query, answer),
-        (Operation::Monitor(query), Ok(answer)) => statement::observe(exchange.proxy, query, answer),
+        (Operation::Monitor(query), _) => statement::observe(exchange.proxy, query, &answer),
         _ => {}
     }
-    match answer {
-        Ok(answer) => exchange.pass(&answer).await,
-        Err(error) => exchange.failed(&error).await,
-    }
+    exchange.pass(&answer, reply).await
 }
 
 async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
@@ -149,8 +153,8 @@ async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
     match Renewal::parse(&answer.body) {
         Ok(Some(renewal)) => {
             let upstream = UpstreamTokens {
-                session: renewal.session_token.clone(),
-                master: renewal.master_token.clone(),
+                session: renewal.session_token().clone(),
+                master: renewal.master_token().clone(),
             };
             match exchange.proxy.sessions.renew(&session, upstream) {
                 Ok(client) => json_answer(renewal.for_client(&client.session, &client.master)),
@@ -158,7 +162,7 @@ async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
             }
         }
         // Snowflake refused; its answer says why.
-        _ => exchange.pass(&answer).await,
+        _ => exchange.pass(&answer, Reply::parse(&answer.body)).await,
     }
 }
 
@@ -224,9 +228,9 @@ impl Exchange<'_> {
         self.proxy.upstream.control(outgoing).await
     }
 
-    /// Passes an answer of Snowflake's to the client, unless it carries a secret.
-    pub async fn pass(&self, answer: &Answer) -> Reaction {
-        match Reply::parse(&answer.body) {
+    /// Passes an answer of Snowflake's to the client, unless what was read of it says that it carries a secret.
+    pub async fn pass(&self, answer: &Answer, reply: Result<Reply, Malformed>) -> Reaction {
+        match reply {
             Ok(Reply { secret: None, .. }) => with_status(answer.status, answer.body.clone()),
             Ok(Reply { secret: Some(key), .. }) => refused(&Refusal::request(withheld(&key))),
             // Not Snowflake's envelope: an error page, say. Its status tells the driver whether to try again.

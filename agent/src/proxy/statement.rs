@@ -10,7 +10,7 @@ use super::body::Body;
 use super::login::unrecorded;
 use super::service::{Exchange, Reaction, refused, withheld};
 use super::sessions::{Pending, Session};
-use super::upstream::{Answer, UpstreamError};
+use super::upstream::Answer;
 use super::{Proxy, workload};
 use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
 use crate::policy::{Decision, Subject, Verdict, label};
@@ -57,8 +57,7 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: &Body) -> 
 }
 
 /// Records the outcome of a statement whose result came later than its answer.
-pub fn finish(proxy: &Arc<Proxy>, session: &Session, query: &QueryId, answer: &Answer) {
-    let Ok(reply) = Reply::parse(&answer.body) else { return };
+pub fn finish(proxy: &Arc<Proxy>, session: &Session, query: &QueryId, answer: &Answer, reply: &Reply) {
     if reply.in_progress {
         return;
     }
@@ -66,7 +65,7 @@ pub fn finish(proxy: &Arc<Proxy>, session: &Session, query: &QueryId, answer: &A
         proxy.sessions.own(id.clone(), session);
     }
     if let Some(Pending { statement, since }) = proxy.sessions.finish(query) {
-        append(proxy, answered(statement, since, answer, &reply));
+        append(proxy, answered(statement, since, answer, reply));
     }
 }
 
@@ -161,36 +160,29 @@ async fn forward(
     let (tokens, query) = (session.upstream(), exchange.query());
     let outgoing = exchange.outgoing(Some(&tokens.session), &query, request.to_vec().into());
     let answer = exchange.proxy.upstream.forward(recorded, outgoing).await;
-    settle(exchange.proxy, session, &answer, id, started);
-    match answer {
-        Ok(answer) => exchange.pass(&answer).await,
-        Err(error) => exchange.failed(&error).await,
-    }
-}
-
-/// Records the outcome of a statement, unless it is still to come.
-fn settle(
-    proxy: &Arc<Proxy>,
-    session: &Session,
-    answer: &Result<Answer, UpstreamError>,
-    id: Uuid,
-    started: Instant,
-) {
-    let outcome = outcome(id, started);
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) => {
             let status =
                 if error.may_have_arrived() { OutcomeStatus::Unknown } else { OutcomeStatus::Failed };
-            append(proxy, Outcome { status, message: error.to_string(), ..outcome });
-            return;
+            let message = error.to_string();
+            append(exchange.proxy, Outcome { status, message, ..outcome(id, started) });
+            return exchange.failed(&error).await;
         }
     };
-    let Ok(reply) = Reply::parse(&answer.body) else {
+    let reply = Reply::parse(&answer.body);
+    if let Ok(reply) = &reply {
+        settle(exchange.proxy, session, &answer, reply, id, started);
+    } else {
         let message = format!("the answer (HTTP {}) is not Snowflake's", answer.status.as_u16());
-        append(proxy, Outcome { status: OutcomeStatus::Unknown, message, ..outcome });
-        return;
-    };
+        let status = OutcomeStatus::Unknown;
+        append(exchange.proxy, Outcome { status, message, ..outcome(id, started) });
+    }
+    exchange.pass(&answer, reply).await
+}
+
+/// Records the outcome of a statement that was answered, unless it is still to come.
+fn settle(proxy: &Arc<Proxy>, session: &Session, answer: &Answer, reply: &Reply, id: Uuid, started: Instant) {
     for query in reply.query_id.iter().chain(&reply.result_ids) {
         proxy.sessions.own(query.clone(), session);
     }
@@ -198,7 +190,7 @@ fn settle(
         Some(query) if reply.in_progress => {
             proxy.sessions.wait(query.clone(), session, Pending { statement: id, since: started });
         }
-        _ => append(proxy, answered(id, started, answer, &reply)),
+        _ => append(proxy, answered(id, started, answer, reply)),
     }
 }
 

@@ -35,6 +35,9 @@ const ANSWERED: [&str; 11] = [
     "validityInSeconds",
 ];
 
+/// What of Snowflake's answer to a renewal goes on to the client; the tokens are replaced.
+const RENEWED: [&str; 3] = ["sessionId", "validityInSecondsMT", "validityInSecondsST"];
+
 /// Query parameters of a login that go on to Snowflake, besides those of every request.
 const LOGIN_PARAMETERS: [&str; 2] = ["databaseName", "schemaName"];
 
@@ -52,12 +55,20 @@ pub struct LoginTarget<'a> {
 
 /// Snowflake's answer to a login that succeeded.
 pub struct LoginAnswer {
-    pub session_token: Secret,
-    pub master_token: Secret,
     /// Snowflake's number of the session.
     pub session_id: String,
     /// The role that the session has.
     pub role: String,
+    issued: Issued,
+}
+
+/// Snowflake's answer to a renewal that succeeded: a new session token.
+pub struct Renewal(Issued);
+
+/// An answer that issues tokens, whichever it is.
+struct Issued {
+    session_token: Secret,
+    master_token: Secret,
     body: Object,
     data: Object,
 }
@@ -129,43 +140,28 @@ pub fn login_query(query: Option<&str>, target: &LoginTarget<'_>) -> String {
 impl LoginAnswer {
     /// Reads Snowflake's answer to a login; `Ok(None)` where it refused.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
-        let body = Object::parse(bytes)?;
-        if body.field::<bool>("success") != Some(true) {
-            return Ok(None);
-        }
-        let data = body.object("data")?;
-        let token = |field| data.field::<String>(field).map(Secret::new).ok_or(Malformed::Field(field));
-        let info = data.object("sessionInfo")?;
+        let Some(issued) = Issued::parse(bytes, "token")? else { return Ok(None) };
+        let info = issued.data.object("sessionInfo")?;
+        let session_id = issued.data.raw("sessionId").map(|id| id.get().trim_matches('"').to_owned());
         Ok(Some(Self {
-            session_token: token("token")?,
-            master_token: token("masterToken")?,
-            session_id: data
-                .raw("sessionId")
-                .map(|id| id.get().trim_matches('"').to_owned())
-                .unwrap_or_default(),
+            session_id: session_id.unwrap_or_default(),
             role: info.field("roleName").unwrap_or_default(),
-            body,
-            data,
+            issued,
         }))
     }
 
-    /// The answer for the client, with the agent's tokens in the place of Snowflake's.
-    pub fn for_client(mut self, session: &ClientToken, master: &ClientToken) -> Vec<u8> {
-        self.data.retain(|key| ANSWERED.contains(&key));
-        self.data.set("token", &session.as_str());
-        self.data.set("masterToken", &master.as_str());
-        self.body.retain(|key| matches!(key, "code" | "message" | "success"));
-        self.body.set("data", &self.data);
-        self.body.to_vec()
+    pub fn session_token(&self) -> &Secret {
+        &self.issued.session_token
     }
-}
 
-/// A renewal: the request for a new session token.
-pub struct Renewal {
-    pub session_token: Secret,
-    pub master_token: Secret,
-    body: Object,
-    data: Object,
+    pub fn master_token(&self) -> &Secret {
+        &self.issued.master_token
+    }
+
+    /// The answer for the client, with the agent's tokens in the place of Snowflake's.
+    pub fn for_client(self, session: &ClientToken, master: &ClientToken) -> Vec<u8> {
+        self.issued.for_client(&ANSWERED, ("token", session), master)
+    }
 }
 
 /// The body of a renewal. Only `RENEW` exists for clients: `ISSUE` would mint a further token.
@@ -183,6 +179,25 @@ pub fn renewal_body(client_body: &[u8], old_session_token: &Secret) -> Result<Ve
 impl Renewal {
     /// Reads Snowflake's answer to a renewal; `Ok(None)` where it refused.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+        Ok(Issued::parse(bytes, "sessionToken")?.map(Self))
+    }
+
+    pub fn session_token(&self) -> &Secret {
+        &self.0.session_token
+    }
+
+    pub fn master_token(&self) -> &Secret {
+        &self.0.master_token
+    }
+
+    /// The answer for the client, with the agent's tokens in the place of Snowflake's.
+    pub fn for_client(self, session: &ClientToken, master: &ClientToken) -> Vec<u8> {
+        self.0.for_client(&RENEWED, ("sessionToken", session), master)
+    }
+}
+
+impl Issued {
+    fn parse(bytes: &[u8], session_field: &'static str) -> Result<Option<Self>, Malformed> {
         let body = Object::parse(bytes)?;
         if body.field::<bool>("success") != Some(true) {
             return Ok(None);
@@ -190,17 +205,22 @@ impl Renewal {
         let data = body.object("data")?;
         let token = |field| data.field::<String>(field).map(Secret::new).ok_or(Malformed::Field(field));
         Ok(Some(Self {
-            session_token: token("sessionToken")?,
+            session_token: token(session_field)?,
             master_token: token("masterToken")?,
             body,
             data,
         }))
     }
 
-    /// The answer for the client, with the agent's tokens in the place of Snowflake's.
-    pub fn for_client(mut self, session: &ClientToken, master: &ClientToken) -> Vec<u8> {
-        self.data.retain(|key| matches!(key, "validityInSecondsST" | "validityInSecondsMT" | "sessionId"));
-        self.data.set("sessionToken", &session.as_str());
+    /// Of Snowflake's data only the `answered` fields go on, with the agent's tokens.
+    fn for_client(
+        mut self,
+        answered: &[&str],
+        (session_field, session): (&str, &ClientToken),
+        master: &ClientToken,
+    ) -> Vec<u8> {
+        self.data.retain(|key| answered.contains(&key));
+        self.data.set(session_field, &session.as_str());
         self.data.set("masterToken", &master.as_str());
         self.body.retain(|key| matches!(key, "code" | "message" | "success"));
         self.body.set("data", &self.data);
@@ -256,7 +276,7 @@ mod tests {
         let answer = br#"{"data":{"token":"real-s","masterToken":"real-m","idToken":"real-i","futureToken":"real-f","sessionId":12345678901234567890,"parameters":[]},"code":null,"message":null,"success":true}"#;
         let answer = LoginAnswer::parse(answer).unwrap().unwrap();
         assert_eq!(
-            (answer.session_token.expose(), answer.session_id.as_str()),
+            (answer.session_token().expose(), answer.session_id.as_str()),
             ("real-s", "12345678901234567890")
         );
         let (session, master) = (ClientToken::random().unwrap(), ClientToken::random().unwrap());
