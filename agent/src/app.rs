@@ -11,9 +11,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
-use crate::audit::{self, AuditError, Event, EventKind, Journal, clickhouse};
+use crate::audit::{AuditError, Event, EventKind, Journal, clickhouse};
 use crate::capture::{self, Capture, CaptureError, Names};
 use crate::config::{Config, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
@@ -207,16 +206,7 @@ async fn reload(proxy: &Proxy, config: &Config) {
 
 /// Records something that concerns the agent itself.
 async fn note(journal: &Journal, kind: EventKind, detail: String) -> Result<(), AuditError> {
-    let event = Event {
-        id: Uuid::now_v7(),
-        time: audit::now(),
-        kind,
-        workload: None,
-        caller: None,
-        account: String::new(),
-        detail,
-    };
-    journal.append(vec![event.into()]).await
+    journal.append(vec![Event::new(kind, detail).into()]).await
 }
 
 fn delivery_settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {

@@ -177,6 +177,21 @@ pub fn now() -> i64 {
     }
 }
 
+impl Event {
+    /// Something that happened now and concerns nobody in particular yet.
+    pub fn new(kind: EventKind, detail: String) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            time: now(),
+            kind,
+            workload: None,
+            caller: None,
+            account: String::new(),
+            detail,
+        }
+    }
+}
+
 impl Verdict {
     pub fn as_str(self) -> &'static str {
         match self {

@@ -103,15 +103,8 @@ impl Proxy {
             let detail = format!("{events} more events of this kind came too fast to be recorded one by one");
             tracing::warn!(kind = source.kind.as_str(), cgroup = source.cgroup, %detail);
             let workload = Workload { cgroup: source.cgroup, ..Workload::default() };
-            let event = Event {
-                id: uuid::Uuid::now_v7(),
-                time: crate::audit::now(),
-                kind: source.kind,
-                workload: Some(workload).filter(|workload| !workload.cgroup.is_empty()),
-                caller: None,
-                account: String::new(),
-                detail,
-            };
+            let workload = Some(workload).filter(|workload| !workload.cgroup.is_empty());
+            let event = Event { workload, ..Event::new(source.kind, detail) };
             if let Err(error) = self.journal.append(vec![event.into()]).await {
                 tracing::error!(%error, "a count of events could not be recorded");
             }
@@ -134,13 +127,10 @@ impl Proxy {
         }
         tracing::info!(kind = kind.as_str(), account, cgroup = flow.map(|flow| flow.cgroup.as_str()), %detail);
         let event = Event {
-            id: uuid::Uuid::now_v7(),
-            time: crate::audit::now(),
-            kind,
             workload: flow.map(workload),
             caller: caller.cloned(),
             account: account.to_owned(),
-            detail,
+            ..Event::new(kind, detail)
         };
         if let Err(error) = self.journal.append(vec![event.into()]).await {
             tracing::error!(%error, kind = kind.as_str(), "an event could not be recorded");
