@@ -118,8 +118,8 @@ impl Document {
     }
 }
 
-/// Line and column, from 1.
-fn position(text: &str, offset: usize) -> (usize, usize) {
+/// Line and column of a byte of a text, both from 1, columns in characters.
+pub fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use globset::GlobSet;
 use ipnet::IpNet;
 
-pub use document::Problem;
+pub use document::{Problem, position};
 pub use raw::{CredentialType, schema};
 pub use secret::{Secret, SecretError, SecretReference};
 

@@ -11,6 +11,7 @@ use cedar_policy::{
 use miette::Diagnostic;
 
 use super::{Decision, PolicyError, Subject, Verdict, label};
+use crate::config::position;
 use crate::sql::{Action, Effect, ObjectKind, Statement};
 
 /// The built-in policy.
@@ -39,9 +40,7 @@ impl Policy {
     /// Parses and validates a policy text; `path` is for the messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, PolicyError> {
         let invalid = |offset: usize, message: String| {
-            let before = text.get(..offset).unwrap_or(text);
-            let line = before.matches('\n').count() + 1;
-            let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
+            let (line, column) = position(text, offset);
             PolicyError::Invalid { path: path.to_owned(), line, column, message }
         };
         let parsed = PolicySet::from_str(text).map_err(|errors| {
