@@ -1,9 +1,12 @@
-//! IPv4 and IPv6 addresses in one form: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`.
+//! IPv4 and IPv6 addresses in one form: four words in network order, IPv4 as `::ffff:a.b.c.d`.
 
 use agent_common::Address;
 
 /// `::ffff:0:0/96` as the kernel's contexts show it: words in network order.
 const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// `64:ff9b::/96`, in which a translator on the way to IPv4 shows IPv4 addresses (RFC 6052).
+const TRANSLATED: u32 = 0x0064_ff9b_u32.to_be();
 
 /// 127.0.0.1 as the kernel's contexts want it.
 pub const LOOPBACK4: u32 = 0x7f00_0001_u32.to_be();
@@ -21,6 +24,13 @@ pub fn mapped(word: u32) -> [u32; 4] {
 #[inline(always)]
 pub fn as_mapped(words: [u32; 4]) -> Option<u32> {
     (words[0] == 0 && words[1] == 0 && words[2] == MAPPED).then_some(words[3])
+}
+
+/// The IPv4 address that this one leads to, mapped or translated.
+#[inline(always)]
+pub fn embedded4(words: [u32; 4]) -> Option<u32> {
+    let prefix = (words[0] == 0 && words[2] == MAPPED) || (words[0] == TRANSLATED && words[2] == 0);
+    (prefix && words[1] == 0).then_some(words[3])
 }
 
 #[inline(always)]

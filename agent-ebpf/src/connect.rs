@@ -1,32 +1,38 @@
-//! `connect`: a TCP connection to an endpoint goes to the listener instead, anything else to an endpoint's redirected
-//! ports is refused. Multipath TCP comes by here with its first subflow, TCP Fast Open and io_uring like any other.
+//! `connect`: a TCP connection to an endpoint (in mode `all`: to anywhere) goes to the listener instead, anything else to
+//! an endpoint's captured ports is refused. Multipath TCP comes by here with its first subflow, TCP Fast Open and
+//! io_uring like any other.
 
-use agent_common::{FlowRecord, counter, event_kind};
+use agent_common::{FlowRecord, Settings, counter, endpoint_class, event_kind, mode};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock_addr,
     helpers::{
         bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
     },
     macros::cgroup_sock_addr,
-    maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
-
 use aya_log_ebpf::warn;
 
 use crate::{
-    ALLOW, REFUSE, address,
-    maps::{ENDPOINTS4, ENDPOINTS6, EXEMPT, PENDING, PORTS, count, settings},
-    namespaces,
+    ALLOW, REFUSE, address, datagram,
+    maps::{HEARTBEAT, PENDING, count, endpoint_class, is_captured, settings},
+    namespaces, own,
+    report::Report,
+    scope,
 };
 
 const SOCK_STREAM: u32 = 1;
+const ECONNREFUSED: i32 = 111;
+
+#[unsafe(no_mangle)]
+static CAN_SET_ERROR: u8 = 0;
 
 enum Verdict {
     Untouched,
-    Refused,
+    /// With this error where the kernel lets a program choose, else with EPERM; 0 is EPERM.
+    Refused(i32),
     /// To this loopback port, in host order.
     Redirected(u16),
 }
@@ -38,7 +44,7 @@ pub fn connect4(context: SockAddrContext) -> i32 {
     let destination = address::mapped(unsafe { (*fields).user_ip4 });
     match judge(&context, destination) {
         Verdict::Untouched => ALLOW,
-        Verdict::Refused => REFUSE,
+        Verdict::Refused(error) => refused(error),
         Verdict::Redirected(port) => {
             // SAFETY: as above.
             unsafe {
@@ -56,7 +62,7 @@ pub fn connect6(context: SockAddrContext) -> i32 {
     let destination = address6(fields);
     match judge(&context, destination) {
         Verdict::Untouched => ALLOW,
-        Verdict::Refused => REFUSE,
+        Verdict::Refused(error) => refused(error),
         Verdict::Redirected(port) => {
             let loopback = match address::as_mapped(destination) {
                 Some(_) => address::LOOPBACK_MAPPED,
@@ -106,35 +112,60 @@ pub fn port(fields: *const bpf_sock_addr) -> u16 {
 }
 
 #[inline(always)]
+fn refused(error: i32) -> i32 {
+    // SAFETY: a static of this program, read as something that may be anything: what the compiler sees here is not what
+    // is loaded. Where it is 0 the verifier leaves the call out, which older kernels do not know.
+    if error != 0 && unsafe { (&raw const CAN_SET_ERROR).read_volatile() } == 1 {
+        // SAFETY: a helper that takes any error.
+        unsafe { bpf_set_retval(-error) };
+    }
+    REFUSE
+}
+
+#[inline(always)]
 fn judge(context: &SockAddrContext, destination: [u32; 4]) -> Verdict {
     let fields = context.sock_addr;
     let Some(settings) = settings() else { return Verdict::Untouched };
     let port = port(fields);
-    if port == settings.listen_port {
-        // Perhaps straight to the listener: what an earlier, failed connect of this socket left must not speak for it.
-        // SAFETY: the helper takes the context that the kernel passed.
-        let _ = PENDING.remove(unsafe { bpf_get_socket_cookie(context.as_ptr()) });
-    }
-    // SAFETY: nothing is read through the reference; only whether there is an entry counts.
-    if unsafe { PORTS.get(port) }.is_none() || !is_endpoint(destination) || address::is_loopback(destination)
-    {
-        return Verdict::Untouched;
-    }
-    // SAFETY: the helper takes the context that the kernel passed.
-    let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
-    // SAFETY: nothing is read through the reference; only whether there is an entry counts.
-    if unsafe { EXEMPT.get(cookie) }.is_some() {
-        return Verdict::Untouched;
-    }
     // The type and not the protocol decides: multipath TCP has a number of its own.
     // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
-    if unsafe { (*fields).type_ } != SOCK_STREAM {
-        count(counter::REFUSED);
-        return Verdict::Refused;
+    let is_stream = unsafe { (*fields).type_ } == SOCK_STREAM;
+    if address::is_loopback(destination) {
+        if port == settings.listen_port && is_stream {
+            return probed(context, destination, port);
+        }
+        return Verdict::Untouched;
     }
+    let scope = scope::of_task(settings);
+    let class = if is_captured(port) { endpoint_class(destination) } else { None };
+    let is_all = scope.mode == mode::ALL && !is_by_agent(settings);
+    if scope.mode == mode::OFF || class.is_none() && !is_all {
+        return Verdict::Untouched;
+    }
+    if own(fields) {
+        return Verdict::Untouched;
+    }
+    if !is_stream {
+        // Whoever is only said to be Snowflake's may be spoken to; and in mode `all` what is not captured as TCP is not.
+        let is_certain = class.is_some_and(|class| class < endpoint_class::LEARNT);
+        if !is_certain && !(is_all && is_captured(port)) {
+            return Verdict::Untouched;
+        }
+        datagram::refuse(context, destination, port);
+        return Verdict::Refused(0);
+    }
+    if !is_alive(settings) {
+        report(context, event_kind::AGENT_SILENT, destination, port);
+        return Verdict::Refused(ECONNREFUSED);
+    }
+    redirect(context, settings, destination, port)
+}
 
-    // SAFETY: the helper takes the context that the kernel passed.
-    let netns_cookie = unsafe { bpf_get_netns_cookie(context.as_ptr()) };
+#[inline(always)]
+fn redirect(context: &SockAddrContext, settings: &Settings, destination: [u32; 4], port: u16) -> Verdict {
+    // SAFETY: the helpers take the context that the kernel passed.
+    let (cookie, netns_cookie) =
+        unsafe { (bpf_get_socket_cookie(context.as_ptr()), bpf_get_netns_cookie(context.as_ptr())) };
     namespaces::announce(netns_cookie, event_kind::ENDPOINT_HIT);
     let record = FlowRecord {
         // SAFETY: helpers without arguments.
@@ -159,10 +190,51 @@ fn judge(context: &SockAddrContext, destination: [u32; 4]) -> Verdict {
     Verdict::Redirected(settings.listen_port)
 }
 
+/// Straight to the listener: nobody is there for that.
 #[inline(always)]
-fn is_endpoint(destination: [u32; 4]) -> bool {
-    match address::as_mapped(destination) {
-        Some(word) => ENDPOINTS4.get(Key::new(32, word.to_ne_bytes())).is_some(),
-        None => ENDPOINTS6.get(Key::new(128, address::bytes(destination))).is_some(),
-    }
+fn probed(context: &SockAddrContext, destination: [u32; 4], port: u16) -> Verdict {
+    report(context, event_kind::LISTENER_PROBED, destination, port);
+    Verdict::Refused(ECONNREFUSED)
+}
+
+/// Whether the socket is one of the agent's own.
+#[inline(always)]
+fn own(fields: *mut bpf_sock_addr) -> bool {
+    // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
+    let socket = unsafe { (*fields).__bindgen_anon_1.sk };
+    !socket.is_null() && own::mark(socket).is_some()
+}
+
+/// Whether the agent itself is running: what it has to say to others than Snowflake is not led back to it.
+#[inline(always)]
+fn is_by_agent(settings: &Settings) -> bool {
+    (bpf_get_current_pid_tgid() >> 32) as u32 == settings.agent && is_alive(settings)
+}
+
+/// Whether the agent has given a sign of life of late.
+#[inline(always)]
+fn is_alive(settings: &Settings) -> bool {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // The agent may have written after the clock was read here.
+    HEARTBEAT.get(0).is_some_and(|last| now.saturating_sub(*last) < settings.patience)
+}
+
+#[inline(always)]
+fn report(context: &SockAddrContext, kind: u32, destination: [u32; 4], port: u16) {
+    let report = Report {
+        kind,
+        // SAFETY: helpers that take nothing, or the context that the kernel passed.
+        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
+        // SAFETY: as above.
+        netns_cookie: unsafe { bpf_get_netns_cookie(context.as_ptr()) },
+        // SAFETY: as above.
+        socket_cookie: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
+        destination,
+        destination_port: port,
+        // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
+        protocol: unsafe { (*context.sock_addr).protocol } as u16,
+        ..Report::EMPTY
+    };
+    report.send(|_| {});
 }

@@ -1,28 +1,13 @@
 //! Tells the agent of network namespaces in which it does not listen yet, as early as a covered process makes a socket
 //! there.
 
-use agent_common::{Event, counter, event_kind};
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_ktime_get_ns},
-    macros::cgroup_sock,
-    programs::SockContext,
-};
+use agent_common::{Event, NAME_SIZE, counter};
+use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 
-use crate::{
-    ALLOW,
-    maps::{ANNOUNCED, EVENTS, NAMESPACES, count},
-};
+use crate::maps::{ANNOUNCED, EVENTS, NAMESPACES, count};
 
 /// The agent is told of one namespace no more often than this (nanoseconds).
 const INTERVAL: u64 = 20_000_000;
-
-#[cgroup_sock(sock_create)]
-pub fn socket_created(context: SockContext) -> i32 {
-    // SAFETY: the helper takes the context that the kernel passed.
-    announce(unsafe { bpf_get_netns_cookie(context.as_ptr()) }, event_kind::SOCKET_CREATED);
-    ALLOW
-}
 
 /// Sends an event unless the agent listens in this namespace or was told of it a moment ago.
 #[inline(always)]
@@ -37,12 +22,32 @@ pub fn announce(netns_cookie: u64, kind: u32) {
     if unsafe { ANNOUNCED.get(netns_cookie) }.is_some_and(|last| now.wrapping_sub(*last) < INTERVAL) {
         return;
     }
+    count(kind);
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
         count(counter::EVENTS_LOST);
         return;
     };
     let task = bpf_get_current_pid_tgid();
-    entry.write(Event { kind, pid: (task >> 32) as u32, tid: task as u32, reserved: 0, netns_cookie });
+    entry.write(Event {
+        kind,
+        device: 0,
+        // SAFETY: a helper without arguments.
+        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
+        netns_cookie,
+        socket_cookie: 0,
+        pid: (task >> 32) as u32,
+        tid: task as u32,
+        uid: 0,
+        protocol: 0,
+        family: 0,
+        source: [0; 16],
+        destination: [0; 16],
+        source_port: 0,
+        destination_port: 0,
+        reserved: 0,
+        comm: [0; 16],
+        name: [0; NAME_SIZE],
+    });
     entry.submit(0);
     let _ = ANNOUNCED.insert(netns_cookie, now, 0);
 }

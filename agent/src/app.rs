@@ -77,6 +77,11 @@ pub fn capture_settings(config: &Config) -> capture::Settings {
         listen_port: config.capture.listen_port,
         ports: config.capture.ports.clone(),
         networks: config.capture.networks.clone(),
+        suffixes: config.capture.suffixes.clone(),
+        mode: config.capture.mode,
+        raw_sockets: config.capture.raw_sockets,
+        perimeter: config.capture.perimeter,
+        scopes: config.capture.scopes.clone(),
     }
 }
 
@@ -121,14 +126,20 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
     let delivery = delivery_settings(&config)?;
 
     let journal = Journal::open(&state.journal(), &config.agent.node)?;
-    let (capture, accepted) = Capture::start(&capture_settings(&config))?;
+    let settings = capture_settings(&config);
+    let (_pods_sender, pods) = tokio::sync::watch::channel(Arc::default());
+    let (capture, captured) = Capture::start(&settings, pods)?;
+    let capture = Arc::new(capture);
+    let mut background = tokio::task::JoinSet::new();
+    background.spawn(beat(Arc::clone(&capture)));
     let hosts = config.accounts.iter().map(|account| &account.host);
     let names: BTreeSet<_> = hosts.chain(&config.capture.names).cloned().collect();
     let names = names.into_iter().collect();
     let names = Arc::new(Names::start(names, &config.capture.nameservers, capture.endpoints()).await?);
+    replace_other_layouts(&settings);
     identity.warm_up().await;
 
-    let dialer = Dialer::new(capture.exemptor());
+    let dialer = Dialer::new(capture.marker());
     let (shutdown, delivered) = (CancellationToken::new(), CancellationToken::new());
     let sessions = Sessions::new(Vault::open(&state.sessions())?, &identity);
     let proxy = Arc::new(Proxy {
@@ -141,7 +152,9 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
         shares: Shares::default(),
         credentials,
         upstream: Upstream::new(dialer.clone(), names, upstream_tls),
-        foreign: Foreign::new(dialer, config.capture.suffixes.clone())?,
+        dialer,
+        endpoints: capture.endpoints(),
+        foreign: Foreign::new(config.capture.suffixes.clone())?,
         tasks: TaskTracker::new(),
         shutdown: shutdown.clone(),
         config: Arc::clone(&config),
@@ -153,7 +166,9 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
         }
         None => None,
     };
-    let serving = tokio::spawn(Arc::clone(&proxy).serve(accepted));
+    let serving = tokio::spawn(Arc::clone(&proxy).serve(captured.accepted));
+    background.spawn(Arc::clone(&proxy).record_attempts(captured.told));
+    background.spawn(Arc::clone(&proxy).ask_suspects(captured.suspects));
 
     note(&journal, EventKind::AgentStarted, format!("version {}", env!("CARGO_PKG_VERSION"))).await?;
     write_ready(&state)?;
@@ -180,10 +195,34 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
         Ok(counters) => tracing::info!(?counters, "what the kernel programs have counted"),
         Err(error) => tracing::warn!(%error, "what the kernel programs have counted is not known"),
     }
+    background.shutdown().await;
     drop(capture);
     journal.close().await;
     tracing::info!(drained, "stopped: connections to Snowflake are refused until the agent is back");
     Ok(())
+}
+
+/// Shows the kernel that the agent is alive, from a thread that serves connections, for as long as it is.
+async fn beat(capture: Arc<Capture>) {
+    let mut beats = tokio::time::interval(capture::HEARTBEAT);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        if let Err(error) = capture.beat() {
+            tracing::error!(%error, "the kernel cannot be shown that the agent is alive");
+        }
+    }
+}
+
+/// The programs of agents with other maps go when this agent's are attached and know where Snowflake is.
+fn replace_other_layouts(settings: &capture::Settings) {
+    match Capture::replace_other_layouts(settings) {
+        Ok(replaced) if replaced.programs.is_empty() => {}
+        Ok(replaced) => {
+            tracing::info!(programs = ?replaced.programs, "replaced the kernel programs of another version");
+        }
+        Err(error) => tracing::error!(%error, "the kernel programs of another version are still attached"),
+    }
 }
 
 /// Replaces the policy by what its file says now; a wrong one changes nothing.

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod identity;
+pub mod kubernetes;
 pub mod policy;
 pub mod proxy;
 pub mod snowflake;

@@ -144,10 +144,16 @@ pub enum OutcomeStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
+    /// A connection was refused because the agent gave no sign of life.
+    AgentSilent,
     AgentStarted,
     AgentStopped,
     ConfigurationRefused,
     ConfigurationReloaded,
+    /// UDP to Snowflake.
+    DatagramRefused,
+    /// A connection that the agent passed on was led elsewhere on its way.
+    Diverted,
     /// The address is Snowflake's, the name asked for is not.
     ForeignName,
     /// `Host` or `:authority` differs from the name of the TLS handshake.
@@ -155,15 +161,27 @@ pub enum EventKind {
     LoginRefused,
     /// Not HTTP, or a body that is not what the operation needs.
     MalformedRequest,
+    /// TLS with a Snowflake name to an address that was not known: dropped, and the address learnt.
+    NameGuarded,
     /// A connection that the kernel part knows nothing about.
     NoFlow,
     /// Bytes that are not TLS, or a hello without a name.
     NotTls,
+    /// A connection to Snowflake that was older than the agent, or than what it knew of the address, was ended.
+    OldConnection,
+    /// A packet of a covered socket to Snowflake that was not redirected.
+    PacketDropped,
+    /// A packet to Snowflake that is not the agent's, on its way out of the host.
+    PerimeterDropped,
+    /// A raw or packet socket in a container.
+    RawSocketRefused,
     /// A body or header beyond the limit.
     RequestTooLarge,
     SessionClosed,
     /// A session token that is unknown, expired, or was given to another workload.
     SessionRefused,
+    /// A way through a proxy to a Snowflake name.
+    TunnelRefused,
     UnknownOperation,
     /// Snowflake could not be reached, or its certificate is not valid.
     UpstreamFailed,
@@ -216,19 +234,28 @@ impl OutcomeStatus {
 impl EventKind {
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::AgentSilent => "agent_silent",
             Self::AgentStarted => "agent_started",
             Self::AgentStopped => "agent_stopped",
             Self::ConfigurationRefused => "configuration_refused",
             Self::ConfigurationReloaded => "configuration_reloaded",
+            Self::DatagramRefused => "datagram_refused",
+            Self::Diverted => "diverted",
             Self::ForeignName => "foreign_name",
             Self::HostMismatch => "host_mismatch",
             Self::LoginRefused => "login_refused",
             Self::MalformedRequest => "malformed_request",
+            Self::NameGuarded => "name_guarded",
             Self::NoFlow => "no_flow",
             Self::NotTls => "not_tls",
+            Self::OldConnection => "old_connection",
+            Self::PacketDropped => "packet_dropped",
+            Self::PerimeterDropped => "perimeter_dropped",
+            Self::RawSocketRefused => "raw_socket_refused",
             Self::RequestTooLarge => "request_too_large",
             Self::SessionClosed => "session_closed",
             Self::SessionRefused => "session_refused",
+            Self::TunnelRefused => "tunnel_refused",
             Self::UnknownOperation => "unknown_operation",
             Self::UpstreamFailed => "upstream_failed",
         }

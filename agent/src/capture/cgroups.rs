@@ -36,6 +36,11 @@ impl Cgroups {
         Some(path)
     }
 
+    /// The path of a cgroup's directory, from the hierarchy's root.
+    pub(super) fn path_of(&self, directory: &Path) -> PathBuf {
+        Path::new("/").join(directory.strip_prefix(&self.root).unwrap_or(directory))
+    }
+
     /// The cgroup that the process is in now, if it is the one that is looked for.
     fn of_process(&self, id: u64, pid: u32) -> Option<String> {
         let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
@@ -51,7 +56,7 @@ impl Cgroups {
             return Some("/".to_owned());
         }
         let found = directories(&self.root).find(|(_, inode)| *inode == id)?.0;
-        Some(Path::new("/").join(found.strip_prefix(&self.root).ok()?).to_string_lossy().into_owned())
+        Some(self.path_of(&found).to_string_lossy().into_owned())
     }
 }
 
@@ -70,16 +75,20 @@ pub(super) fn processes(cgroup: &Path) -> Vec<u32> {
         .collect()
 }
 
+/// The directories in this one, with their inode numbers.
+pub(super) fn children(directory: &Path) -> impl Iterator<Item = (PathBuf, u64)> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| (entry.path(), entry.ino()))
+}
+
 /// All directories below this one, with their inode numbers.
 fn directories(root: &Path) -> impl Iterator<Item = (PathBuf, u64)> {
     let mut waiting = vec![root.to_owned()];
     std::iter::from_fn(move || {
         let directory = waiting.pop()?;
-        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-        let children: Vec<(PathBuf, u64)> = entries
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| (entry.path(), entry.ino()))
-            .collect();
+        let children: Vec<(PathBuf, u64)> = children(&directory).collect();
         waiting.extend(children.iter().map(|(path, _)| path.clone()));
         Some(children)
     })

@@ -23,10 +23,10 @@ pub enum CaptureError {
     #[error("kernel {release} is too old: 5.15 or newer is needed")]
     KernelTooOld { release: String },
     #[error(
-        "{} holds kernel programs of layout {found}, this agent has layout {expected}: run `snowfence detach` with the \
-         agent that made them, or with this one, first", .bpffs.display()
+        "{} holds maps of layout {found}, where layout {expected} was expected: they are damaged, run `snowfence detach` \
+         first", .pins.display()
     )]
-    Layout { bpffs: PathBuf, found: u32, expected: u32 },
+    Layout { pins: PathBuf, found: u32, expected: u32 },
     #[error("the kernel refuses the map {map}: {source}")]
     Map { map: &'static str, source: MapError },
     #[error("the name servers in /etc/resolv.conf cannot be used: {reason}; set `capture.nameservers`")]

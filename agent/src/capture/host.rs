@@ -26,13 +26,26 @@ pub(super) fn cgroup_root() -> Result<PathBuf, CaptureError> {
         .ok_or(CaptureError::NoCgroup2)
 }
 
-/// The covered cgroup's directory and id.
-pub(super) fn covered_cgroup(root: &Path, cgroup: &Path) -> Result<(PathBuf, u64), CaptureError> {
-    let path = root.join(cgroup.strip_prefix("/").unwrap_or(cgroup));
-    match fs::metadata(&path) {
-        // The id of a cgroup is the inode number of its directory.
-        Ok(metadata) if metadata.is_dir() => Ok((path, metadata.ino())),
-        _ => Err(CaptureError::CgroupMissing { path }),
+/// The covered cgroup.
+pub(super) struct Covered {
+    pub(super) directory: PathBuf,
+    pub(super) id: u64,
+    /// How many levels below the root it is.
+    pub(super) level: u32,
+}
+
+impl Covered {
+    pub(super) fn find(root: &Path, cgroup: &Path) -> Result<Self, CaptureError> {
+        let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
+        let directory = root.join(below);
+        match fs::metadata(&directory) {
+            // The id of a cgroup is the inode number of its directory.
+            Ok(metadata) if metadata.is_dir() => {
+                let level = u32::try_from(below.components().count()).unwrap_or(u32::MAX);
+                Ok(Self { directory, id: metadata.ino(), level })
+            }
+            _ => Err(CaptureError::CgroupMissing { path: directory }),
+        }
     }
 }
 
@@ -149,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_missing_cgroup_is_named() {
-        let error = covered_cgroup(Path::new("/proc"), Path::new("/no/such")).unwrap_err();
+        let error = Covered::find(Path::new("/proc"), Path::new("/no/such")).err().unwrap();
         assert!(error.to_string().starts_with("the covered cgroup /proc/no/such does not exist"), "{error}");
     }
 

@@ -1,52 +1,61 @@
-//! Loads the kernel programs, takes over what an earlier agent left pinned, and attaches.
+//! Loads the kernel programs over the maps that an earlier agent left pinned, or over new ones.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use agent_common::{LAYOUT, Settings as KernelSettings, maps};
+use agent_common::{
+    LAYOUT, Rate, RateKey, SUFFIX_LENGTHS, SUFFIX_SIZE, Scope as KernelScope, Settings as KernelSettings,
+    Suffix, TaskLayout, globals, maps,
+};
 use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
-    programs::{CgroupAttachMode, Program, ProgramError, links::FdLink},
+    EbpfLoader, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap, RingBuf},
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
 use log::Log;
 
-use super::{CaptureError, Settings, endpoints::Endpoints, exempt::Exemptor, flows::Flows, sys};
+use super::{
+    CaptureError, Settings, btf,
+    endpoints::Endpoints,
+    flows::Flows,
+    host::Covered,
+    own::Marker,
+    programs::{self, Programs},
+    scopes, sys,
+};
 
-/// The programs in the order in which they are attached: whatever records a redirect comes before what redirects.
-const PROGRAMS: [&str; 6] =
-    ["established", "getpeername4", "getpeername6", "socket_created", "connect4", "connect6"];
-const LINKS: &str = "links";
+/// Directory of the links, beside the maps.
+pub(super) const LINKS: &str = "links";
+/// The agent is believed to be alive for this long after a heartbeat.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snowfence.bpf.o"));
 
 /// The maps, in use, and the programs, to be attached.
 pub(super) struct Kernel {
     pub(super) endpoints: Endpoints,
-    pub(super) exemptor: Exemptor,
+    pub(super) marker: Marker,
+    /// The map of the marks, for asking the kernel about sockets.
+    pub(super) marks: OwnedFd,
     pub(super) flows: Flows,
+    pub(super) scopes: HashMap<MapData, u64, KernelScope>,
     pub(super) namespaces: HashMap<MapData, u64, u8>,
+    pub(super) heartbeat: Array<MapData, u64>,
     pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) rates: PerCpuHashMap<MapData, RateKey, Rate>,
     pub(super) events: RingBuf<MapData>,
+    pub(super) dns: RingBuf<MapData>,
     pub(super) programs: Programs,
     /// What the programs say of failures.
     pub(super) messages: EbpfLogger<&'static dyn Log>,
-}
-
-/// The programs, verified by the kernel.
-pub(super) struct Programs {
-    object: Ebpf,
-    settings_map: Array<MapData, KernelSettings>,
-    /// What the settings are once everything is attached.
-    settings: KernelSettings,
-    links: PathBuf,
-    /// Whether the links that are pinned are on the cgroup that is to be covered.
-    same_cgroup: bool,
 }
 
 /// What [`super::detach`] took down.
@@ -59,157 +68,181 @@ pub struct Detached {
 }
 
 impl Kernel {
-    /// Loads the programs over the maps that are pinned, or over new ones. The caller holds the lock.
-    pub(super) fn load(settings: &Settings, cgroup_id: u64) -> Result<Self, CaptureError> {
+    /// Loads and verifies the programs. The caller holds the lock.
+    pub(super) fn load(settings: &Settings, covered: &Covered) -> Result<Self, CaptureError> {
         if OBJECT.is_empty() {
             return Err(CaptureError::NotBuilt);
         }
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+        let release = release();
         if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 15, 0)) {
             return Err(CaptureError::KernelTooOld { release });
         }
-        let earlier = earlier_settings(&settings.bpffs)?;
-        let mut programs = EbpfLoader::new()
-            .default_map_pin_directory(&settings.bpffs)
+        let pins = pins(&settings.bpffs);
+        make_directory(&pins)?;
+        let earlier = earlier_settings(&pins)?;
+        let can_set_error = u8::from(can_set_error());
+        let layout = task_layout();
+        let mut object = EbpfLoader::new()
+            .default_map_pin_directory(&pins)
+            .map_pin_path(maps::OWN, pins.join(maps::OWN))
+            .override_global(globals::CAN_SET_ERROR, &can_set_error, true)
+            .override_global(globals::TASK_LAYOUT, &layout, true)
             .load(OBJECT)
             .map_err(|source| CaptureError::Programs { source })?;
-        verify(&mut programs, &release)?;
-        let messages = EbpfLogger::init(&mut programs).map_err(|error| {
+        programs::verify(&mut object, &release)?;
+        let messages = EbpfLogger::init(&mut object).map_err(|error| {
             CaptureError::io("read the kernel programs' messages")(io::Error::other(error))
         })?;
+        let take_marks = sys::open_pin(&pins.join(maps::OWN));
+        let marks =
+            take_marks.map_err(CaptureError::io(format!("open {}", pins.join(maps::OWN).display())))?;
 
-        let same_cgroup = earlier.is_some_and(|earlier| earlier.cgroup == cgroup_id);
-        let mut settings_map: Array<MapData, KernelSettings> = take(&mut programs, maps::SETTINGS)?;
+        let same_cgroup = earlier.is_some_and(|earlier| earlier.cgroup == covered.id);
         let kernel_settings = KernelSettings {
             layout: LAYOUT,
             agent: std::process::id(),
             // Written when everything is attached to it: until then nobody may believe that it is.
-            cgroup: if same_cgroup { cgroup_id } else { 0 },
+            cgroup: if same_cgroup { covered.id } else { 0 },
+            cgroup_level: covered.level,
             listen_port: settings.listen_port,
-            reserved: [0; 3],
+            reserved: 0,
+            scope: scopes::value(settings.mode, settings.raw_sockets),
+            scoped: u8::from(!settings.scopes.is_empty()),
+            reserved2: [0; 3],
+            patience: u64::try_from(PATIENCE.as_nanos()).unwrap_or(u64::MAX),
+            suffix_lengths: suffix_lengths(&settings.suffixes),
         };
+        let mut settings_map: Array<MapData, KernelSettings> = take(&mut object, maps::SETTINGS)?;
+        let mut suffixes: HashMap<MapData, Suffix, u8> = take(&mut object, maps::SUFFIXES)?;
+        let keys: Vec<Suffix> = settings.suffixes.iter().map(|suffix| suffix_key(suffix)).collect();
+        replace_keys(&mut suffixes, maps::SUFFIXES, &keys)?;
         settings_map.set(0, kernel_settings, 0).map_err(CaptureError::map(maps::SETTINGS))?;
-        let mut ports: HashMap<MapData, u16, u8> = take(&mut programs, maps::PORTS)?;
-        replace_keys(&mut ports, maps::PORTS, &settings.ports)?;
-        // Whoever was exempt and whatever was listened on before belonged to an agent that is gone.
-        let mut exempt: HashMap<MapData, u64, u8> = take(&mut programs, maps::EXEMPT)?;
-        replace_keys(&mut exempt, maps::EXEMPT, &[])?;
-        let mut namespaces: HashMap<MapData, u64, u8> = take(&mut programs, maps::NAMESPACES)?;
+        write_ports(&mut take(&mut object, maps::PORTS)?, &settings.ports)?;
+        // Whatever was listened on before belonged to an agent that is gone.
+        let mut namespaces: HashMap<MapData, u64, u8> = take(&mut object, maps::NAMESPACES)?;
         replace_keys(&mut namespaces, maps::NAMESPACES, &[])?;
         let endpoints =
-            Endpoints::new(take(&mut programs, maps::ENDPOINTS4)?, take(&mut programs, maps::ENDPOINTS6)?)?;
+            Endpoints::new(take(&mut object, maps::ENDPOINTS4)?, take(&mut object, maps::ENDPOINTS6)?)?;
         endpoints.declare(&settings.networks)?;
 
         Ok(Self {
             endpoints,
-            exemptor: Exemptor::new(exempt),
-            flows: Flows::new(take(&mut programs, maps::FLOWS)?),
+            marker: Marker::new(take(&mut object, maps::OWN)?),
+            marks,
+            flows: Flows::new(take(&mut object, maps::FLOWS)?),
+            scopes: take(&mut object, maps::SCOPES)?,
             namespaces,
-            counters: take(&mut programs, maps::COUNTERS)?,
-            events: take(&mut programs, maps::EVENTS)?,
-            programs: Programs {
-                object: programs,
+            heartbeat: take(&mut object, maps::HEARTBEAT)?,
+            counters: take(&mut object, maps::COUNTERS)?,
+            rates: take(&mut object, maps::RATES)?,
+            events: take(&mut object, maps::EVENTS)?,
+            dns: take(&mut object, maps::DNS)?,
+            programs: Programs::new(
+                object,
                 settings_map,
-                settings: KernelSettings { cgroup: cgroup_id, ..kernel_settings },
-                links: settings.bpffs.join(LINKS),
+                KernelSettings { cgroup: covered.id, ..kernel_settings },
+                pins.join(LINKS),
                 same_cgroup,
-            },
+            ),
             messages,
         })
     }
 }
 
-impl Programs {
-    /// Attaches every program to the covered cgroup and pins its link, or puts it in the place of an earlier agent's.
-    pub(super) fn attach(mut self, cgroup: BorrowedFd<'_>) -> Result<(), CaptureError> {
-        match fs::create_dir(&self.links) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(CaptureError::io(format!("create {}", self.links.display()))(error));
-            }
-            _ => {}
-        }
-        for program in PROGRAMS {
-            self.attach_one(program, cgroup)?;
-        }
-        self.settings_map.set(0, self.settings, 0).map_err(CaptureError::map(maps::SETTINGS))
-    }
+/// Where the maps of this layout are pinned.
+pub(super) fn pins(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{LAYOUT}"))
+}
 
-    fn attach_one(&mut self, name: &'static str, cgroup: BorrowedFd<'_>) -> Result<(), CaptureError> {
-        let failed = |source| CaptureError::Attach { program: name, source };
-        let program = self.object.program_mut(name).ok_or_else(|| missing(name))?;
-        let pin = self.links.join(name);
-        if self.same_cgroup && pin.exists() {
-            let fd = program.fd().map_err(|error| failed(io::Error::other(error)))?;
-            match sys::open_pin(&pin).and_then(|link| sys::replace_program(link.as_fd(), fd.as_fd())) {
-                Ok(()) => return Ok(()),
-                // The cgroup was removed and made again, and the link died with it.
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
-                Err(error) => return Err(failed(error)),
-            }
+pub(super) fn make_directory(path: &Path) -> Result<(), CaptureError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(CaptureError::io(format!("create {}", path.display()))(error))
         }
-        let link = attach_link(program, cgroup).map_err(|error| failed(io::Error::other(error)))?;
-        // Pinned beside and then renamed over: an earlier link goes only when the new one is in place.
-        let next = self.links.join(format!("{name}_next"));
-        let _ = fs::remove_file(&next);
-        link.pin(&next).map_err(|error| failed(io::Error::other(error)))?;
-        fs::rename(&next, &pin).map_err(failed)
+        _ => Ok(()),
     }
 }
 
-/// The process id of the agent that the maps name.
+/// The process id of the agent that the maps name; 0 where there is none.
 pub(super) fn pid_of_agent(bpffs: &Path) -> u32 {
-    earlier_settings(bpffs).ok().flatten().map_or(0, |settings| settings.agent)
+    earlier_settings(&pins(bpffs)).ok().flatten().map_or(0, |settings| settings.agent)
+}
+
+/// Removes what agents with maps of another layout left, older or newer: links first, and with them their programs.
+/// Returns what there was.
+pub(super) fn remove_other_layouts(bpffs: &Path) -> Result<Detached, CaptureError> {
+    let ours = pins(bpffs);
+    remove(bpffs, &|path| path != ours)
 }
 
 /// Removes every pin, links first, and the directories.
 pub(super) fn remove_pins(bpffs: &Path) -> Result<Detached, CaptureError> {
-    let links = bpffs.join(LINKS);
-    Ok(Detached { programs: remove_directory(&links)?, maps: remove_directory(bpffs)? })
-}
-
-/// Has the kernel verify every program. The maps must all be there still: programs name them by their descriptors.
-fn verify(programs: &mut Ebpf, release: &str) -> Result<(), CaptureError> {
-    for name in PROGRAMS {
-        let loaded = match programs.program_mut(name).ok_or_else(|| missing(name))? {
-            Program::SockOps(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            _ => return Err(missing(name)),
-        };
-        loaded.map_err(|error| CaptureError::rejected(name, release, &error))?;
-    }
-    Ok(())
-}
-
-fn missing(program: &'static str) -> CaptureError {
-    let source = io::Error::other("the embedded object has no such program: run `cargo xtask build`");
-    CaptureError::Attach { program, source }
-}
-
-/// Attaches a loaded program. Links share a cgroup by their nature; the kernel wants no flag that says so.
-fn attach_link(program: &mut Program, cgroup: BorrowedFd<'_>) -> Result<FdLink, ProgramError> {
-    macro_rules! attach {
-        ($program:expr) => {{
-            let id = $program.attach(cgroup, CgroupAttachMode::Single)?;
-            $program.take_link(id)?.try_into().map_err(|_| ProgramError::NotAttached)
-        }};
-    }
-    match program {
-        Program::SockOps(program) => attach!(program),
-        Program::CgroupSock(program) => attach!(program),
-        Program::CgroupSockAddr(program) => attach!(program),
-        _ => Err(ProgramError::UnexpectedProgramType),
+    let removed = remove(bpffs, &|_| true)?;
+    match fs::remove_dir(bpffs) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(CaptureError::io(format!("remove {}", bpffs.display()))(error))
+        }
+        _ => Ok(removed),
     }
 }
 
-/// The settings in the pinned maps, if there are any; an error if they are of another layout.
-fn earlier_settings(bpffs: &Path) -> Result<Option<KernelSettings>, CaptureError> {
-    let pin = bpffs.join(maps::SETTINGS);
+/// Removes what is in a directory of pins, as far as it is chosen, without the directory itself.
+fn remove(directory: &Path, chosen: &dyn Fn(&Path) -> bool) -> Result<Detached, CaptureError> {
+    let failed = || CaptureError::io(format!("remove {}", directory.display()));
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Detached::default()),
+        Err(error) => return Err(failed()(error)),
+    };
+    let entries: Vec<fs::DirEntry> = entries.collect::<Result<_, _>>().map_err(failed())?;
+    let (folders, files): (Vec<_>, Vec<_>) =
+        entries.iter().map(fs::DirEntry::path).filter(|path| chosen(path)).partition(|path| path.is_dir());
+    let mut removed = Detached::default();
+    for folder in folders {
+        let inside = remove(&folder, &|_| true)?;
+        removed.programs.extend(inside.programs);
+        removed.maps.extend(inside.maps);
+        fs::remove_dir(&folder).map_err(failed())?;
+    }
+    let names = if directory.file_name().is_some_and(|name| name == LINKS) {
+        &mut removed.programs
+    } else {
+        &mut removed.maps
+    };
+    for file in files {
+        fs::remove_file(&file).map_err(failed())?;
+        names.extend(file.file_name().map(|name| name.to_string_lossy().into_owned()));
+    }
+    removed.programs.sort();
+    removed.maps.sort();
+    Ok(removed)
+}
+
+pub(super) fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether a program may say with which error a connect is refused.
+pub(super) fn can_set_error() -> bool {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false)
+}
+
+/// What the programs need to know of the kernel's structures; nothing where it cannot be found out.
+fn task_layout() -> TaskLayout {
+    btf::task_layout().unwrap_or_else(|error| {
+        tracing::warn!(%error, "containers cannot be told from the host: raw and packet sockets are not refused");
+        TaskLayout::default()
+    })
+}
+
+/// The settings in the pinned maps, if there are any.
+fn earlier_settings(pins: &Path) -> Result<Option<KernelSettings>, CaptureError> {
+    let pin = pins.join(maps::SETTINGS);
     if !pin.exists() {
         return Ok(None);
     }
     let failed = CaptureError::map(maps::SETTINGS);
-    let mismatch = |found| CaptureError::Layout { bpffs: bpffs.to_owned(), found, expected: LAYOUT };
+    let mismatch = |found| CaptureError::Layout { pins: pins.to_owned(), found, expected: LAYOUT };
     let info = MapInfo::from_pin(&pin).map_err(&failed)?;
     if usize::try_from(info.value_size()) != Ok(size_of::<KernelSettings>()) {
         return Err(mismatch(0));
@@ -226,7 +259,7 @@ fn earlier_settings(bpffs: &Path) -> Result<Option<KernelSettings>, CaptureError
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(
-    programs: &mut Ebpf,
+    programs: &mut aya::Ebpf,
     name: &'static str,
 ) -> Result<T, CaptureError> {
     programs
@@ -248,23 +281,36 @@ fn replace_keys<K: Pod + PartialEq>(
     stale.iter().try_for_each(|key| map.remove(key)).map_err(&failed)
 }
 
-/// Removes what is in the directory, and then itself. Returns the names; none if there is no such directory.
-fn remove_directory(directory: &Path) -> Result<Vec<String>, CaptureError> {
-    let failed = || CaptureError::io(format!("remove {}", directory.display()));
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed()(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed())?;
-        fs::remove_file(entry.path()).map_err(failed())?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
+/// Sets the bits of the captured ports, and no others.
+fn write_ports(map: &mut Array<MapData, u64>, ports: &[u16]) -> Result<(), CaptureError> {
+    for index in 0..1024_u16 {
+        let bits = ports.iter().filter(|port| **port >> 6 == index);
+        let bits = bits.fold(0_u64, |bits, port| bits | 1 << (port & 63));
+        map.set(u32::from(index), bits, 0).map_err(CaptureError::map(maps::PORTS))?;
     }
-    fs::remove_dir(directory).map_err(failed())?;
-    names.sort();
-    Ok(names)
+    Ok(())
+}
+
+/// The lengths of the suffixes with a dot before them, each once.
+fn suffix_lengths(suffixes: &[String]) -> [u8; SUFFIX_LENGTHS] {
+    let lengths: BTreeSet<u8> =
+        suffixes.iter().filter_map(|suffix| u8::try_from(suffix.len() + 1).ok()).collect();
+    let mut array = [0; SUFFIX_LENGTHS];
+    for (to, from) in array.iter_mut().zip(lengths) {
+        *to = from;
+    }
+    array
+}
+
+/// The suffix as the kernel programs look for it.
+fn suffix_key(suffix: &str) -> Suffix {
+    const LOWER_CASE: u8 = 0x20;
+    let mut key = [LOWER_CASE; SUFFIX_SIZE];
+    let text = std::iter::once(b'.').chain(suffix.bytes());
+    for (to, from) in key.iter_mut().rev().zip(text.collect::<Vec<u8>>().into_iter().rev()) {
+        *to = from | LOWER_CASE;
+    }
+    key
 }
 
 #[cfg(test)]
@@ -272,11 +318,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pins_are_removed_links_first_and_a_second_time_there_are_none() {
+    fn pins_are_removed_and_a_second_time_there_are_none() {
         let directory = tempfile::tempdir().unwrap();
         let bpffs = directory.path().join("snowfence");
-        fs::create_dir_all(bpffs.join(LINKS)).unwrap();
-        for file in ["links/connect4", "links/connect6_next", "SETTINGS", "FLOWS"] {
+        fs::create_dir_all(bpffs.join("v2/links")).unwrap();
+        for file in ["v2/links/connect4", "v2/links/connect6_next", "v2/SETTINGS", "v2/FLOWS"] {
             fs::write(bpffs.join(file), "").unwrap();
         }
         let removed = remove_pins(&bpffs).unwrap();
@@ -284,5 +330,32 @@ mod tests {
         assert_eq!(removed.maps, ["FLOWS", "SETTINGS"]);
         assert!(!bpffs.exists());
         assert_eq!(remove_pins(&bpffs).unwrap(), Detached::default());
+    }
+
+    #[test]
+    fn other_layouts_are_told_from_this_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let bpffs = directory.path();
+        for folder in ["v2/links", "links", "v9/links"] {
+            fs::create_dir_all(bpffs.join(folder)).unwrap();
+        }
+        for file in ["v2/SETTINGS", "v2/links/connect4", "SETTINGS", "links/connect6", "v9/links/other"] {
+            fs::write(bpffs.join(file), "").unwrap();
+        }
+        let removed = remove_other_layouts(bpffs).unwrap();
+        assert_eq!(
+            (removed.programs, removed.maps),
+            (vec!["connect6".into(), "other".into()], vec!["SETTINGS".into()])
+        );
+        assert!(bpffs.join("v2/SETTINGS").exists() && bpffs.join("v2/links/connect4").exists());
+        assert!(!bpffs.join("links").exists() && !bpffs.join("v9").exists());
+    }
+
+    #[test]
+    fn suffixes_are_compared_by_their_ends() {
+        let key = suffix_key("Snowflake.app");
+        assert!(key.ends_with(b" .snowflake.app") && key.starts_with(&[b' '; 50]));
+        let lengths = suffix_lengths(&["a.bc".into(), "snowflake.app".into(), "x.yz".into()]);
+        assert_eq!(lengths, [5, 14, 0, 0, 0, 0, 0, 0]);
     }
 }

@@ -1,54 +1,96 @@
 //! The agent's side of the kernel: loads the programs that redirect connections to Snowflake, listens for these
-//! connections in every network namespace, and says of each who opened it.
+//! connections in every network namespace, and says of each who opened it, and of each attempt to get around it whose it
+//! was.
 //!
 //! What is pinned below the bpffs directory outlives the agent: without an agent, connections to the endpoints are
-//! refused by the closed port that they are redirected to. Only [`detach`] undoes that.
+//! refused. Only [`detach`] undoes that.
 //!
 //! The only folder with `unsafe` code: system calls that no crate wraps, and reading what the kernel programs send.
 
+mod attempts;
+mod btf;
 mod cgroups;
+mod coverage;
+mod devices;
+mod dns;
 mod endpoints;
 mod error;
-mod exempt;
+mod events;
 mod flows;
 mod host;
 mod kernel;
+mod learner;
 mod listeners;
 pub mod names;
 mod namespace;
+mod netlink;
+mod own;
+mod programs;
+mod scopes;
+mod sockets;
 mod sys;
+mod workload;
 
-use std::{collections::HashMap, fs::File, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    fs::File,
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use agent_common::{counter, maps};
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{Array, MapData, PerCpuArray};
 use aya_log::EbpfLogger;
 use ipnet::IpNet;
 use log::Log;
+use rustix::time::ClockId;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::mpsc,
-    task::AbortHandle,
+    sync::{mpsc, watch},
+    task::JoinSet,
 };
 
 use self::{
+    attempts::Suppression,
     cgroups::Cgroups,
+    coverage::{Coverage, Inbox},
+    events::Events,
+    host::Covered,
     kernel::Kernel,
-    listeners::{Acceptor, Listeners},
+    learner::Learner,
+    listeners::Acceptor,
+    scopes::Scopes,
 };
 pub use self::{
-    endpoints::{EndpointClass, Endpoints},
+    attempts::{Attempt, AttemptKind, Told},
+    endpoints::{Endpoint, EndpointClass, Endpoints},
     error::CaptureError,
-    exempt::{Exemption, Exemptor},
     flows::Flow,
     host::require_capabilities,
     kernel::Detached,
+    learner::Suspect,
     listeners::Accepted,
     names::Names,
+    namespace::Namespace,
+    own::Marker,
+    workload::Workload,
+};
+use crate::{
+    config::{Mode, RawSockets, Scope},
+    kubernetes::Pods,
 };
 
 /// Accepted connections that wait for the proxy; when there are more, accepting waits.
 const WAITING_CONNECTIONS: usize = 256;
+/// Attempts that wait to be recorded; when there are more, reading them waits, and the kernel counts.
+const WAITING_ATTEMPTS: usize = 1024;
+/// Addresses that wait to be asked who they are.
+const WAITING_SUSPECTS: usize = 256;
+const WAITING_MESSAGES: usize = 64;
+/// How often the agent shows the kernel that it is alive: some times within the kernel programs' patience.
+pub const HEARTBEAT: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -58,78 +100,149 @@ pub struct Settings {
     pub bpffs: PathBuf,
     /// Loopback port of the listener in each network namespace.
     pub listen_port: u16,
-    /// Destination ports that are redirected.
+    /// Destination ports that are captured.
     pub ports: Vec<u16>,
     /// Networks that are endpoints whatever the names resolve to.
     pub networks: Vec<IpNet>,
+    /// Names under these are Snowflake's; lower case.
+    pub suffixes: Vec<String>,
+    /// What holds where no scope says otherwise.
+    pub mode: Mode,
+    pub raw_sockets: RawSockets,
+    /// Whether the perimeter is put on the devices by which packets leave the host.
+    pub perimeter: bool,
+    /// The first that matches wins.
+    pub scopes: Vec<Scope>,
 }
 
 /// The capture at work. When dropped, the listeners close, and connections to the endpoints are refused from then on.
 pub struct Capture {
     endpoints: Endpoints,
-    exemptor: Exemptor,
+    marker: Marker,
     counters: PerCpuArray<MapData, u64>,
-    listening: AbortHandle,
-    messages: AbortHandle,
+    heartbeat: Mutex<Array<MapData, u64>>,
+    tasks: JoinSet<()>,
     _lock: host::Lock,
 }
 
+/// What the capture has for others.
+pub struct Captured {
+    /// Connections that were redirected to the agent.
+    pub accepted: mpsc::Receiver<Accepted>,
+    /// Attempts to get around it.
+    pub told: mpsc::Receiver<Told>,
+    /// Addresses that are to be asked who they are.
+    pub suspects: mpsc::Receiver<Suspect>,
+}
+
 /// Counted by the kernel programs since they were first attached.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Counters {
     /// Connections that were redirected to the proxy.
     pub redirected: u64,
-    /// Connects to an endpoint that were refused because they were not TCP.
-    pub refused: u64,
     /// Connections whose record could not be kept, and which the proxy therefore refused.
     pub flows_lost: u64,
     /// Messages to the agent that found no room.
     pub events_lost: u64,
+    /// DNS answers that were not looked at.
+    pub dns_lost: u64,
+    /// Attempts, told or not.
+    pub attempts: Vec<(AttemptKind, u64)>,
 }
 
 impl Capture {
     /// Takes over what an earlier agent left pinned, or begins anew. Blocks for some milliseconds; must be called inside
     /// a tokio runtime.
-    pub fn start(settings: &Settings) -> Result<(Self, mpsc::Receiver<Accepted>), CaptureError> {
+    pub fn start(
+        settings: &Settings,
+        pods: watch::Receiver<Arc<Pods>>,
+    ) -> Result<(Self, Captured), CaptureError> {
         require_capabilities()?;
         let root = host::cgroup_root()?;
-        let (covered, cgroup_id) = host::covered_cgroup(&root, &settings.cgroup)?;
+        let covered = Covered::find(&root, &settings.cgroup)?;
         host::prepare_bpffs(&settings.bpffs)?;
         let lock = lock(settings)?;
-        let kernel = Kernel::load(settings, cgroup_id)?;
+        let kernel = Kernel::load(settings, &covered)?;
 
-        let (sender, accepted) = mpsc::channel(WAITING_CONNECTIONS);
-        let acceptor = Acceptor { flows: kernel.flows, cgroups: Cgroups::new(root), accepted: sender };
-        let mut listeners = Listeners {
-            port: settings.listen_port,
-            covered: covered.clone(),
+        let cgroups = Arc::new(Cgroups::new(root));
+        let (accepted_sender, accepted) = mpsc::channel(WAITING_CONNECTIONS);
+        let (told_sender, told) = mpsc::channel(WAITING_ATTEMPTS);
+        let (suspects_sender, suspects) = mpsc::channel(WAITING_SUSPECTS);
+        let (namespaces_sender, namespaces) = mpsc::channel(WAITING_MESSAGES);
+        let (guarded_sender, guarded) = mpsc::channel(WAITING_MESSAGES);
+        let (devices_sender, devices) = mpsc::channel(WAITING_MESSAGES);
+        let acceptor = Acceptor {
+            flows: kernel.flows,
+            endpoints: kernel.endpoints.clone(),
+            cgroups: Arc::clone(&cgroups),
+            accepted: accepted_sender,
+        };
+        let scopes = Scopes::new(
+            settings.scopes.clone(),
+            scopes::value(settings.mode, settings.raw_sockets),
+            Arc::clone(&cgroups),
+            covered.directory.clone(),
+            kernel.scopes,
+        );
+        let mut coverage = Coverage {
+            settings: settings.clone(),
+            covered: covered.directory.clone(),
             acceptor: Arc::new(acceptor),
+            cgroups: Arc::clone(&cgroups),
+            endpoints: kernel.endpoints.clone(),
+            scopes,
             namespaces: kernel.namespaces,
+            programs: kernel.programs,
+            marks: kernel.marks,
+            told: told_sender.clone(),
+            pods,
+            home: 0,
             open: HashMap::new(),
             failed: HashMap::new(),
             scanned: Instant::now(),
+            devices: devices_sender,
         };
-        // Listening before redirecting: nobody is refused in between.
-        listeners.open_all()?;
-        let cgroup = File::open(&covered).map_err(CaptureError::io(format!("open {}", covered.display())))?;
-        kernel.programs.attach(cgroup.as_fd())?;
+        let learner = Learner { endpoints: kernel.endpoints.clone(), suspects: suspects_sender };
+        let events = Events {
+            suppression: Suppression::new(kernel.rates),
+            cgroups,
+            learner: learner.clone(),
+            namespaces: namespaces_sender,
+            guarded: guarded_sender,
+            told: told_sender,
+        };
+        let mut capture = Self {
+            endpoints: kernel.endpoints,
+            marker: kernel.marker,
+            counters: kernel.counters,
+            heartbeat: Mutex::new(kernel.heartbeat),
+            tasks: JoinSet::new(),
+            _lock: lock,
+        };
 
-        let messages = tokio::spawn(pass_on(kernel.messages)).abort_handle();
-        let events = kernel.events;
-        let listening = tokio::spawn(async move {
-            if let Err(error) = listeners.run(events).await {
+        // Listening, and alive, before redirecting: nobody is refused in between.
+        coverage.begin()?;
+        capture.beat()?;
+        let cgroup = File::open(&covered.directory)
+            .map_err(CaptureError::io(format!("open {}", covered.directory.display())))?;
+        coverage.programs.attach(cgroup.as_fd())?;
+        coverage.sweep();
+
+        let tasks = &mut capture.tasks;
+        tasks.spawn(pass_on(kernel.messages));
+        tasks.spawn(events.run(kernel.events));
+        tasks.spawn(learner.listen(kernel.dns, settings.suffixes.clone()));
+        tasks.spawn(async move {
+            if let Err(error) = coverage.run(Inbox { namespaces, guarded, devices }).await {
                 tracing::error!(%error, "the listeners have ended: connections to endpoints are refused");
             }
         });
-        let capture = Self {
-            endpoints: kernel.endpoints,
-            exemptor: kernel.exemptor,
-            counters: kernel.counters,
-            listening: listening.abort_handle(),
-            messages,
-            _lock: lock,
-        };
-        Ok((capture, accepted))
+        Ok((capture, Captured { accepted, told, suspects }))
+    }
+
+    /// Removes what agents with other maps left. To be called when this one knows the endpoints.
+    pub fn replace_other_layouts(settings: &Settings) -> Result<Detached, CaptureError> {
+        kernel::remove_other_layouts(&settings.bpffs)
     }
 
     /// A handle to the endpoint sets.
@@ -138,8 +251,16 @@ impl Capture {
     }
 
     /// A handle by which the agent's own connections are exempt from the redirect.
-    pub fn exemptor(&self) -> Exemptor {
-        self.exemptor.clone()
+    pub fn marker(&self) -> Marker {
+        self.marker.clone()
+    }
+
+    /// Shows the kernel that the agent is alive.
+    pub fn beat(&self) -> Result<(), CaptureError> {
+        let now = Duration::try_from(rustix::time::clock_gettime(ClockId::Monotonic)).unwrap_or_default();
+        let mut heartbeat = self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        heartbeat.set(0, now, 0).map_err(CaptureError::map(maps::HEARTBEAT))
     }
 
     pub fn counters(&self) -> Result<Counters, CaptureError> {
@@ -147,19 +268,17 @@ impl Capture {
             let values = self.counters.get(&index, 0).map_err(CaptureError::map(maps::COUNTERS))?;
             Ok(values.iter().sum())
         };
+        let attempts = AttemptKind::ALL.into_iter();
+        let attempts = attempts.filter_map(|kind| Some((kind, kind.event_kind()?)));
         Ok(Counters {
             redirected: count(counter::REDIRECTED)?,
-            refused: count(counter::REFUSED)?,
             flows_lost: count(counter::FLOWS_LOST)?,
             events_lost: count(counter::EVENTS_LOST)?,
+            dns_lost: count(counter::DNS_LOST)?,
+            attempts: attempts
+                .map(|(kind, index)| Ok((kind, count(index)?)))
+                .collect::<Result<_, CaptureError>>()?,
         })
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        self.listening.abort();
-        self.messages.abort();
     }
 }
 
@@ -170,7 +289,25 @@ pub fn detach(settings: &Settings) -> Result<Detached, CaptureError> {
         return Ok(Detached::default());
     }
     let _lock = lock(settings)?;
-    kernel::remove_pins(&settings.bpffs)
+    let mut detached = kernel::remove_pins(&settings.bpffs)?;
+    if !programs::has_tcx() {
+        let covered = Covered::find(&host::cgroup_root()?, &settings.cgroup)?;
+        detached.programs.extend(unguard_everywhere(&covered));
+    }
+    Ok(detached)
+}
+
+/// Takes the perimeter off every device of every namespace that covered processes are in, where it is no link.
+fn unguard_everywhere(covered: &Covered) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    let tasks = std::iter::once(std::process::id()).chain(cgroups::processes(&covered.directory));
+    let namespaces = tasks.filter_map(|task| Namespace::of(task).ok());
+    namespaces
+        .filter(|namespace| seen.insert(namespace.inode))
+        .filter_map(|namespace| namespace.inside(programs::unguard).ok()?.ok())
+        .flatten()
+        .map(|device| format!("perimeter on {device}"))
+        .collect()
 }
 
 /// Writes what the kernel programs say to the log.
@@ -192,4 +329,23 @@ fn lock(settings: &Settings) -> Result<host::Lock, CaptureError> {
         bpffs: settings.bpffs.clone(),
         pid: kernel::pid_of_agent(&settings.bpffs),
     })
+}
+
+/// A text that is padded with zeros.
+fn text(padded: &[u8]) -> String {
+    let end = padded.iter().position(|byte| *byte == 0).unwrap_or(padded.len());
+    String::from_utf8_lossy(padded.get(..end).unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_at_the_padding() {
+        assert_eq!(text(b"python3\0\0\0\0"), "python3");
+        assert_eq!(text(b"0123456789abcdef"), "0123456789abcdef");
+        assert_eq!(text(b"\xff\0"), "\u{fffd}");
+        assert_eq!(text(b""), "");
+    }
 }

@@ -12,7 +12,6 @@ use hickory_resolver::{
     config::{ConnectionConfig, NameServerConfig, ResolverConfig},
     net::runtime::TokioRuntimeProvider,
 };
-use ipnet::IpNet;
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -144,7 +143,7 @@ impl Refresher {
     /// Adds the addresses to the endpoint sets, and takes out those that are long forgotten.
     fn file(&self, addresses: &[IpAddr], is_new: bool) {
         for address in addresses {
-            let inserted = self.endpoints.insert(IpNet::from(*address), EndpointClass::Resolved);
+            let inserted = self.endpoints.resolve(*address, &self.name);
             // Said once and not at each refresh.
             if let Err(error) = inserted
                 && is_new
@@ -153,7 +152,7 @@ impl Refresher {
             }
         }
         for address in lock(&self.known).forget(Instant::now()) {
-            if let Err(error) = self.endpoints.remove(IpNet::from(address), EndpointClass::Resolved) {
+            if let Err(error) = self.endpoints.remove(address, EndpointClass::Resolved) {
                 tracing::warn!(%address, %error, "an old address is still covered");
             }
         }
@@ -163,10 +162,11 @@ impl Refresher {
 impl Known {
     /// What earlier agents resolved counts as just seen: when they saw it last is not known.
     fn new(names: &[String], endpoints: &Endpoints, now: Instant) -> Self {
-        let resolved = endpoints.list().into_iter().filter(|(_, class)| *class == EndpointClass::Resolved);
+        let resolved = endpoints.list().into_iter();
+        let resolved = resolved.filter(|endpoint| endpoint.class == EndpointClass::Resolved);
         Self {
             answers: names.iter().map(|name| (name.clone(), Vec::new())).collect(),
-            seen: resolved.map(|(network, _)| (network.addr(), now)).collect(),
+            seen: resolved.map(|endpoint| (endpoint.network.addr(), now)).collect(),
         }
     }
 

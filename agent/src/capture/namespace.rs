@@ -17,12 +17,13 @@ use super::{CaptureError, sys};
 const BACKLOG: i32 = 4096;
 
 /// A network namespace, kept alive by this handle.
-pub(super) struct Namespace {
+#[derive(Debug)]
+pub struct Namespace {
     file: File,
     /// Of no other namespace as long as this one is alive.
     pub(super) inode: u64,
     /// The task by which it was found.
-    task: u32,
+    pub(super) task: u32,
 }
 
 /// Listeners on the loopback addresses of one namespace. They keep it alive.
@@ -45,23 +46,31 @@ impl Namespace {
         Ok(Self { file, inode, task })
     }
 
-    /// Opens the listeners. Blocks for some tens of microseconds.
-    pub(super) fn listen(&self, port: u16) -> Result<Opened, CaptureError> {
+    /// Does `work` in this namespace: the sockets that it makes belong here. Blocks for some tens of microseconds more
+    /// than the work takes.
+    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         // A thread of its own, which ends right away: no thread that does anything else is ever in a foreign namespace,
         // and none keeps a namespace alive.
-        let listening = thread::scope(|scope| {
-            thread::Builder::new()
-                .name("namespace".to_owned())
-                .spawn_scoped(scope, || self.listen_here(port))
-                .map(|thread| thread.join().unwrap_or_else(|_| Err(self.failed(io::Error::other("a panic")))))
-        });
-        listening.unwrap_or_else(|error| Err(self.failed(error)))
+        thread::scope(|scope| {
+            let worker = thread::Builder::new().name("namespace".to_owned()).spawn_scoped(scope, || {
+                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(work())
+            })?;
+            worker.join().unwrap_or_else(|_| Err(io::Error::other("a panic")))
+        })
     }
 
-    /// Changes the namespace of the calling thread.
+    /// A TCP socket of this namespace that is not connected yet.
+    pub fn socket(&self, domain: Domain) -> io::Result<Socket> {
+        self.inside(|| Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP)))?
+    }
+
+    /// Opens the listeners.
+    pub(super) fn listen(&self, port: u16) -> Result<Opened, CaptureError> {
+        self.inside(|| self.listen_here(port)).unwrap_or_else(|error| Err(self.failed(error)))
+    }
+
     fn listen_here(&self, port: u16) -> Result<Opened, CaptureError> {
-        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
-            .map_err(|error| self.failed(error.into()))?;
         let v4 = self.bind(IpAddr::V4(Ipv4Addr::LOCALHOST), port)?;
         let v6 = match self.bind(IpAddr::V6(Ipv6Addr::LOCALHOST), port) {
             Ok(listener) => Some(listener),

@@ -10,6 +10,8 @@ use std::{
     path::Path,
 };
 
+use aya::Pod;
+
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -61,6 +63,16 @@ pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
         Attributes { link: link.as_raw_fd(), program: program.as_raw_fd(), flags: 0, expected_program: 0 };
     // SAFETY: the attributes are those of BPF_LINK_UPDATE; both descriptors are open during the call.
     unsafe { bpf(BPF_LINK_UPDATE, &attributes) }.map(drop)
+}
+
+/// A value as it comes from the kernel programs, if there are as many bytes as it has.
+pub(super) fn read<T: Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() != size_of::<T>() {
+        return None;
+    }
+    // SAFETY: as many bytes as the value has, of which every pattern is valid, for that is what Pod promises; alignment
+    // is not assumed.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// # Safety

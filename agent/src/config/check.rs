@@ -4,12 +4,14 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::Path;
 
+use agent_common::{SUFFIX_LENGTHS, SUFFIX_SIZE};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use hyper::Uri;
 
 use super::document::Document;
 use super::{
-    Account, Agent, Capture, ClickHouse, Config, Credential, Issuer, KeySource, Rule, Tls, is_under, raw,
+    Account, Agent, Capture, ClickHouse, Config, Credential, Issuer, KeySource, PodSelector, Rule, Scope,
+    Tls, is_under, raw,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -95,6 +97,10 @@ impl Checker<'_> {
         };
         let suffixes = names("suffixes", raw.suffixes);
         let names = names("names", raw.names);
+        self.suffixes(&suffixes);
+        let scopes = raw.scopes.into_iter().enumerate();
+        let scopes: Vec<Scope> =
+            scopes.map(|(index, scope)| self.scope(index, scope, (raw.mode, raw.raw_sockets))).collect();
         let networks =
             self.parse_each("networks", raw.networks, "expected a network such as `198.51.100.0/24`");
         let nameservers = self.parse_each(
@@ -111,6 +117,58 @@ impl Checker<'_> {
             names,
             networks,
             nameservers,
+            mode: raw.mode,
+            raw_sockets: raw.raw_sockets,
+            perimeter: raw.perimeter,
+            scopes,
+        }
+    }
+
+    /// The kernel programs compare the ends of names in a fixed number of lengths.
+    fn suffixes(&mut self, suffixes: &[String]) {
+        // A dot goes before each, and a zero is left.
+        const LONGEST: usize = SUFFIX_SIZE - 2;
+        for (index, suffix) in suffixes.iter().enumerate() {
+            if suffix.len() > LONGEST {
+                self.wrong(
+                    at!["capture", "suffixes", index],
+                    format!("expected at most {LONGEST} characters: a shorter end of the names does"),
+                );
+            }
+        }
+        let lengths: HashSet<usize> = suffixes.iter().map(String::len).collect();
+        if lengths.len() > SUFFIX_LENGTHS {
+            self.wrong(
+                at!["capture", "suffixes"],
+                format!("expected suffixes of at most {SUFFIX_LENGTHS} different lengths"),
+            );
+        }
+    }
+
+    fn scope(&mut self, index: usize, raw: raw::Scope, default: (raw::Mode, raw::RawSockets)) -> Scope {
+        let place = |key: &str| vec!["capture".into(), "scopes".into(), index.to_string(), key.to_owned()];
+        if raw.name.is_empty() {
+            self.wrong(&place("name"), "expected a name");
+        }
+        if raw.cgroups.is_empty() && raw.units.is_empty() && raw.pods.is_none() {
+            self.wrong(&place("name"), "expected cgroups, units or pods: this scope matches nothing");
+        }
+        let cgroups = self.globs(&place("cgroups"), &raw.cgroups, true);
+        let units = self.globs(&place("units"), &raw.units, false);
+        let pods = raw.pods.map(|pods| {
+            let namespaces = self.globs(&place("pods"), &pods.namespaces, false);
+            PodSelector {
+                namespaces: (!pods.namespaces.is_empty()).then_some(namespaces),
+                labels: pods.labels,
+            }
+        });
+        Scope {
+            name: raw.name,
+            cgroups,
+            units,
+            pods,
+            mode: raw.mode.unwrap_or(default.0),
+            raw_sockets: raw.raw_sockets.unwrap_or(default.1),
         }
     }
 
@@ -241,7 +299,7 @@ impl Checker<'_> {
                     ),
                 );
             }
-            let cgroups = rule.cgroups.map(|globs| self.globs(index, &globs));
+            let cgroups = rule.cgroups.map(|globs| self.globs(at!["rules", index, "cgroups"], &globs, true));
             rules.push(Rule {
                 name: rule.name,
                 issuer: rule.issuer,
@@ -257,17 +315,23 @@ impl Checker<'_> {
         rules
     }
 
-    fn globs(&mut self, rule: usize, globs: &[String]) -> GlobSet {
+    /// Globs on a path, or on one of its components.
+    fn globs(&mut self, place: &[String], globs: &[String], of_paths: bool) -> GlobSet {
         let mut set = GlobSetBuilder::new();
         for (index, glob) in globs.iter().enumerate() {
             match GlobBuilder::new(glob).literal_separator(true).build() {
-                Ok(glob) if glob.glob().starts_with('/') => {
+                Ok(glob) if glob.glob().starts_with('/') == of_paths => {
                     set.add(glob);
                 }
-                _ => self.wrong(
-                    at!["rules", rule, "cgroups", index],
-                    "expected a glob that starts with `/`, such as `/kubepods.slice/**`",
-                ),
+                _ => {
+                    let place: Vec<String> = place.iter().cloned().chain([index.to_string()]).collect();
+                    let expected = if of_paths {
+                        "expected a glob that starts with `/`, such as `/kubepods.slice/**`"
+                    } else {
+                        "expected a glob on a name, such as `airflow-*`"
+                    };
+                    self.wrong(&place, expected);
+                }
             }
         }
         set.build().unwrap_or_default()

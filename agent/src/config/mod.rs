@@ -9,6 +9,7 @@ mod document;
 mod raw;
 mod secret;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use globset::GlobSet;
 use ipnet::IpNet;
 
 pub use document::{Problem, position};
-pub use raw::{CredentialType, schema};
+pub use raw::{CredentialType, Mode, RawSockets, schema};
 pub use secret::{Secret, SecretError, SecretReference};
 
 /// The checked configuration.
@@ -64,6 +65,34 @@ pub struct Capture {
     pub networks: Vec<IpNet>,
     /// The DNS servers to ask; those of `/etc/resolv.conf` where empty.
     pub nameservers: Vec<SocketAddr>,
+    /// What holds where no scope says otherwise.
+    pub mode: Mode,
+    pub raw_sockets: RawSockets,
+    /// Whether the perimeter is put on the devices.
+    pub perimeter: bool,
+    /// The first that matches wins.
+    pub scopes: Vec<Scope>,
+}
+
+/// What holds for the workloads that any of the marks fits.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    pub name: String,
+    /// Of the cgroup's path.
+    pub cgroups: GlobSet,
+    /// Of one component of that path: the name of a systemd unit.
+    pub units: GlobSet,
+    pub pods: Option<PodSelector>,
+    pub mode: Mode,
+    pub raw_sockets: RawSockets,
+}
+
+#[derive(Debug, Clone)]
+pub struct PodSelector {
+    /// `None`: every namespace.
+    pub namespaces: Option<GlobSet>,
+    /// A pod has all of them.
+    pub labels: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone)]

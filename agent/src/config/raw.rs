@@ -71,7 +71,24 @@ pub struct Capture {
     pub networks: Vec<String>,
     /// DNS servers (`ADDRESS:PORT`). Default: those of /etc/resolv.conf.
     pub nameservers: Vec<String>,
+    /// What is captured of workloads that no scope names.
+    pub mode: Mode,
+    /// Who may have raw and packet sockets, which go by what captures connections.
+    pub raw_sockets: RawSockets,
+    /// Drop what goes to Snowflake and is not the agent's on the devices by which packets leave the host.
+    pub perimeter: bool,
+    /// What holds for some workloads instead. The first scope that matches wins.
+    pub scopes: Vec<Scope>,
 }
+
+/// Where accounts are, in China too; services and apps of accounts; and the web interface, whose pages query accounts.
+const SUFFIXES: [&str; 5] = [
+    "snowflakecomputing.com",
+    "snowflakecomputing.cn",
+    "snowflakecomputing.app",
+    "snowflake.app",
+    "app.snowflake.com",
+];
 
 impl Default for Capture {
     fn default() -> Self {
@@ -80,12 +97,72 @@ impl Default for Capture {
             bpffs: "/sys/fs/bpf/snowfence".into(),
             listen_port: 15443,
             ports: vec![443],
-            suffixes: vec!["snowflakecomputing.com".into(), "snowflakecomputing.cn".into()],
+            suffixes: SUFFIXES.map(String::from).to_vec(),
             names: Vec::new(),
             networks: Vec::new(),
             nameservers: Vec::new(),
+            mode: Mode::default(),
+            raw_sockets: RawSockets::default(),
+            perimeter: true,
+            scopes: Vec::new(),
         }
     }
+}
+
+/// What of a workload's connections is captured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Those to Snowflake's addresses, and those that ask for Snowflake's names.
+    #[default]
+    Endpoints,
+    /// Every outbound TCP connection: what is not Snowflake's is looked at and passed on as it is.
+    All,
+    /// None: the workload goes its own way.
+    Off,
+}
+
+/// Who may have raw and packet sockets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawSockets {
+    /// Processes of the host and in the host's network, not those of a container with a network of its own.
+    #[default]
+    Host,
+    Allow,
+    Refuse,
+}
+
+/// Workloads by any of their marks, and what holds for them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scope {
+    /// Shown in messages.
+    pub name: String,
+    /// Globs on the cgroup's path (`*` within a component, `**` across). What is below a match is meant too.
+    #[serde(default)]
+    pub cgroups: Vec<String>,
+    /// Globs on the name of the systemd unit, for example `airflow-*.service`.
+    #[serde(default)]
+    pub units: Vec<String>,
+    /// Pods of Kubernetes.
+    pub pods: Option<PodSelector>,
+    /// What is captured. Default: as without this scope.
+    pub mode: Option<Mode>,
+    /// Default: as without this scope.
+    pub raw_sockets: Option<RawSockets>,
+}
+
+/// Pods in one of the namespaces that have all of the labels.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PodSelector {
+    /// Globs on the name of the namespace. Default: every namespace.
+    #[serde(default)]
+    pub namespaces: Vec<String>,
+    /// Labels and their values.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -9,7 +9,7 @@ mod token;
 use std::sync::Arc;
 
 use crate::audit::Caller;
-use crate::capture::Flow;
+use crate::capture::Workload;
 use crate::config::{Config, Rule};
 use crate::tls::TlsError;
 
@@ -98,11 +98,11 @@ impl Identity {
     pub async fn authenticate(
         &self,
         token: Option<&str>,
-        flow: &Flow,
+        workload: &Workload,
         account: &str,
     ) -> Result<Principal, IdentityError> {
         let caller = token::verify(&self.issuers, token.ok_or(IdentityError::NoToken)?).await?;
-        match self.rules.iter().find(|rule| admits(rule, &caller, &flow.cgroup, account)) {
+        match self.rules.iter().find(|rule| admits(rule, &caller, &workload.cgroup, account)) {
             Some(rule) => Ok(Principal { caller, rule: Arc::clone(rule) }),
             None => Err(IdentityError::NotAdmitted(caller)),
         }

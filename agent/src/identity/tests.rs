@@ -84,22 +84,13 @@ impl Provider {
     }
 }
 
-fn flow(cgroup: &str) -> Flow {
-    Flow {
-        cgroup_id: 1,
-        cgroup: cgroup.into(),
-        pid: 1,
-        uid: 1,
-        comm: String::new(),
-        executable: None,
-        destination: ([127, 0, 0, 1], 443).into(),
-        netns_cookie: 1,
-        source: ([127, 0, 0, 1], 1).into(),
-    }
+fn workload(cgroup: &str) -> Workload {
+    Workload { cgroup_id: 1, cgroup: cgroup.into(), ..Workload::default() }
 }
 
 async fn ask(identity: &Identity, token: &str, cgroup: &str) -> Result<String, IdentityError> {
-    let principal = identity.authenticate(Some(token), &flow(cgroup), "acme.snowflakecomputing.com").await?;
+    let principal =
+        identity.authenticate(Some(token), &workload(cgroup), "acme.snowflakecomputing.com").await?;
     Ok(format!("{} as {} by {}", principal.caller().subject, principal.rule().user, principal.rule().name))
 }
 
@@ -140,7 +131,7 @@ async fn a_token_that_is_not_good_is_refused_for_its_reason() {
         assert!(!refused.contains("evil"), "nothing of the token is repeated");
     }
     assert!(matches!(
-        identity.authenticate(None, &flow("/x"), "acme.snowflakecomputing.com").await,
+        identity.authenticate(None, &workload("/x"), "acme.snowflakecomputing.com").await,
         Err(IdentityError::NoToken)
     ));
 }

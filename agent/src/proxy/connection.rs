@@ -13,10 +13,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::foreign::Owner;
 use super::share::Share;
-use super::{Proxy, service};
+use super::{Proxy, service, splice};
 use crate::audit::EventKind;
-use crate::capture::{Accepted, Flow};
+use crate::capture::{Accepted, EndpointClass, Flow};
 use crate::tls::{HelloError, read_hello};
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -34,54 +35,69 @@ pub struct Peer {
 }
 
 /// Serves a connection to its end.
-pub async fn serve(proxy: Arc<Proxy>, Accepted { mut stream, flow }: Accepted) {
+pub async fn serve(proxy: Arc<Proxy>, Accepted { stream, flow }: Accepted) {
     let Some(flow) = flow else {
         let peer = stream.peer_addr().map(|peer| peer.to_string()).unwrap_or_default();
         proxy.event(EventKind::NoFlow, None, None, "", format!("connection from {peer}")).await;
         return;
     };
-    let share = proxy.shares.of(flow.cgroup_id);
+    let share = proxy.shares.of(flow.workload.cgroup_id);
     let Some(_slot) = share.connection() else {
-        tracing::warn!(cgroup = flow.cgroup, "refused: this workload has too many connections open");
+        tracing::warn!(cgroup = flow.workload.cgroup, "refused: this workload has too many connections open");
         return;
     };
+    if flow.class.is_some_and(EndpointClass::is_certain) {
+        serve_endpoint(proxy, stream, flow, share).await;
+    } else {
+        splice::serve(proxy, stream, flow, share).await;
+    }
+}
+
+/// Serves a connection to an address of Snowflake's.
+async fn serve_endpoint(proxy: Arc<Proxy>, mut stream: TcpStream, flow: Flow, share: Arc<Share>) {
     let hello = match read_hello(&mut stream).await {
         Ok(hello) => hello,
         // Nobody asked for anything.
         Err(HelloError::Closed | HelloError::Io(_)) => return,
         Err(error) => {
-            proxy
-                .event(EventKind::NotTls, Some(&flow), None, "", format!("to {}: {error}", flow.destination))
-                .await;
+            let detail = format!("to {}: {error}", flow.destination);
+            proxy.event(EventKind::NotTls, Some(&flow.workload), None, "", detail).await;
             return;
         }
     };
-    let stream = Rewound { before: hello.bytes, position: 0, stream };
+    let stream = Rewound::new(hello.bytes, stream);
     match hello.server_name {
         None => {
             let detail = format!("to {}: a ClientHello without a server name", flow.destination);
-            proxy.event(EventKind::NotTls, Some(&flow), None, "", detail).await;
+            proxy.event(EventKind::NotTls, Some(&flow.workload), None, "", detail).await;
         }
         Some(name) if proxy.config.is_snowflake(&name) => {
             terminate(proxy, stream, Peer { flow, server_name: name, share }).await;
         }
-        Some(name) => match proxy.foreign.check(flow.destination, &name).await {
-            Ok(passage) => passage.splice(stream, &proxy.shutdown).await,
-            Err(error) => {
-                let detail = format!("to {}: server name {name}: {error}", flow.destination);
-                proxy.event(EventKind::ForeignName, Some(&flow), None, "", detail).await;
-            }
-        },
+        Some(name) => {
+            let dial = || proxy.dialer.dial(flow.destination);
+            let reason = match proxy.foreign.owner(flow.destination, Some(&name), dial()).await {
+                Ok(Owner::Other) => match dial().await {
+                    Ok(server) => return splice::pass(stream, server, &proxy.shutdown).await,
+                    Err(_) => "the server there cannot be reached".to_owned(),
+                },
+                Ok(Owner::Snowflake) => "the server there presents a certificate of Snowflake's".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let detail = format!("to {}: server name {name}: {reason}", flow.destination);
+            proxy.event(EventKind::ForeignName, Some(&flow.workload), None, "", detail).await;
+        }
     }
 }
 
-async fn terminate(proxy: Arc<Proxy>, stream: Rewound, peer: Peer) {
+/// Serves a connection to a Snowflake name.
+pub async fn terminate(proxy: Arc<Proxy>, stream: Rewound, peer: Peer) {
     let acceptor = TlsAcceptor::from(Arc::clone(&proxy.tls));
     let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::warn!(
-                cgroup = peer.flow.cgroup, pid = peer.flow.pid, name = peer.server_name, %error,
+                cgroup = peer.flow.workload.cgroup, pid = peer.flow.workload.pid, name = peer.server_name, %error,
                 "the client broke off the TLS handshake: does it trust the internal CA (`snowfence ca print`)?"
             );
             return;
@@ -124,6 +140,12 @@ pub struct Rewound {
     before: Vec<u8>,
     position: usize,
     stream: TcpStream,
+}
+
+impl Rewound {
+    pub fn new(before: Vec<u8>, stream: TcpStream) -> Self {
+        Self { before, position: 0, stream }
+    }
 }
 
 impl AsyncRead for Rewound {

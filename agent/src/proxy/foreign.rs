@@ -1,8 +1,11 @@
-//! A connection to one of Snowflake's addresses that asks for another name: a shared address, or domain fronting.
+//! Who is at an address: for a connection to one of Snowflake's addresses that asks for another name (a shared address, or
+//! domain fronting), and for an address that is only said to be Snowflake's.
 //!
 //! The agent makes a handshake of its own with that address and name, once. If the certificate that it meets is for a
-//! name of Snowflake's, the connection is refused; any other is spliced, its TLS intact.
+//! name of Snowflake's, so is the server. Nothing is sent after the handshake.
 
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +15,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_util::sync::CancellationToken;
 
-use super::connection::Rewound;
-use super::upstream::{Dialed, Dialer};
 use crate::config::is_under;
 use crate::tls::certificate_names;
 
@@ -25,90 +26,86 @@ const VERDICT: Duration = Duration::from_mins(10);
 const VERDICTS: u64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Tells shared addresses from fronting.
+/// Tells who is at an address.
 pub struct Foreign {
-    dialer: Dialer,
     tls: Arc<ClientConfig>,
+    /// The same without a server name.
+    nameless: Arc<ClientConfig>,
     suffixes: Vec<String>,
-    verdicts: Cache<(SocketAddr, String), Verdict>,
+    verdicts: Cache<(SocketAddr, Option<String>), Owner>,
 }
 
+/// Whose a server is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Foreign,
+pub enum Owner {
     Snowflake,
+    Other,
 }
 
+/// Why it cannot be told.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ForeignError {
-    #[error("the server there presents a certificate of Snowflake's")]
-    Fronting,
     #[error("the server there cannot be asked who it is")]
     Unknown,
     #[error("the server there cannot be reached")]
     Unreachable,
 }
 
-/// A connection to the address that the client asked for.
-pub struct Passage(Dialed);
-
 impl Foreign {
-    pub fn new(dialer: Dialer, suffixes: Vec<String>) -> Result<Self, crate::tls::TlsError> {
+    pub fn new(suffixes: Vec<String>) -> Result<Self, crate::tls::TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
             .with_no_client_auth();
+        let mut nameless = tls.clone();
+        nameless.enable_sni = false;
         let verdicts = Cache::builder().max_capacity(VERDICTS).time_to_live(VERDICT).build();
-        Ok(Self { dialer, tls: Arc::new(tls), suffixes, verdicts })
+        Ok(Self { tls: Arc::new(tls), nameless: Arc::new(nameless), suffixes, verdicts })
     }
 
-    /// Finds out whether the connection may be spliced, and opens the other end of it.
-    pub async fn check(&self, address: SocketAddr, name: &str) -> Result<Passage, ForeignError> {
-        let verdict = self
-            .verdicts
-            .try_get_with((address, name.to_owned()), self.ask(address, name))
-            .await
-            .map_err(|_| ForeignError::Unknown)?;
-        match verdict {
-            Verdict::Snowflake => Err(ForeignError::Fronting),
-            Verdict::Foreign => {
-                self.dialer.dial(address).await.map(Passage).map_err(|_| ForeignError::Unreachable)
-            }
-        }
+    /// Finds out whose the server is that answers to this name, or to none. `dial` opens the connection, if one is needed.
+    pub async fn owner(
+        &self,
+        address: SocketAddr,
+        name: Option<&str>,
+        dial: impl Future<Output = io::Result<TcpStream>>,
+    ) -> Result<Owner, ForeignError> {
+        let key = (address, name.map(ToOwned::to_owned));
+        let asked = self.verdicts.try_get_with(key, self.ask(address, name, dial)).await;
+        asked.map_err(|error| ForeignError::clone(&error))
     }
 
-    async fn ask(&self, address: SocketAddr, name: &str) -> Result<Verdict, ForeignError> {
+    async fn ask(
+        &self,
+        address: SocketAddr,
+        name: Option<&str>,
+        dial: impl Future<Output = io::Result<TcpStream>>,
+    ) -> Result<Owner, ForeignError> {
         let handshake = async {
-            let name = ServerName::try_from(name.to_owned()).map_err(|_| ForeignError::Unknown)?;
-            let stream = self.dialer.dial(address).await.map_err(|_| ForeignError::Unreachable)?;
-            let connector = TlsConnector::from(Arc::clone(&self.tls));
+            let (tls, name) = match name {
+                Some(name) => {
+                    (&self.tls, ServerName::try_from(name.to_owned()).map_err(|_| ForeignError::Unknown)?)
+                }
+                None => (&self.nameless, ServerName::from(address.ip())),
+            };
+            let stream = dial.await.map_err(|_| ForeignError::Unreachable)?;
+            let connector = TlsConnector::from(Arc::clone(tls));
             let stream = connector.connect(name, stream).await.map_err(|_| ForeignError::Unknown)?;
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let names = certificates.first().map(certificate_names).unwrap_or_default();
-            if names.is_empty() {
-                return Err(ForeignError::Unknown);
-            }
             let is_snowflake = |name: &String| {
                 let name = name.trim_start_matches("*.");
                 self.suffixes.iter().any(|suffix| is_under(name, suffix))
             };
-            Ok(if names.iter().any(is_snowflake) { Verdict::Snowflake } else { Verdict::Foreign })
+            match names.as_slice() {
+                [] => Err(ForeignError::Unknown),
+                names if names.iter().any(is_snowflake) => Ok(Owner::Snowflake),
+                _ => Ok(Owner::Other),
+            }
         };
         tokio::time::timeout(DEADLINE, handshake).await.map_err(|_| ForeignError::Unknown)?
-    }
-}
-
-impl Passage {
-    /// Copies bytes both ways until both ends are done, or the agent stops.
-    pub async fn splice(mut self, mut client: Rewound, shutdown: &CancellationToken) {
-        tokio::select! {
-            ended = tokio::io::copy_bidirectional(&mut client, &mut self.0) => {
-                tracing::debug!(?ended, "a spliced connection ended");
-            }
-            () = shutdown.cancelled() => {}
-        }
     }
 }
 

@@ -34,7 +34,7 @@ pub async fn login(exchange: Exchange<'_>, body: Incoming) -> Reaction {
     }
     let token = request.token();
     let identity = &exchange.proxy.identity;
-    match identity.authenticate(token.as_deref(), &exchange.peer.flow, exchange.account()).await {
+    match identity.authenticate(token.as_deref(), &exchange.peer.flow.workload, exchange.account()).await {
         Ok(principal) => open(exchange, request, principal).await,
         Err(error) => {
             let caller = if let IdentityError::NotAdmitted(caller) = &error { Some(caller) } else { None };
@@ -77,7 +77,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     let record = audit::Session {
         id,
         time: audit::now(),
-        workload: workload(&exchange.peer.flow),
+        workload: workload(&exchange.peer.flow.workload),
         caller: principal.caller().clone(),
         account: exchange.account().to_owned(),
         rule: rule.name.clone(),
@@ -101,7 +101,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
             master: answer.master_token().clone(),
         },
     };
-    match exchange.proxy.sessions.open(new, &exchange.peer.flow) {
+    match exchange.proxy.sessions.open(new, &exchange.peer.flow.workload) {
         Ok(tokens) => json_answer(answer.for_client(&tokens.session, &tokens.master)),
         Err(error) => {
             discard(&exchange, answer.session_token()).await;
@@ -151,7 +151,13 @@ fn client(exchange: &Exchange<'_>, request: &LoginRequest) -> String {
 async fn refuse(exchange: &Exchange<'_>, caller: Option<&Caller>, reason: &str) -> Reaction {
     let (proxy, peer) = (exchange.proxy, exchange.peer);
     proxy
-        .event(EventKind::LoginRefused, Some(&peer.flow), caller, exchange.account(), reason.to_owned())
+        .event(
+            EventKind::LoginRefused,
+            Some(&peer.flow.workload),
+            caller,
+            exchange.account(),
+            reason.to_owned(),
+        )
         .await;
     let request = match request_id(exchange.parts.uri.query()).as_str() {
         "" => String::new(),

@@ -7,14 +7,17 @@
 
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod body;
 mod connection;
+mod dial;
 mod foreign;
 mod login;
 mod noise;
 mod service;
 mod sessions;
 mod share;
+mod splice;
 mod statement;
 mod upstream;
 mod vault;
@@ -30,18 +33,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::{Caller, Event, EventKind, Journal, Workload};
-use crate::capture::{Accepted, Flow};
+use crate::capture::{self, Accepted, Endpoints};
 use crate::config::{Config, CredentialType, SecretReference};
 use crate::identity::Identity;
 use crate::policy::Policy;
 
 use noise::{Source, Suppressed};
 
-pub use foreign::Foreign;
+pub use dial::Dialer;
+pub use foreign::{Foreign, Owner};
 pub use noise::Noise;
 pub use sessions::Sessions;
 pub use share::Shares;
-pub use upstream::{Dialer, Upstream};
+pub use upstream::Upstream;
 pub use vault::{Vault, VaultError};
 
 /// Connections served at a time; further ones wait in the listeners' queues.
@@ -60,6 +64,8 @@ pub struct Proxy {
     pub sessions: Sessions,
     pub credentials: HashMap<String, (CredentialType, SecretReference)>,
     pub upstream: Upstream,
+    pub dialer: Dialer,
+    pub endpoints: Endpoints,
     pub foreign: Foreign,
     /// How many events of a kind each workload has caused of late.
     pub noise: Noise,
@@ -100,7 +106,7 @@ impl Proxy {
     /// Records how many events were not recorded one by one.
     pub async fn record_suppressed(&self, all: bool) {
         for Suppressed { source, events } in self.noise.end_windows(Instant::now(), all) {
-            let detail = format!("{events} more events of this kind came too fast to be recorded one by one");
+            let detail = attempts::too_fast(events);
             tracing::warn!(kind = source.kind.as_str(), cgroup = source.cgroup, %detail);
             let workload = Workload { cgroup: source.cgroup, ..Workload::default() };
             let workload = Some(workload).filter(|workload| !workload.cgroup.is_empty());
@@ -116,18 +122,18 @@ impl Proxy {
     async fn event(
         &self,
         kind: EventKind,
-        flow: Option<&Flow>,
+        from: Option<&capture::Workload>,
         caller: Option<&Caller>,
         account: &str,
         detail: String,
     ) {
-        let cgroup = flow.map(|flow| flow.cgroup.clone()).unwrap_or_default();
+        let cgroup = from.map(|workload| workload.cgroup.clone()).unwrap_or_default();
         if !self.noise.admits(Source { cgroup, kind }, Instant::now()) {
             return;
         }
-        tracing::info!(kind = kind.as_str(), account, cgroup = flow.map(|flow| flow.cgroup.as_str()), %detail);
+        tracing::info!(kind = kind.as_str(), account, cgroup = from.map(|workload| workload.cgroup.as_str()), %detail);
         let event = Event {
-            workload: flow.map(workload),
+            workload: from.map(workload),
             caller: caller.cloned(),
             account: account.to_owned(),
             ..Event::new(kind, detail)
@@ -138,12 +144,13 @@ impl Proxy {
     }
 }
 
-fn workload(flow: &Flow) -> Workload {
+/// A workload as it is recorded.
+pub fn workload(workload: &capture::Workload) -> Workload {
     Workload {
-        cgroup: flow.cgroup.clone(),
-        pid: flow.pid,
-        uid: flow.uid,
-        comm: flow.comm.clone(),
-        executable: flow.executable.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        cgroup: workload.cgroup.clone(),
+        pid: workload.pid,
+        uid: workload.uid,
+        comm: workload.comm.clone(),
+        executable: workload.executable.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
     }
 }

@@ -36,7 +36,9 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
     let (parts, body) = request.into_parts();
     if !names_the_server(&parts, &peer.server_name) {
         let detail = "the Host of a request differs from the server name of the connection".to_owned();
-        proxy.event(EventKind::HostMismatch, Some(&peer.flow), None, &peer.server_name, detail).await;
+        proxy
+            .event(EventKind::HostMismatch, Some(&peer.flow.workload), None, &peer.server_name, detail)
+            .await;
         return plain(
             StatusCode::MISDIRECTED_REQUEST,
             "the Host of the request is not the name of the connection",
@@ -47,7 +49,13 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
         Err(unknown) => {
             let detail = unknown.to_string();
             proxy
-                .event(EventKind::UnknownOperation, Some(&peer.flow), None, &peer.server_name, detail.clone())
+                .event(
+                    EventKind::UnknownOperation,
+                    Some(&peer.flow.workload),
+                    None,
+                    &peer.server_name,
+                    detail.clone(),
+                )
                 .await;
             return plain(StatusCode::NOT_FOUND, &detail);
         }
@@ -174,14 +182,14 @@ impl Exchange<'_> {
 
     pub async fn event(&self, kind: EventKind, session: Option<&Session>, detail: String) {
         let caller = session.map(|session| session.principal.caller());
-        self.proxy.event(kind, Some(&self.peer.flow), caller, self.account(), detail).await;
+        self.proxy.event(kind, Some(&self.peer.flow.workload), caller, self.account(), detail).await;
     }
 
     /// The session of the request's token, or the refusal.
     async fn session(&self, kind: TokenKind) -> Result<Arc<Session>, Reaction> {
         let header = self.parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = header.and_then(snowflake_token);
-        match self.proxy.sessions.find(token, kind, &self.peer.flow, self.account()) {
+        match self.proxy.sessions.find(token, kind, &self.peer.flow.workload, self.account()) {
             Ok(session) => Ok(session),
             Err(error) => {
                 self.event(EventKind::SessionRefused, None, error.to_string()).await;

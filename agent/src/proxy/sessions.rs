@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::vault::{Sealed, Vault};
 use crate::audit::Caller;
-use crate::capture::Flow;
+use crate::capture::Workload;
 use crate::config::Secret;
 use crate::identity::{Identity, Principal};
 use crate::snowflake::{ClientToken, QueryId, TokenHash};
@@ -160,14 +160,14 @@ impl Sessions {
     }
 
     /// Opens a session for a workload and gives the tokens for its client.
-    pub fn open(&self, new: NewSession, flow: &Flow) -> Result<ClientTokens, SessionError> {
+    pub fn open(&self, new: NewSession, workload: &Workload) -> Result<ClientTokens, SessionError> {
         let session = Arc::new(Session {
             id: new.id,
             principal: new.principal,
             account: new.account,
             role: new.role,
-            cgroup_id: flow.cgroup_id,
-            cgroup: flow.cgroup.clone(),
+            cgroup_id: workload.cgroup_id,
+            cgroup: workload.cgroup.clone(),
             upstream: Mutex::new(new.upstream),
             used: Mutex::new(Instant::now()),
             running: Mutex::default(),
@@ -177,7 +177,7 @@ impl Sessions {
         if tokens.by_session.len() >= SESSIONS {
             return Err(SessionError::TooMany);
         }
-        if tokens.of_workload(flow.cgroup_id) >= SESSIONS_OF_A_WORKLOAD {
+        if tokens.of_workload(workload.cgroup_id) >= SESSIONS_OF_A_WORKLOAD {
             return Err(SessionError::TooMany);
         }
         let issued = tokens.issue(&session)?;
@@ -190,13 +190,13 @@ impl Sessions {
         &self,
         token: Option<&str>,
         kind: TokenKind,
-        flow: &Flow,
+        workload: &Workload,
         account: &str,
     ) -> Result<Arc<Session>, SessionError> {
         let hash = TokenHash::of(token.ok_or(SessionError::NoToken)?);
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
         match tokens.by_hash.get(&hash) {
-            Some((_, session)) if session.cgroup_id != flow.cgroup_id => Err(SessionError::OtherWorkload),
+            Some((_, session)) if session.cgroup_id != workload.cgroup_id => Err(SessionError::OtherWorkload),
             Some((_, session)) if session.account != account => Err(SessionError::OtherAccount),
             Some((found, session)) if *found == kind => {
                 *session.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();

@@ -1,8 +1,7 @@
 //! Towards Snowflake: connections from sockets that the capture lets pass, TLS verified, answers read with a limit.
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,12 +17,13 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::dial::Dialer;
 use crate::audit::{Recorded, Verdict};
-use crate::capture::{Exemption, Exemptor, Names};
+use crate::capture::Names;
 use crate::config::Secret;
 use crate::snowflake::{Operation, authorization};
 
@@ -166,34 +166,6 @@ impl Outgoing<'_> {
     }
 }
 
-/// Opens connections that the capture lets pass.
-#[derive(Clone)]
-pub struct Dialer {
-    exemptor: Exemptor,
-}
-
-/// A connection that is exempt from capture for as long as it lives.
-pub struct Dialed {
-    stream: TcpStream,
-    _exemption: Exemption,
-}
-
-impl Dialer {
-    pub fn new(exemptor: Exemptor) -> Self {
-        Self { exemptor }
-    }
-
-    pub async fn dial(&self, address: SocketAddr) -> io::Result<Dialed> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        let exemption = self.exemptor.exempt(socket.as_fd()).map_err(io::Error::other)?;
-        let stream = tokio::time::timeout(CONNECT_DEADLINE, socket.connect(address))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))??;
-        stream.set_nodelay(true)?;
-        Ok(Dialed { stream, _exemption: exemption })
-    }
-}
-
 #[derive(Clone)]
 struct Connector {
     dialer: Dialer,
@@ -214,7 +186,7 @@ impl Connector {
         Ok(TokioIo::new(Verified(stream)))
     }
 
-    async fn dial_any(&self, addresses: &[IpAddr], port: u16) -> io::Result<Dialed> {
+    async fn dial_any(&self, addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
         let mut failure = io::Error::other("the name has no address");
         for address in addresses {
             match self.dialer.dial((*address, port).into()).await {
@@ -241,7 +213,7 @@ impl tower_service::Service<Uri> for Connector {
 }
 
 /// A connection to Snowflake whose certificate was verified.
-struct Verified(TlsStream<Dialed>);
+struct Verified(TlsStream<TcpStream>);
 
 impl Connection for Verified {
     fn connected(&self) -> Connected {
@@ -265,38 +237,26 @@ impl fmt::Debug for Verified {
     }
 }
 
-/// Passes reads and writes on to a field.
-macro_rules! delegate_io {
-    ($type:ty, $field:tt) => {
-        impl AsyncRead for $type {
-            fn poll_read(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                buf: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
-                Pin::new(&mut self.$field).poll_read(cx, buf)
-            }
-        }
-
-        impl AsyncWrite for $type {
-            fn poll_write(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                buf: &[u8],
-            ) -> Poll<io::Result<usize>> {
-                Pin::new(&mut self.$field).poll_write(cx, buf)
-            }
-
-            fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                Pin::new(&mut self.$field).poll_flush(cx)
-            }
-
-            fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                Pin::new(&mut self.$field).poll_shutdown(cx)
-            }
-        }
-    };
+impl AsyncRead for Verified {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
 }
 
-delegate_io!(Dialed, stream);
-delegate_io!(Verified, 0);
+impl AsyncWrite for Verified {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

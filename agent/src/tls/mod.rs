@@ -4,6 +4,8 @@
 mod authority;
 mod hello;
 mod leaf;
+mod names;
+mod scan;
 mod upstream;
 
 use std::path::PathBuf;
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 pub use authority::Authority;
 pub use hello::{Hello, HelloError, read_hello};
 pub use leaf::server_config;
+pub use names::{Peek, peek};
+pub use scan::{Hit, Scanner};
 pub use upstream::{certificate_names, client_config};
 
 #[derive(Debug, thiserror::Error)]

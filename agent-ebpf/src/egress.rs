@@ -1,0 +1,102 @@
+//! `cgroup_skb/egress`, the guard: what covered sockets send to an endpoint without having been redirected is dropped,
+//! and so is a packet with the start of a connection to a Snowflake name at an address that nobody knew.
+//!
+//! It sees packets as they leave the network namespace of their socket: after any translation of addresses there.
+
+use agent_common::{SynKey, event_kind, mode, own_class};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::{bpf_get_socket_cookie, bpf_skb_cgroup_id},
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+
+use crate::{
+    ALLOW, REFUSE, address,
+    hello::{self, Found},
+    maps::{UNCOVERED_SYNS, is_captured, is_endpoint, settings},
+    own,
+    packet::Packet,
+    report::Report,
+    scope,
+};
+
+#[cgroup_skb(egress)]
+pub fn egress(context: SkBuffContext) -> i32 {
+    if judge(&context) { ALLOW } else { REFUSE }
+}
+
+/// Whether the packet may go on.
+#[inline(always)]
+fn judge(context: &SkBuffContext) -> bool {
+    let skb = context.skb.skb;
+    let Some(settings) = settings() else { return true };
+    let Some(packet) = Packet::read(skb, 0) else { return true };
+    if address::is_loopback(packet.destination) {
+        return true;
+    }
+    let is_syn = packet.is_syn();
+    let may_reach = packet.may_reach(is_captured);
+    if is_syn && may_reach && settings.scoped != 0 && scope::of_packet(settings, skb).mode == mode::OFF {
+        let _ = UNCOVERED_SYNS.insert(syn_key(&packet), 0, 0);
+        return true;
+    }
+    if is_syn {
+        // Whatever leads such a connection elsewhere does so with its first packet.
+        let own = own::socket_of(skb).and_then(own::mark);
+        if let Some(own) = own
+            && own.class == own_class::SPLICE
+            && (address::words(&own.address) != packet.destination || own.port != packet.destination_port)
+        {
+            tell(context, event_kind::SPLICE_DIVERTED, &packet, None);
+            return false;
+        }
+    }
+    if may_reach && packet.matters() && is_endpoint(packet.destination) {
+        if own::is_agents(skb) || scope::of_packet(settings, skb).mode == mode::OFF {
+            return true;
+        }
+        tell(context, event_kind::PACKET_GUARDED, &packet, None);
+        return false;
+    }
+    if packet.is_tcp()
+        && packet.length > 0
+        && let Some(found) = hello::look(settings, skb, &packet)
+    {
+        if own::is_agents(skb) || scope::of_packet(settings, skb).mode == mode::OFF {
+            return true;
+        }
+        tell(context, found.kind, &packet, Some(&found));
+        return false;
+    }
+    true
+}
+
+/// The key under which the perimeter looks for the first packet of a connection that is not covered.
+#[inline(always)]
+pub fn syn_key(packet: &Packet) -> SynKey {
+    SynKey {
+        destination: address::bytes(packet.destination),
+        sequence: packet.sequence,
+        port: packet.destination_port,
+        reserved: 0,
+    }
+}
+
+#[inline(always)]
+fn tell(context: &SkBuffContext, kind: u32, packet: &Packet, found: Option<&Found>) {
+    let skb: *mut __sk_buff = context.skb.skb;
+    let report = Report {
+        // SAFETY: the helpers take the context that the kernel passed.
+        cgroup_id: unsafe { bpf_skb_cgroup_id(skb) },
+        // SAFETY: as above.
+        socket_cookie: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
+        ..Report::packet(kind, packet)
+    };
+    report.send(|name| {
+        if let Some(found) = found {
+            found.write(skb, name);
+        }
+    });
+}

@@ -1,0 +1,138 @@
+//! The perimeter, on the devices through which packets leave the host: what goes to an endpoint, or begins a connection to
+//! a Snowflake name, and is not the agent's, is dropped, whatever made it: a socket of any kind, a guest, a device that a
+//! pod made for itself.
+
+use agent_common::{WireKey, event_kind};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::{bpf_get_socket_cookie, bpf_skb_cgroup_id},
+    macros::classifier,
+    programs::TcContext,
+};
+
+use crate::{
+    address,
+    egress::syn_key,
+    hello::{self, Found},
+    maps::{UNCOVERED_FLOWS, UNCOVERED_SYNS, is_captured, is_endpoint, settings},
+    own,
+    packet::{Packet, load},
+    report::Report,
+    scope,
+};
+
+/// Leave the packet to whatever program comes next, by either way of attaching.
+const NEXT: i32 = -1;
+const DROP: i32 = 2;
+
+const ETHERNET_HEADER: u32 = 14;
+const VLAN_HEADER: u32 = 4;
+/// Tags that may stand one after the other.
+const VLANS: usize = 2;
+
+/// For devices whose packets begin with an Ethernet header.
+#[classifier]
+pub fn perimeter(context: TcContext) -> i32 {
+    let skb = context.skb.skb;
+    // The packet's own bytes say what it is, for a packet socket may tell the kernel something else.
+    let mut offset = ETHERNET_HEADER;
+    for _ in 0..VLANS {
+        match load::<[u8; 2]>(skb, offset - 2) {
+            Some([0x81, 0x00] | [0x88, 0xa8]) => offset += VLAN_HEADER,
+            Some([0x08, 0x00] | [0x86, 0xdd]) => break,
+            _ => return NEXT,
+        }
+    }
+    verdict(&context, offset)
+}
+
+/// For devices whose packets begin with the IP header.
+#[classifier]
+pub fn perimeter_ip(context: TcContext) -> i32 {
+    verdict(&context, 0)
+}
+
+#[inline(always)]
+fn verdict(context: &TcContext, offset: u32) -> i32 {
+    let skb = context.skb.skb;
+    let Some(settings) = settings() else { return NEXT };
+    let Some(packet) = Packet::read(skb, offset) else { return NEXT };
+    let to_endpoint = packet.may_reach(is_captured) && packet.matters() && is_endpoint(packet.destination);
+    let found = if to_endpoint || !packet.is_tcp() || packet.length == 0 {
+        None
+    } else {
+        hello::look(settings, skb, &packet)
+    };
+    let kind = match &found {
+        Some(found) => found.kind,
+        None if to_endpoint => event_kind::PERIMETER_DROPPED,
+        None => {
+            // An uncovered connection to an address that may turn out to be Snowflake's.
+            if packet.is_syn() && settings.scoped != 0 {
+                is_known_uncovered(&packet);
+            }
+            return NEXT;
+        }
+    };
+    let may_pass = match own::socket_of(skb) {
+        Some(_) => own::is_agents(skb) || scope::is_uncovered(settings, skb),
+        // From another namespace: its socket stayed there.
+        None => packet.is_tcp() && is_known_uncovered(&packet),
+    };
+    if may_pass {
+        return NEXT;
+    }
+    tell(context, kind, &packet, found.as_ref());
+    DROP
+}
+
+/// Whether the packet is of a connection whose first packet an uncovered socket sent. What translates addresses on the
+/// way changes the source of that packet, but not its sequence number.
+#[inline(always)]
+fn is_known_uncovered(packet: &Packet) -> bool {
+    let key = WireKey {
+        source: address::bytes(packet.source),
+        destination: address::bytes(packet.destination),
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+    };
+    // SAFETY: nothing is read through the references; only whether there are entries counts.
+    unsafe {
+        if packet.is_syn() {
+            let is_uncovered = UNCOVERED_SYNS.get(syn_key(packet)).is_some();
+            if is_uncovered {
+                let _ = UNCOVERED_FLOWS.insert(key, 0, 0);
+            } else if UNCOVERED_FLOWS.get(key).is_some() {
+                // Another connection has the ports of an earlier one.
+                let _ = UNCOVERED_FLOWS.remove(key);
+            }
+            return is_uncovered;
+        }
+        UNCOVERED_FLOWS.get(key).is_some()
+    }
+}
+
+#[inline(always)]
+fn tell(context: &TcContext, kind: u32, packet: &Packet, found: Option<&Found>) {
+    let skb: *mut __sk_buff = context.skb.skb;
+    let cgroup_id = if own::socket_of(skb).is_some() {
+        // SAFETY: the helper takes the context that the kernel passed.
+        unsafe { bpf_skb_cgroup_id(skb) }
+    } else {
+        0
+    };
+    let report = Report {
+        cgroup_id,
+        // SAFETY: as above.
+        socket_cookie: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
+        // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
+        device: unsafe { (*skb).ifindex },
+        ..Report::packet(kind, packet)
+    };
+    report.send(|name| {
+        if let Some(found) = found {
+            found.write(skb, name);
+        }
+    });
+}

@@ -1,0 +1,406 @@
+//! Keeps every network namespace that holds covered processes covered: with a listener, with the perimeter on the devices
+//! that lead out of it, and without connections to endpoints that are older than what is known of these.
+//!
+//! The kernel programs tell of namespaces as soon as a covered process makes a socket there. A slow scan finds what they
+//! could not tell (a full buffer, a process that was gone before it could be looked at) and leaves the namespaces that
+//! nobody is in any more, which only the listeners kept alive.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use agent_common::{Event, maps, mode};
+use aya::maps::MapData;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    CaptureError, Settings,
+    attempts::{Attempt, AttemptKind, Told},
+    cgroups::{self, Cgroups},
+    devices,
+    endpoints::Endpoints,
+    listeners::Acceptor,
+    namespace::{self, Namespace},
+    netlink::Netlink,
+    programs::Programs,
+    scopes::Scopes,
+    sockets::{self, TcpSocket},
+    workload::Workload,
+};
+use crate::kubernetes::Pods;
+
+const SCAN_INTERVAL: Duration = Duration::from_secs(5);
+/// A scan that an event asks for comes no sooner than this after the last.
+const SCAN_PAUSE: Duration = Duration::from_millis(250);
+/// A namespace in which listening failed is left alone for this long.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// A listener goes when so many scans in a row found nobody in its namespace.
+const SCANS_UNTIL_DROPPED: u8 = 2;
+/// Changes come in bursts: what they ask for waits this long for the rest.
+const SETTLE: Duration = Duration::from_millis(20);
+
+pub(super) struct Coverage {
+    pub(super) settings: Settings,
+    /// Directory of the covered cgroup.
+    pub(super) covered: PathBuf,
+    pub(super) acceptor: Arc<Acceptor>,
+    pub(super) cgroups: Arc<Cgroups>,
+    pub(super) endpoints: Endpoints,
+    pub(super) scopes: Scopes,
+    /// Tells the kernel programs where listeners are.
+    pub(super) namespaces: aya::maps::HashMap<MapData, u64, u8>,
+    pub(super) programs: Programs,
+    /// The map of the agent's marks on its own sockets.
+    pub(super) marks: OwnedFd,
+    pub(super) told: mpsc::Sender<Told>,
+    pub(super) pods: watch::Receiver<Arc<Pods>>,
+    /// Inode number of the host's own namespace.
+    pub(super) home: u64,
+    /// By the inode number of the namespace, which its listener keeps alive.
+    pub(super) open: HashMap<u64, Covering>,
+    /// When listening last failed, by inode number.
+    pub(super) failed: HashMap<u64, Instant>,
+    pub(super) scanned: Instant,
+    /// Told of namespaces whose devices have changed.
+    pub(super) devices: mpsc::Sender<u64>,
+}
+
+/// A namespace that is covered.
+pub(super) struct Covering {
+    cookie: u64,
+    namespace: Arc<Namespace>,
+    /// Aborted when dropped.
+    _tasks: JoinSet<()>,
+    /// Scans in a row that found no covered process in the namespace.
+    unseen: u8,
+    /// What was last said of devices without a perimeter.
+    unguarded: Vec<String>,
+}
+
+/// What the kernel tells, and what it is to be asked.
+pub(super) struct Inbox {
+    /// Sockets in namespaces without a listener.
+    pub(super) namespaces: mpsc::Receiver<Vec<Event>>,
+    /// Packets with a Snowflake name to an address that was not known: their sockets are to be ended.
+    pub(super) guarded: mpsc::Receiver<Event>,
+    pub(super) devices: mpsc::Receiver<u64>,
+}
+
+impl Coverage {
+    /// Covers what is there. That the port is taken in the agent's own namespace is an error, for then somebody has
+    /// configured two things on one port; in any other it must not keep the agent from covering the rest.
+    pub(super) fn begin(&mut self) -> Result<(), CaptureError> {
+        let home =
+            Namespace::of(std::process::id()).map_err(CaptureError::io("find my own network namespace"))?;
+        self.home = home.inode;
+        self.open(home)?;
+        self.guard(self.home);
+        self.scan();
+        Ok(())
+    }
+
+    /// Runs until it is aborted.
+    pub(super) async fn run(mut self, mut inbox: Inbox) -> io::Result<()> {
+        let made = match self.scopes.watch() {
+            Ok(watch) => watch,
+            Err(error) => {
+                tracing::warn!(%error, "new cgroups get their scopes a few seconds late");
+                None
+            }
+        };
+        // SAFETY: the descriptor is owned, and so stays the same and open as long as it is registered.
+        let register = |watch| unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) };
+        let made = made.map(register).transpose()?;
+        let endpoints = self.endpoints.clone();
+        let mut pods = self.pods.clone();
+        let mut ticks = interval(SCAN_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let task = tokio::select! {
+                biased;
+                Some(events) = inbox.namespaces.recv() => Task::Hear(events),
+                Some(event) = inbox.guarded.recv() => Task::End(Box::new(event)),
+                Some(inode) = inbox.devices.recv() => Task::Guard(inode),
+                () = created(made.as_ref()) => {
+                    sleep(SETTLE).await;
+                    Task::Reconcile
+                }
+                Ok(()) = pods.changed() => Task::Reconcile,
+                () = endpoints.changed() => {
+                    sleep(SETTLE).await;
+                    Task::Sweep
+                }
+                _ = ticks.tick() => Task::Scan,
+            };
+            // They read files and change namespaces, which no worker should wait for.
+            self = spawn_blocking(move || {
+                self.perform(task);
+                self
+            })
+            .await?;
+        }
+    }
+
+    fn perform(&mut self, task: Task) {
+        match task {
+            Task::Hear(events) => self.hear(&events),
+            Task::End(event) => self.end_guarded(&event),
+            Task::Guard(inode) => self.guard(inode),
+            Task::Reconcile => self.reconcile(),
+            Task::Sweep => self.sweep(),
+            Task::Scan => self.scan(),
+        }
+    }
+
+    fn hear(&mut self, events: &[Event]) {
+        for event in events {
+            for task in [event.tid, event.pid] {
+                if !self.listens_in(event.netns_cookie)
+                    && let Ok(namespace) = Namespace::of(task)
+                {
+                    self.try_open(namespace);
+                }
+            }
+        }
+        // Whoever caused the event is gone or has changed its namespace; somebody else may be there still.
+        let unheard = events.iter().any(|event| !self.listens_in(event.netns_cookie));
+        if unheard && self.scanned.elapsed() >= SCAN_PAUSE {
+            self.scan();
+        }
+    }
+
+    fn listens_in(&self, cookie: u64) -> bool {
+        self.open.values().any(|covered| covered.cookie == cookie)
+    }
+
+    fn scan(&mut self) {
+        self.scanned = Instant::now();
+        let mut inhabited: HashMap<u64, u32> = HashMap::new();
+        for pid in cgroups::processes(&self.covered) {
+            if let Ok(inode) = namespace::inode_of(pid) {
+                inhabited.entry(inode).or_insert(pid);
+            }
+        }
+        inhabited.entry(self.home).or_insert(std::process::id());
+        for (inode, pid) in &inhabited {
+            if !self.open.contains_key(inode)
+                && let Ok(namespace) = Namespace::of(*pid)
+            {
+                self.try_open(namespace);
+            }
+        }
+        self.failed.retain(|inode, _| inhabited.contains_key(inode));
+        for (inode, covered) in &mut self.open {
+            covered.unseen = if inhabited.contains_key(inode) { 0 } else { covered.unseen.saturating_add(1) };
+        }
+        let left: Vec<u64> = self
+            .open
+            .iter()
+            .filter(|(_, covered)| covered.unseen >= SCANS_UNTIL_DROPPED)
+            .map(|(inode, _)| *inode)
+            .collect();
+        for inode in left {
+            self.leave(inode);
+        }
+        self.reconcile();
+        if let Err(error) = self.endpoints.expire() {
+            tracing::warn!(%error, "an old address is still covered");
+        }
+    }
+
+    fn leave(&mut self, inode: u64) {
+        let Some(covered) = self.open.remove(&inode) else { return };
+        // First the kernel programs: should somebody come back just now, they tell of it again.
+        if let Err(error) = self.namespaces.remove(&covered.cookie) {
+            tracing::warn!(netns_cookie = covered.cookie, %error, "cannot unregister a network namespace");
+        }
+        self.programs.leave(covered.cookie, &|_| true);
+        tracing::info!(netns_cookie = covered.cookie, "left a network namespace that nobody is in");
+    }
+
+    fn try_open(&mut self, namespace: Namespace) {
+        let inode = namespace.inode;
+        let failed = self.failed.get(&inode).copied();
+        if failed.is_some_and(|last| last.elapsed() < RETRY_PAUSE) {
+            return;
+        }
+        match self.open(namespace) {
+            Ok(()) => {
+                self.failed.remove(&inode);
+                self.guard(inode);
+            }
+            Err(error) => {
+                // Said once and not at each retry.
+                if failed.is_none() {
+                    tracing::error!(%error, "connections to endpoints are refused in a network namespace");
+                }
+                self.failed.insert(inode, Instant::now());
+            }
+        }
+    }
+
+    fn open(&mut self, namespace: Namespace) -> Result<(), CaptureError> {
+        let inode = namespace.inode;
+        if self.open.contains_key(&inode) {
+            return Ok(());
+        }
+        let opened = namespace.listen(self.settings.listen_port)?;
+        let (cookie, namespace) = (opened.cookie, Arc::new(namespace));
+        let mut tasks = JoinSet::new();
+        for listener in [Some(opened.v4), opened.v6].into_iter().flatten() {
+            let listener = TcpListener::from_std(listener).map_err(CaptureError::io("watch a listener"))?;
+            let acceptor = Arc::clone(&self.acceptor);
+            tasks.spawn(acceptor.run(Arc::new(listener), Arc::clone(&namespace), cookie));
+        }
+        if self.settings.perimeter {
+            match namespace.inside(|| Netlink::watch(devices::GROUP)).and_then(|watch| watch) {
+                Ok(watch) => drop(tasks.spawn(watch_devices(watch, inode, self.devices.clone()))),
+                Err(error) => tracing::warn!(%error, "new devices get the perimeter late"),
+            }
+        }
+        self.namespaces.insert(cookie, 0, 0).map_err(CaptureError::map(maps::NAMESPACES))?;
+        let covering = Covering { cookie, namespace, _tasks: tasks, unseen: 0, unguarded: Vec::new() };
+        self.open.insert(inode, covering);
+        tracing::info!(netns_cookie = cookie, "listening in a network namespace");
+        Ok(())
+    }
+
+    /// Puts the perimeter on the devices of a namespace.
+    fn guard(&mut self, inode: u64) {
+        if !self.settings.perimeter {
+            return;
+        }
+        let Some(covered) = self.open.get_mut(&inode) else { return };
+        let (programs, cookie) = (&mut self.programs, covered.cookie);
+        let is_home = inode == self.home;
+        let guarded = covered.namespace.inside(|| programs.guard(cookie, is_home)).and_then(|result| result);
+        let failures = guarded.unwrap_or_else(|error| vec![error.to_string()]);
+        if failures != covered.unguarded && !failures.is_empty() {
+            tracing::error!(netns_cookie = cookie, devices = ?failures, "devices are without the perimeter");
+        }
+        covered.unguarded = failures;
+    }
+
+    fn reconcile(&mut self) {
+        let pods = Arc::clone(&self.pods.borrow());
+        match self.scopes.reconcile(&pods) {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::debug!("the scopes have changed");
+                self.sweep();
+            }
+            Err(error) => tracing::error!(%error, "the scopes are not up to date"),
+        }
+    }
+
+    /// Ends connections to endpoints that go around the agent, because they are older than it, or than what is known of
+    /// their address.
+    pub(super) fn sweep(&mut self) {
+        let namespaces: Vec<Arc<Namespace>> =
+            self.open.values().map(|covered| Arc::clone(&covered.namespace)).collect();
+        for namespace in namespaces {
+            let ended = namespace.inside(|| -> io::Result<Vec<TcpSocket>> {
+                let old = sockets::list(self.marks.as_fd())?.into_iter().filter(|socket| self.is_old(socket));
+                Ok(old.filter(|socket| sockets::destroy(socket).is_ok()).collect())
+            });
+            match ended.and_then(|ended| ended) {
+                Ok(ended) => ended.iter().for_each(|socket| self.tell_of(socket)),
+                Err(error) => tracing::warn!(%error, "connections older than the agent were not looked for"),
+            }
+        }
+    }
+
+    /// Whether a socket goes around the agent.
+    fn is_old(&self, socket: &TcpSocket) -> bool {
+        let goes_to_endpoint =
+            || self.endpoints.class_of(socket.peer.ip()).is_some_and(super::EndpointClass::is_certain);
+        !socket.is_own
+            && self.settings.ports.contains(&socket.peer.port())
+            && goes_to_endpoint()
+            && self.is_covered(socket)
+    }
+
+    fn is_covered(&self, socket: &TcpSocket) -> bool {
+        // What does not say where it belongs is taken for covered, and so is what belonged to a cgroup that is gone.
+        let path = socket.cgroup_id.and_then(|id| self.cgroups.path(id, 0));
+        path.is_none_or(|path| {
+            let is_inside = Path::new(&path).starts_with(self.cgroups.path_of(&self.covered));
+            is_inside && self.scopes.of(&path, &self.pods.borrow()).mode != mode::OFF
+        })
+    }
+
+    fn tell_of(&self, socket: &TcpSocket) {
+        let cgroup_id = socket.cgroup_id.unwrap_or_default();
+        let attempt = Attempt {
+            kind: AttemptKind::OldSocket,
+            workload: Workload::find(cgroup_id, 0, socket.uid, &[0; 16], &self.cgroups),
+            source: Some(socket.local),
+            destination: Some(socket.peer),
+            name: String::new(),
+            detail: String::new(),
+        };
+        // Nobody waits for it here; what finds no room is in the log.
+        if self.told.try_send(Told::Attempt(attempt)).is_err() {
+            tracing::warn!(peer = %socket.peer, "ended a connection that was older than the agent");
+        }
+    }
+
+    /// Ends the socket whose packet the guard dropped: its process tries again, and is redirected then.
+    fn end_guarded(&mut self, event: &Event) {
+        let own = Namespace::of(event.pid).ok().filter(|_| event.pid != 0).map(Arc::new);
+        let others = self.open.values().map(|covered| Arc::clone(&covered.namespace));
+        for namespace in own.into_iter().chain(others) {
+            let ended = namespace.inside(|| {
+                let sockets = sockets::list(self.marks.as_fd()).unwrap_or_default();
+                let found = sockets.iter().find(|socket| socket.cookie() == event.socket_cookie);
+                found.is_some_and(|socket| sockets::destroy(socket).is_ok())
+            });
+            if ended.is_ok_and(|ended| ended) {
+                return;
+            }
+        }
+    }
+}
+
+enum Task {
+    Hear(Vec<Event>),
+    End(Box<Event>),
+    Guard(u64),
+    Reconcile,
+    Sweep,
+    Scan,
+}
+
+/// Waits until a cgroup is made.
+async fn created(watch: Option<&AsyncFd<OwnedFd>>) {
+    let Some(watch) = watch else { return std::future::pending().await };
+    if let Ok(mut ready) = watch.readable().await {
+        let mut buffer = [0; 4096];
+        while rustix::io::read(watch.get_ref(), &mut buffer).is_ok_and(|count| count > 0) {}
+        ready.clear_ready();
+    }
+}
+
+/// Tells when devices of a namespace come, go or change.
+async fn watch_devices(watch: Netlink, inode: u64, changed: mpsc::Sender<u64>) {
+    // SAFETY: the socket owns its descriptor, which stays the same and open as long as it is registered.
+    let Ok(watch) = (unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) }) else { return };
+    while let Ok(mut ready) = watch.readable().await {
+        let heard = watch.get_ref().drain();
+        ready.clear_ready();
+        if heard && changed.send(inode).await.is_err() {
+            return;
+        }
+    }
+}

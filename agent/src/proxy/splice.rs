@@ -1,0 +1,314 @@
+//! Connections that are passed on as they are, because they are not Snowflake's: from shared addresses, from addresses
+//! that are only said to be Snowflake's, and, in mode `all`, from anywhere.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::sync::CancellationToken;
+
+use super::Proxy;
+use super::connection::{Peer, Rewound, terminate};
+use super::foreign::Owner;
+use super::share::Share;
+use crate::audit::EventKind;
+use crate::capture::{EndpointClass, Flow};
+use crate::config::Config;
+use crate::tls::{Hit, Peek, Scanner, peek};
+
+/// Bytes that are moved at once.
+const PIECE: usize = 16 * 1024;
+/// How long the client's beginning is waited for when there is nobody to pass it on to.
+const PATIENCE: Duration = Duration::from_secs(10);
+const METHOD: &[u8] = b"CONNECT ";
+
+/// How a client begins.
+enum Beginning {
+    /// A hello, or something that is no TLS; or the client has ended, and said nothing.
+    Known(Peek),
+    /// The server spoke first, or there is no server.
+    Awaited,
+}
+
+/// Serves a connection to an address that is not Snowflake's for certain. What asks for a Snowflake name is terminated;
+/// the rest is passed on from the client's own network, and watched.
+pub async fn serve(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share: Arc<Share>) {
+    let (dialer, namespace, destination) =
+        (proxy.dialer.clone(), Arc::clone(&flow.namespace), flow.destination);
+    let mut dialing = Box::pin(async move { dialer.dial_from(&namespace, destination).await });
+    let mut client = Client { stream, said: Vec::new() };
+    // Neither waits for the other: there are protocols in which the server speaks first.
+    let (server, mut beginning) = tokio::select! {
+        biased;
+        beginning = client.begin() => (None, beginning.map(Beginning::Known)),
+        server = &mut dialing => (Some(server), Ok(Beginning::Awaited)),
+    };
+    let mut greeted = false;
+    let server = match server {
+        Some(Ok(mut server)) => {
+            beginning = client.begin_greeted(&mut server, &mut greeted).await.map(Beginning::Known);
+            Some(Ok(server))
+        }
+        Some(Err(error)) => {
+            // Whoever asks for Snowflake need not get there by its own network.
+            let begun = tokio::time::timeout(PATIENCE, client.begin()).await;
+            beginning = begun.unwrap_or(Ok(Peek::Other)).map(Beginning::Known);
+            Some(Err(error))
+        }
+        None => None,
+    };
+    // The client has gone.
+    let Ok(Beginning::Known(begun)) = beginning else { return };
+
+    let judged = judge(&proxy, &flow, &begun, &client.said, greeted).await;
+    match judged {
+        Judged::Snowflake(name) => {
+            drop((server, dialing));
+            let stream = Rewound::new(client.said, client.stream);
+            terminate(proxy, stream, Peer { flow, server_name: name, share }).await;
+        }
+        Judged::Refused(kind, detail) => {
+            let detail = format!("to {}: {detail}", flow.destination);
+            proxy.event(kind, Some(&flow.workload), None, "", detail).await;
+            abort(&client.stream);
+        }
+        Judged::Other => {
+            let server = match server {
+                Some(server) => server,
+                None => dialing.await,
+            };
+            match server {
+                Ok(server) => relay(&proxy, &flow, client, server).await,
+                Err(error) => {
+                    tracing::debug!(destination = %flow.destination, %error, "nobody to pass a connection on to");
+                    abort(&client.stream);
+                }
+            }
+        }
+    }
+}
+
+enum Judged {
+    /// To be terminated, under this name.
+    Snowflake(String),
+    Other,
+    Refused(EventKind, String),
+}
+
+async fn judge(proxy: &Proxy, flow: &Flow, begun: &Peek, said: &[u8], greeted: bool) -> Judged {
+    let names: &[String] = match begun {
+        Peek::Hello(names) => names,
+        Peek::Malformed => {
+            return Judged::Refused(EventKind::NotTls, "a ClientHello that nobody could answer".to_owned());
+        }
+        Peek::Partial | Peek::Other => &[],
+    };
+    if let Some(name) = names.iter().find(|name| proxy.config.is_snowflake(name)) {
+        if greeted {
+            // There is a server at the other end already, to which this would be a tunnel.
+            return Judged::Refused(EventKind::TunnelRefused, format!("to {name}, after a greeting"));
+        }
+        return Judged::Snowflake(name.clone());
+    }
+    if let Some(target) = tunnel_target(said)
+        && is_snowflakes(proxy, target)
+    {
+        return Judged::Refused(EventKind::TunnelRefused, format!("a tunnel to {target}"));
+    }
+    match owner(proxy, flow, begun).await {
+        Some(Owner::Snowflake) => {
+            if let Err(error) = proxy.endpoints.confirm(flow.destination.ip()) {
+                tracing::warn!(%error, "an address of Snowflake's is not covered");
+            }
+            let detail = match (begun, names.first()) {
+                (Peek::Hello(_), Some(name)) => {
+                    format!("server name {name}: the server there presents a certificate of Snowflake's")
+                }
+                (Peek::Hello(_), None) => "no server name, and the server there is Snowflake's".to_owned(),
+                _ => "not TLS, and the server there is Snowflake's".to_owned(),
+            };
+            let kind = if names.is_empty() { EventKind::NotTls } else { EventKind::ForeignName };
+            Judged::Refused(kind, detail)
+        }
+        _ => Judged::Other,
+    }
+}
+
+/// Whose the server is; none where it cannot be told, or nobody asked for TLS at an address that nobody says is
+/// Snowflake's.
+async fn owner(proxy: &Proxy, flow: &Flow, begun: &Peek) -> Option<Owner> {
+    let address = flow.destination;
+    if flow.class == Some(EndpointClass::Learnt)
+        && let Some(name) = proxy.endpoints.name_of(address.ip())
+        && let Ok(Owner::Snowflake) =
+            proxy.foreign.owner(address, Some(&name), proxy.dialer.dial(address)).await
+    {
+        return Some(Owner::Snowflake);
+    }
+    let Peek::Hello(names) = begun else { return None };
+    let dial = proxy.dialer.dial_from(&flow.namespace, address);
+    proxy.foreign.owner(address, names.first().map(String::as_str), dial).await.ok()
+}
+
+/// The host in an HTTP request for a tunnel.
+fn tunnel_target(said: &[u8]) -> Option<&str> {
+    let line = said.strip_prefix(METHOD)?.split(|byte| *byte == b' ' || *byte == b'\r').next()?;
+    std::str::from_utf8(line).ok()
+}
+
+fn is_snowflakes(proxy: &Proxy, target: &str) -> bool {
+    if let Ok(address) = target.parse::<SocketAddr>() {
+        return proxy.endpoints.class_of(address.ip()).is_some_and(EndpointClass::is_certain);
+    }
+    let host = target.rsplit_once(':').map_or(target, |(host, _)| host);
+    proxy.config.is_snowflake(&host.trim_end_matches('.').to_ascii_lowercase())
+}
+
+/// A client, and what it has said that nobody was told yet.
+struct Client {
+    stream: TcpStream,
+    said: Vec<u8>,
+}
+
+impl Client {
+    /// Reads until it is known how the client begins. Can be dropped and called again.
+    async fn begin(&mut self) -> io::Result<Peek> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let begun = peek(&self.said);
+            if begun != Peek::Partial {
+                return Ok(begun);
+            }
+            let count = self.stream.read(&mut piece).await?;
+            if count == 0 {
+                // It has nothing more to say, but may listen on.
+                return Ok(Peek::Other);
+            }
+            self.said.extend_from_slice(piece.get(..count).unwrap_or_default());
+        }
+    }
+
+    /// The same, while what the server says is passed on.
+    async fn begin_greeted(&mut self, server: &mut TcpStream, greeted: &mut bool) -> io::Result<Peek> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let count = tokio::select! {
+                biased;
+                begun = self.begin() => return begun,
+                count = server.read(&mut piece) => count?,
+            };
+            if count == 0 {
+                return Ok(Peek::Other);
+            }
+            *greeted = true;
+            self.stream.write_all(piece.get(..count).unwrap_or_default()).await?;
+        }
+    }
+}
+
+/// Passes bytes on both ways until both ends are done, the agent stops, or a tunnel to Snowflake begins.
+async fn relay(proxy: &Proxy, flow: &Flow, client: Client, server: TcpStream) {
+    let Client { stream, said } = client;
+    let (client_read, client_write) = stream.into_split();
+    let (server_read, server_write) = server.into_split();
+    let ended = tokio::select! {
+        ended = async {
+            tokio::join!(
+                watched(&proxy.config, said, client_read, server_write),
+                copied(server_read, client_write),
+            )
+        } => ended,
+        () = proxy.shutdown.cancelled() => return,
+    };
+    if let (Err(Stopped::Tunnel(name)), _) = ended {
+        let detail = format!("to {}: a tunnel to {name}", flow.destination);
+        proxy.event(EventKind::TunnelRefused, Some(&flow.workload), None, "", detail).await;
+    }
+}
+
+enum Stopped {
+    Tunnel(String),
+    Io,
+}
+
+impl From<io::Error> for Stopped {
+    fn from(_: io::Error) -> Self {
+        Self::Io
+    }
+}
+
+/// From the client to the server, with an eye on what it is.
+async fn watched(
+    config: &Config,
+    said: Vec<u8>,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+) -> Result<(), Stopped> {
+    let mut scanner = Scanner::default();
+    let mut piece = said;
+    loop {
+        for hit in scanner.feed(&piece) {
+            let name = match hit {
+                Hit::Hello(names) => names.into_iter().find(|name| config.is_snowflake(name)),
+                Hit::TooMany => Some("many names at once".to_owned()),
+            };
+            if let Some(name) = name {
+                abort(from.as_ref());
+                abort(to.as_ref());
+                return Err(Stopped::Tunnel(name));
+            }
+        }
+        to.write_all(&piece).await?;
+        piece.resize(PIECE, 0);
+        let count = from.read(&mut piece).await?;
+        if count == 0 {
+            to.shutdown().await?;
+            return Ok(());
+        }
+        piece.truncate(count);
+    }
+}
+
+/// From the server to the client.
+async fn copied(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        let count = from.read(&mut piece).await?;
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(piece.get(..count).unwrap_or_default()).await?;
+    }
+}
+
+/// Copies bytes both ways until both ends are done, or the agent stops.
+pub async fn pass(mut client: Rewound, mut server: TcpStream, shutdown: &CancellationToken) {
+    tokio::select! {
+        ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {
+            tracing::debug!(?ended, "a spliced connection ended");
+        }
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// Has the connection end with a reset: what was refused must not look like an orderly end.
+fn abort(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    let _ = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_of_a_tunnel_is_read() {
+        assert_eq!(tunnel_target(b"CONNECT a.example:443 HTTP/1.1\r\n"), Some("a.example:443"));
+        assert_eq!(tunnel_target(b"CONNECT a.example:443\r\n"), Some("a.example:443"));
+        assert_eq!(tunnel_target(b"GET / HTTP/1.1\r\n"), None);
+    }
+}
