@@ -16,11 +16,10 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 
 use crate::{
-    ALLOW, REFUSE, address, datagram,
+    ALLOW, REFUSE, address,
+    datagram::{self, report},
     maps::{HEARTBEAT, PENDING, count, endpoint_class, is_captured, settings},
-    namespaces, own,
-    report::Report,
-    scope,
+    namespaces, own, scope,
 };
 
 const SOCK_STREAM: u32 = 1;
@@ -218,23 +217,4 @@ fn is_alive(settings: &Settings) -> bool {
     let now = unsafe { bpf_ktime_get_ns() };
     // The agent may have written after the clock was read here.
     HEARTBEAT.get(0).is_some_and(|last| now.saturating_sub(*last) < settings.patience)
-}
-
-#[inline(always)]
-fn report(context: &SockAddrContext, kind: u32, destination: [u32; 4], port: u16) {
-    let report = Report {
-        kind,
-        // SAFETY: helpers that take nothing, or the context that the kernel passed.
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        // SAFETY: as above.
-        netns_cookie: unsafe { bpf_get_netns_cookie(context.as_ptr()) },
-        // SAFETY: as above.
-        socket_cookie: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
-        destination,
-        destination_port: port,
-        // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
-        protocol: unsafe { (*context.sock_addr).protocol } as u16,
-        ..Report::EMPTY
-    };
-    report.send(|_| {});
 }

@@ -3,7 +3,7 @@
 use agent_common::{event_kind, mode};
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -48,19 +48,19 @@ fn judge(context: &SockAddrContext, destination: [u32; 4]) -> bool {
 /// Tells of a datagram, or a datagram socket's connect, that is refused.
 #[inline(always)]
 pub fn refuse(context: &SockAddrContext, destination: [u32; 4], port: u16) {
-    let report = Report {
-        kind: event_kind::DATAGRAM_REFUSED,
-        // SAFETY: helpers that take nothing, or the context that the kernel passed.
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        // SAFETY: as above.
-        netns_cookie: unsafe { bpf_get_netns_cookie(context.as_ptr()) },
-        // SAFETY: as above.
-        socket_cookie: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
-        destination,
-        destination_port: port,
-        // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
-        protocol: unsafe { (*context.sock_addr).protocol } as u16,
-        ..Report::EMPTY
-    };
+    report(context, event_kind::DATAGRAM_REFUSED, destination, port);
+}
+
+/// Tells of what the task that is running does with a socket.
+#[inline(always)]
+pub fn report(context: &SockAddrContext, kind: u32, destination: [u32; 4], port: u16) {
+    // SAFETY: the helpers take the context that the kernel passed.
+    let (netns_cookie, socket_cookie) =
+        unsafe { (bpf_get_netns_cookie(context.as_ptr()), bpf_get_socket_cookie(context.as_ptr())) };
+    let mut report = Report::of_task(kind, netns_cookie, socket_cookie);
+    report.destination = destination;
+    report.destination_port = port;
+    // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
+    report.protocol = unsafe { (*context.sock_addr).protocol } as u16;
     report.send(|_| {});
 }

@@ -4,13 +4,7 @@
 //! It sees packets as they leave the network namespace of their socket: after any translation of addresses there.
 
 use agent_common::{SynKey, event_kind, mode, own_class};
-use aya_ebpf::{
-    EbpfContext as _,
-    bindings::__sk_buff,
-    helpers::{bpf_get_socket_cookie, bpf_skb_cgroup_id},
-    macros::cgroup_skb,
-    programs::SkBuffContext,
-};
+use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 
 use crate::{
     ALLOW, REFUSE, address,
@@ -24,13 +18,12 @@ use crate::{
 
 #[cgroup_skb(egress)]
 pub fn egress(context: SkBuffContext) -> i32 {
-    if judge(&context) { ALLOW } else { REFUSE }
+    if judge(context.skb.skb) { ALLOW } else { REFUSE }
 }
 
 /// Whether the packet may go on.
 #[inline(always)]
-fn judge(context: &SkBuffContext) -> bool {
-    let skb = context.skb.skb;
+fn judge(skb: *mut __sk_buff) -> bool {
     let Some(settings) = settings() else { return true };
     let Some(packet) = Packet::read(skb, 0) else { return true };
     if address::is_loopback(packet.destination) {
@@ -49,7 +42,7 @@ fn judge(context: &SkBuffContext) -> bool {
             && own.class == own_class::SPLICE
             && (address::words(&own.address) != packet.destination || own.port != packet.destination_port)
         {
-            tell(context, event_kind::SPLICE_DIVERTED, &packet, None);
+            tell(skb, event_kind::SPLICE_DIVERTED, &packet, None);
             return false;
         }
     }
@@ -57,17 +50,17 @@ fn judge(context: &SkBuffContext) -> bool {
         if own::is_agents(skb) || scope::of_packet(settings, skb).mode == mode::OFF {
             return true;
         }
-        tell(context, event_kind::PACKET_GUARDED, &packet, None);
+        tell(skb, event_kind::PACKET_GUARDED, &packet, None);
         return false;
     }
     if packet.is_tcp()
         && packet.length > 0
-        && let Some(found) = hello::look(settings, skb, &packet)
+        && let Some(found) = hello::look(skb, &packet)
     {
         if own::is_agents(skb) || scope::of_packet(settings, skb).mode == mode::OFF {
             return true;
         }
-        tell(context, found.kind, &packet, Some(&found));
+        tell(skb, found.kind, &packet, Some(&found));
         return false;
     }
     true
@@ -85,16 +78,8 @@ pub fn syn_key(packet: &Packet) -> SynKey {
 }
 
 #[inline(always)]
-fn tell(context: &SkBuffContext, kind: u32, packet: &Packet, found: Option<&Found>) {
-    let skb: *mut __sk_buff = context.skb.skb;
-    let report = Report {
-        // SAFETY: the helpers take the context that the kernel passed.
-        cgroup_id: unsafe { bpf_skb_cgroup_id(skb) },
-        // SAFETY: as above.
-        socket_cookie: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
-        ..Report::packet(kind, packet)
-    };
-    report.send(|name| {
+fn tell(skb: *mut __sk_buff, kind: u32, packet: &Packet, found: Option<&Found>) {
+    Report::of_packet(kind, packet, skb).send(|name| {
         if let Some(found) = found {
             found.write(skb, name);
         }

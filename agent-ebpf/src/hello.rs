@@ -9,7 +9,7 @@ use agent_common::{NAME_SIZE, SUFFIX_SIZE, Settings, event_kind};
 use aya_ebpf::{bindings::__sk_buff, cty::c_void, helpers::bpf_skb_load_bytes};
 
 use crate::{
-    maps::SUFFIXES,
+    maps::{SUFFIXES, settings},
     packet::{Packet, load},
 };
 
@@ -33,6 +33,19 @@ pub struct Found {
 }
 
 impl Found {
+    /// In the one register that a function returns: a packet is shorter than sixteen megabytes, a name than 256 bytes.
+    #[inline(always)]
+    fn pack(&self) -> u64 {
+        u64::from(self.kind) << 32 | u64::from(self.start & 0x00ff_ffff) << 8 | u64::from(self.length & 0xff)
+    }
+
+    #[inline(always)]
+    fn unpack(packed: u64) -> Option<Self> {
+        let found =
+            Self { kind: (packed >> 32) as u32, start: packed as u32 >> 8, length: packed as u32 & 0xff };
+        (found.length != 0).then_some(found)
+    }
+
     /// Copies the name, or its end.
     #[inline(always)]
     pub fn write(&self, skb: *mut __sk_buff, name: &mut [u8; NAME_SIZE]) {
@@ -44,15 +57,29 @@ impl Found {
 
 /// Looks for a Snowflake name in the payload of a packet.
 #[inline(always)]
-pub fn look(settings: &Settings, skb: *mut __sk_buff, packet: &Packet) -> Option<Found> {
-    let start: [u8; 8] = load(skb, packet.payload)?;
+pub fn look(skb: *mut __sk_buff, packet: &Packet) -> Option<Found> {
+    Found::unpack(snowflake_name(skb, packet.payload))
+}
+
+/// [`look`], as a function that the verifier checks once, for any arguments, instead of once for each way that leads to
+/// it: of those there are so many that older kernels give up.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn snowflake_name(skb: *mut __sk_buff, payload: u32) -> u64 {
+    let Some(settings) = settings() else { return 0 };
+    look_at(settings, skb, payload).map_or(0, |found| found.pack())
+}
+
+#[inline(always)]
+fn look_at(settings: &Settings, skb: *mut __sk_buff, payload: u32) -> Option<Found> {
+    let start: [u8; 8] = load(skb, payload)?;
     let found = match start[0] {
-        0x14 if start[1] == 3 && start[4] == 1 => server_name(skb, packet.payload + CHANGE_CIPHER_SPEC)?,
-        0x16 if start[1] == 3 && start[5] == 1 => server_name(skb, packet.payload)?,
-        b'C' if start == *METHOD => tunnel(skb, packet.payload + METHOD.len() as u32)?,
+        0x14 if start[1] == 3 && start[4] == 1 => server_name(skb, payload + CHANGE_CIPHER_SPEC)?,
+        0x16 if start[1] == 3 && start[5] == 1 => server_name(skb, payload)?,
+        b'C' if start == *METHOD => tunnel(skb, payload + METHOD.len() as u32)?,
         // SOCKS 5: connect, to a name of which the length stands before it.
         5 if start[1] == 1 && start[3] == 3 => {
-            Found { kind: event_kind::TUNNEL_GUARDED, start: packet.payload + 5, length: u32::from(start[4]) }
+            Found { kind: event_kind::TUNNEL_GUARDED, start: payload + 5, length: u32::from(start[4]) }
         }
         _ => return None,
     };

@@ -3,13 +3,7 @@
 //! pod made for itself.
 
 use agent_common::{WireKey, event_kind};
-use aya_ebpf::{
-    EbpfContext as _,
-    bindings::__sk_buff,
-    helpers::{bpf_get_socket_cookie, bpf_skb_cgroup_id},
-    macros::classifier,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 
 use crate::{
     address,
@@ -44,26 +38,22 @@ pub fn perimeter(context: TcContext) -> i32 {
             _ => return NEXT,
         }
     }
-    verdict(&context, offset)
+    verdict(skb, offset)
 }
 
 /// For devices whose packets begin with the IP header.
 #[classifier]
 pub fn perimeter_ip(context: TcContext) -> i32 {
-    verdict(&context, 0)
+    verdict(context.skb.skb, 0)
 }
 
 #[inline(always)]
-fn verdict(context: &TcContext, offset: u32) -> i32 {
-    let skb = context.skb.skb;
+fn verdict(skb: *mut __sk_buff, offset: u32) -> i32 {
     let Some(settings) = settings() else { return NEXT };
     let Some(packet) = Packet::read(skb, offset) else { return NEXT };
     let to_endpoint = packet.may_reach(is_captured) && packet.matters() && is_endpoint(packet.destination);
-    let found = if to_endpoint || !packet.is_tcp() || packet.length == 0 {
-        None
-    } else {
-        hello::look(settings, skb, &packet)
-    };
+    let found =
+        if to_endpoint || !packet.is_tcp() || packet.length == 0 { None } else { hello::look(skb, &packet) };
     let kind = match &found {
         Some(found) => found.kind,
         None if to_endpoint => event_kind::PERIMETER_DROPPED,
@@ -83,7 +73,7 @@ fn verdict(context: &TcContext, offset: u32) -> i32 {
     if may_pass {
         return NEXT;
     }
-    tell(context, kind, &packet, found.as_ref());
+    tell(skb, kind, &packet, found.as_ref());
     DROP
 }
 
@@ -114,22 +104,10 @@ fn is_known_uncovered(packet: &Packet) -> bool {
 }
 
 #[inline(always)]
-fn tell(context: &TcContext, kind: u32, packet: &Packet, found: Option<&Found>) {
-    let skb: *mut __sk_buff = context.skb.skb;
-    let cgroup_id = if own::socket_of(skb).is_some() {
-        // SAFETY: the helper takes the context that the kernel passed.
-        unsafe { bpf_skb_cgroup_id(skb) }
-    } else {
-        0
-    };
-    let report = Report {
-        cgroup_id,
-        // SAFETY: as above.
-        socket_cookie: unsafe { bpf_get_socket_cookie(context.as_ptr()) },
-        // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
-        device: unsafe { (*skb).ifindex },
-        ..Report::packet(kind, packet)
-    };
+fn tell(skb: *mut __sk_buff, kind: u32, packet: &Packet, found: Option<&Found>) {
+    let mut report = Report::of_packet(kind, packet, skb);
+    // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
+    report.device = unsafe { (*skb).ifindex };
     report.send(|name| {
         if let Some(found) = found {
             found.write(skb, name);

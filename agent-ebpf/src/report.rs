@@ -2,14 +2,18 @@
 //! were not told.
 
 use agent_common::{Event, NAME_SIZE, Rate, RateKey, counter};
-use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-    bpf_ktime_get_ns,
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_ktime_get_ns, bpf_skb_cgroup_id,
+    },
 };
 
 use crate::{
     address,
     maps::{EVENTS, RATES, count},
+    own,
     packet::Packet,
 };
 
@@ -19,10 +23,14 @@ const SECOND: u64 = 1_000_000_000;
 
 /// What is to be told.
 pub struct Report {
-    pub kind: u32,
-    pub cgroup_id: u64,
-    pub netns_cookie: u64,
-    pub socket_cookie: u64,
+    kind: u32,
+    cgroup_id: u64,
+    netns_cookie: u64,
+    socket_cookie: u64,
+    /// Process id in the upper half, thread id in the lower one.
+    task: u64,
+    uid: u32,
+    comm: [u8; 16],
     pub device: u32,
     pub source: [u32; 4],
     pub destination: [u32; 4],
@@ -34,31 +42,51 @@ pub struct Report {
 }
 
 impl Report {
-    pub const EMPTY: Self = Self {
-        kind: 0,
-        cgroup_id: 0,
-        netns_cookie: 0,
-        socket_cookie: 0,
-        device: 0,
-        source: [0; 4],
-        destination: [0; 4],
-        source_port: 0,
-        destination_port: 0,
-        protocol: 0,
-        family: 0,
-    };
-
-    /// Of a packet.
+    /// Of what the task that is running does.
     #[inline(always)]
-    pub fn packet(kind: u32, packet: &Packet) -> Self {
+    pub fn of_task(kind: u32, netns_cookie: u64, socket_cookie: u64) -> Self {
         Self {
             kind,
+            // SAFETY: a helper without arguments.
+            cgroup_id: unsafe { bpf_get_current_cgroup_id() },
+            netns_cookie,
+            socket_cookie,
+            task: bpf_get_current_pid_tgid(),
+            uid: bpf_get_current_uid_gid() as u32,
+            comm: bpf_get_current_comm().unwrap_or_default(),
+            device: 0,
+            source: [0; 4],
+            destination: [0; 4],
+            source_port: 0,
+            destination_port: 0,
+            protocol: 0,
+            family: 0,
+        }
+    }
+
+    /// Of a packet. Whatever is running when it is sent need not have to do with it.
+    #[inline(always)]
+    pub fn of_packet(kind: u32, packet: &Packet, skb: *mut __sk_buff) -> Self {
+        let has_socket = own::socket_of(skb).is_some();
+        // SAFETY: the helpers take the context that the kernel passed.
+        let (cgroup_id, uid) =
+            if has_socket { unsafe { (bpf_skb_cgroup_id(skb), bpf_get_socket_uid(skb)) } } else { (0, 0) };
+        Self {
+            kind,
+            cgroup_id,
+            netns_cookie: 0,
+            // SAFETY: as above.
+            socket_cookie: unsafe { bpf_get_socket_cookie(skb.cast()) },
+            task: 0,
+            uid,
+            comm: [0; 16],
+            device: 0,
             source: packet.source,
             destination: packet.destination,
             source_port: packet.source_port,
             destination_port: packet.destination_port,
             protocol: u16::from(packet.protocol),
-            ..Self::EMPTY
+            family: 0,
         }
     }
 
@@ -73,21 +101,15 @@ impl Report {
             count(counter::EVENTS_LOST);
             return;
         };
-        // Packets are also sent when something else is running, whose name must not stand in the event.
-        // SAFETY: a helper without arguments.
-        let is_tasks = unsafe { bpf_get_current_cgroup_id() } == self.cgroup_id;
-        let (task, user) =
-            if is_tasks { (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid() as u32) } else { (0, 0) };
-        let comm = if is_tasks { bpf_get_current_comm().unwrap_or_default() } else { [0; 16] };
         let event = entry.write(Event {
             kind: self.kind,
             device: self.device,
             cgroup_id: self.cgroup_id,
             netns_cookie: self.netns_cookie,
             socket_cookie: self.socket_cookie,
-            pid: (task >> 32) as u32,
-            tid: task as u32,
-            uid: user,
+            pid: (self.task >> 32) as u32,
+            tid: self.task as u32,
+            uid: self.uid,
             protocol: self.protocol,
             family: self.family,
             source: address::bytes(self.source),
@@ -95,7 +117,7 @@ impl Report {
             source_port: self.source_port,
             destination_port: self.destination_port,
             reserved: 0,
-            comm,
+            comm: self.comm,
             name: [0; NAME_SIZE],
         });
         name(&mut event.name);

@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
 };
 
-use crate::maps::SCOPES;
+use crate::maps::{SCOPES, settings};
 
 /// Levels of the hierarchy at which scopes are looked for; what is deeper has its ancestor's.
 const LEVELS: i32 = 16;
@@ -28,23 +28,34 @@ static TASK_LAYOUT: TaskLayout = TaskLayout {
 /// The scope of the task that is running.
 #[inline(always)]
 pub fn of_task(settings: &Settings) -> Scope {
-    // SAFETY: a helper that takes any level.
-    find(settings, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
+    if settings.scoped == 0 { settings.scope } else { unpack(scope_of_task()) }
 }
 
 /// The scope of the socket that a packet belongs to.
 #[inline(always)]
 pub fn of_packet(settings: &Settings, skb: *mut __sk_buff) -> Scope {
+    if settings.scoped == 0 { settings.scope } else { unpack(scope_of_packet(skb)) }
+}
+
+// Functions that the verifier checks once, and not once for each way that leads to them.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn scope_of_task() -> u32 {
+    // SAFETY: a helper that takes any level.
+    find(|level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn scope_of_packet(skb: *mut __sk_buff) -> u32 {
     // SAFETY: the helper takes the context that the kernel passed, and any level.
-    find(settings, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) })
+    find(|level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) })
 }
 
 #[inline(always)]
-fn find(settings: &Settings, ancestor: impl Fn(i32) -> u64) -> Scope {
-    let mut found = settings.scope;
-    if settings.scoped == 0 {
-        return found;
-    }
+fn find(ancestor: impl Fn(i32) -> u64) -> u32 {
+    let mut found = settings().map_or(0, |settings| pack(settings.scope));
     for level in 0..LEVELS {
         let id = ancestor(level);
         if id == 0 {
@@ -52,10 +63,20 @@ fn find(settings: &Settings, ancestor: impl Fn(i32) -> u64) -> Scope {
         }
         // SAFETY: copied at once; if it is changed just now, the packet is one of before or after the change.
         if let Some(scope) = unsafe { SCOPES.get(id) } {
-            found = *scope;
+            found = pack(*scope);
         }
     }
     found
+}
+
+#[inline(always)]
+fn pack(scope: Scope) -> u32 {
+    u32::from(scope.mode) | u32::from(scope.raw_sockets) << 8
+}
+
+#[inline(always)]
+fn unpack(packed: u32) -> Scope {
+    Scope { mode: packed as u8, raw_sockets: (packed >> 8) as u8, reserved: [0; 2] }
 }
 
 /// Whether the socket that a packet belongs to is none of the agent's business: outside the covered cgroup, or in a

@@ -4,7 +4,7 @@
 use agent_common::{Scope, event_kind, mode, raw_sockets};
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_current_cgroup_id, bpf_get_netns_cookie},
+    helpers::bpf_get_netns_cookie,
     macros::{cgroup_sock, lsm_cgroup},
     programs::{LsmContext, SockContext},
 };
@@ -61,14 +61,8 @@ fn may_be_raw() -> bool {
 
 #[inline(always)]
 fn refuse(netns_cookie: u64, family: u32, protocol: u32) {
-    let report = Report {
-        kind: event_kind::RAW_SOCKET_REFUSED,
-        // SAFETY: a helper without arguments.
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        netns_cookie,
-        family: family as u16,
-        protocol: protocol as u16,
-        ..Report::EMPTY
-    };
+    let mut report = Report::of_task(event_kind::RAW_SOCKET_REFUSED, netns_cookie, 0);
+    report.family = family as u16;
+    report.protocol = protocol as u16;
     report.send(|_| {});
 }

@@ -41,13 +41,17 @@ impl Cgroups {
         Path::new("/").join(directory.strip_prefix(&self.root).unwrap_or(directory))
     }
 
+    /// The directory of a cgroup, by its path from the hierarchy's root.
+    pub(super) fn directory_of(&self, path: &str) -> PathBuf {
+        self.root.join(path.strip_prefix('/').unwrap_or(path))
+    }
+
     /// The cgroup that the process is in now, if it is the one that is looked for.
     fn of_process(&self, id: u64, pid: u32) -> Option<String> {
         let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let path = memberships.lines().find_map(|line| line.strip_prefix("0::"))?;
         // In a cgroup namespace of our own this is another cgroup or none: the id tells.
-        let directory = self.root.join(path.strip_prefix('/')?);
-        (fs::metadata(directory).ok()?.ino() == id).then(|| path.to_owned())
+        (fs::metadata(self.directory_of(path)).ok()?.ino() == id).then(|| path.to_owned())
     }
 
     /// Walks the hierarchy.

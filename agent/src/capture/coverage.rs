@@ -6,7 +6,7 @@
 //! nobody is in any more, which only the listeners kept alive.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -358,9 +358,10 @@ impl Coverage {
 
     /// Ends the socket whose packet the guard dropped: its process tries again, and is redirected then.
     fn end_guarded(&mut self, event: &Event) {
-        let own = Namespace::of(event.pid).ok().filter(|_| event.pid != 0).map(Arc::new);
-        let others = self.open.values().map(|covered| Arc::clone(&covered.namespace));
-        for namespace in own.into_iter().chain(others) {
+        // First where its workload is, then everywhere: a socket may have been handed on.
+        let home = self.namespaces_of(event.cgroup_id);
+        let everywhere = self.open.values().map(|covering| Arc::clone(&covering.namespace));
+        for namespace in home.into_iter().chain(everywhere) {
             let ended = namespace.inside(|| {
                 let sockets = sockets::list(self.marks.as_fd()).unwrap_or_default();
                 let found = sockets.iter().find(|socket| socket.cookie() == event.socket_cookie);
@@ -370,6 +371,17 @@ impl Coverage {
                 return;
             }
         }
+    }
+
+    /// The namespaces that processes of a cgroup are in.
+    fn namespaces_of(&self, cgroup_id: u64) -> Vec<Arc<Namespace>> {
+        let Some(path) = self.cgroups.path(cgroup_id, 0) else { return Vec::new() };
+        let inodes: BTreeSet<u64> = cgroups::processes(&self.cgroups.directory_of(&path))
+            .into_iter()
+            .filter_map(|pid| namespace::inode_of(pid).ok())
+            .collect();
+        let open = inodes.iter().filter_map(|inode| self.open.get(inode));
+        open.map(|covering| Arc::clone(&covering.namespace)).collect()
     }
 }
 
