@@ -15,3 +15,4 @@ pub mod proxy;
 pub mod snowflake;
 pub mod sql;
 pub mod tls;
+pub mod wire;

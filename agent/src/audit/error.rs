@@ -45,6 +45,8 @@ pub enum AuditError {
     Read(Arc<rusqlite::Error>),
     #[error("the query is wrong: {0}")]
     Sql(String),
+    #[error("the agent that has taken over cannot write the journal: {0}")]
+    Successor(String),
     #[error("cannot start the journal's thread: {0}; is the limit of processes or memory too low?")]
     Thread(Arc<io::Error>),
     #[error("the query took longer than {0} seconds: narrow it down, for example by time or with LIMIT")]

@@ -3,6 +3,7 @@
 //! One thread writes. It takes what is queued and commits it as one transaction, so that many callers share one sync of
 //! the disk. Both the number of waiting appends and their bytes are bounded: a caller waits when they are reached.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use super::schema::{self, Lock};
 use super::store::{Cursor, Store, Write};
-use super::{AuditError, Record, Statement, Verdict};
+use super::{AuditError, Record, Statement, Verdict, successor};
 
 /// How many appends may wait.
 const QUEUE: usize = 4096;
@@ -52,26 +53,36 @@ impl Journal {
     /// Opens the journal and creates it where there is none. `node` goes into every row. Blocks: it reads the whole file
     /// to find damage, and gives an outcome to the statements that an agent before this one left without.
     pub fn open(path: &Path, node: &str) -> Result<Self, AuditError> {
-        let lock = schema::prepare(path)?;
-        let connection = schema::open(path)?;
-        let id = schema::identifier(&connection)?;
-        let mut store = Store::new(connection, node.to_owned());
-        let (settled, last_seq) = store.settle()?;
-        if settled > 0 {
+        let (mut file, open) = JournalFile::open(path, node)?;
+        if !open.is_empty() {
             warn!(
-                statements = settled,
+                statements = open.len(),
                 "the agent ended before these statements did: their outcome is unknown"
             );
+            file.store.commit(std::iter::once(&Write::Settle(open)))?;
         }
+        Self::start(file)
+    }
+
+    /// Opens the journal of an agent that has handed it over and goes on: also returns the statements that are without an
+    /// outcome now, which come later, or are to be settled when that agent has ended.
+    pub fn take_over(path: &Path, node: &str) -> Result<(Self, Vec<Uuid>), AuditError> {
+        let (file, open) = JournalFile::open(path, node)?;
+        Ok((Self::start(file)?, open))
+    }
+
+    fn start(file: JournalFile) -> Result<Self, AuditError> {
         let (messages, queue) = mpsc::channel(QUEUE);
+        let last_seq = file.store.last_seq()?;
+        let (path, id) = (file.path.clone(), file.id);
         let written = watch::Sender::new(Written { last_seq, ..Written::default() });
-        let writer = Writer { store, queue, written: written.clone(), lock };
+        let writer = Writer { place: Place::Here(file), queue, written: written.clone() };
         thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || writer.run())
-            .map_err(|source| AuditError::Directory { path: path.to_owned(), source: Arc::new(source) })?;
+            .map_err(|source| AuditError::Directory { path: path.clone(), source: Arc::new(source) })?;
         let bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
-        Ok(Self { shared: Arc::new(Shared { path: path.to_owned(), id, messages, bytes, written }) })
+        Ok(Self { shared: Arc::new(Shared { path, id, messages, bytes, written }) })
     }
 
     /// Appends all of `records` or nothing. Returns when they are durable.
@@ -101,6 +112,20 @@ impl Journal {
     /// The identifier of the journal's file.
     pub fn id(&self) -> Uuid {
         self.shared.id
+    }
+
+    /// Writes what is queued, closes the file for a successor to open, and from then on appends by way of the successor, who
+    /// is at the other end of this stream. Should it be gone before this agent is, the file is opened again.
+    pub async fn hand_over(&self, successor: UnixStream) -> Result<(), AuditError> {
+        let (done, closed) = oneshot::channel();
+        let message = Message::HandOver(successor, done);
+        self.shared.messages.send(message).await.map_err(|_| AuditError::Closed)?;
+        closed.await.map_err(|_| AuditError::Closed)
+    }
+
+    /// Gives those of these statements that have no outcome one: their agent ended before it knew.
+    pub async fn settle(&self, statements: Vec<Uuid>) -> Result<(), AuditError> {
+        self.shared.write(Write::Settle(statements), 0).await
     }
 
     /// Writes what is queued, and closes the file. Appends that come later fail.
@@ -153,6 +178,7 @@ impl Shared {
 
 enum Message {
     Job(Job),
+    HandOver(UnixStream, oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -163,12 +189,43 @@ struct Job {
     _permit: OwnedSemaphorePermit,
 }
 
+/// The journal's file, open, and the right to write it.
+struct JournalFile {
+    path: PathBuf,
+    node: String,
+    id: Uuid,
+    store: Store,
+    _lock: Lock,
+}
+
+impl JournalFile {
+    /// Also returns the statements without an outcome.
+    fn open(path: &Path, node: &str) -> Result<(Self, Vec<Uuid>), AuditError> {
+        let lock = schema::prepare(path)?;
+        let connection = schema::open(path)?;
+        let id = schema::identifier(&connection)?;
+        let store = Store::new(connection, node.to_owned());
+        let open = store.open_statements()?;
+        Ok((Self { path: path.to_owned(), node: node.to_owned(), id, store, _lock: lock }, open))
+    }
+}
+
+/// Where the journal's file is written.
+enum Place {
+    Here(JournalFile),
+    /// By the successor at the other end. The path and the node are for the case that it ends first.
+    Successor {
+        stream: UnixStream,
+        path: PathBuf,
+        node: String,
+    },
+}
+
 /// The thread that writes.
 struct Writer {
-    store: Store,
+    place: Place,
     queue: mpsc::Receiver<Message>,
     written: watch::Sender<Written>,
-    lock: Lock,
 }
 
 impl Writer {
@@ -176,30 +233,62 @@ impl Writer {
         let mut closing = Vec::new();
         let mut jobs = Vec::new();
         while let Some(message) = self.queue.blocking_recv() {
-            self.take(message, &mut jobs, &mut closing);
-            while jobs.len() < GROUP
-                && let Ok(message) = self.queue.try_recv()
-            {
-                self.take(message, &mut jobs, &mut closing);
+            let mut message = Some(message);
+            while let Some(next) = message.take() {
+                match next {
+                    Message::Job(job) => jobs.push(job),
+                    Message::Close(done) => {
+                        self.queue.close();
+                        closing.push(done);
+                    }
+                    Message::HandOver(stream, done) => {
+                        self.commit(&mut jobs);
+                        self.hand_over(stream);
+                        // Whoever asked may have stopped waiting.
+                        let _ = done.send(());
+                    }
+                }
+                if jobs.len() < GROUP {
+                    message = self.queue.try_recv().ok();
+                }
             }
             self.commit(&mut jobs);
         }
-        let Self { store, lock, .. } = self;
-        drop(store);
-        drop(lock);
+        drop(self.place);
         for done in closing {
             // Whoever asked may have stopped waiting.
             let _ = done.send(());
         }
     }
 
-    fn take(&mut self, message: Message, jobs: &mut Vec<Job>, closing: &mut Vec<oneshot::Sender<()>>) {
-        match message {
-            Message::Job(job) => jobs.push(job),
-            Message::Close(done) => {
-                self.queue.close();
-                closing.push(done);
+    /// Closes the file.
+    fn hand_over(&mut self, stream: UnixStream) {
+        let (path, node) = match &self.place {
+            Place::Here(file) => (file.path.clone(), file.node.clone()),
+            Place::Successor { path, node, .. } => (path.clone(), node.clone()),
+        };
+        self.place = Place::Successor { stream, path, node };
+    }
+
+    /// Writes here, or has the successor write.
+    fn write<'a>(&mut self, writes: impl Iterator<Item = &'a Write> + Clone) -> Result<i64, AuditError> {
+        let (path, node) = match &mut self.place {
+            Place::Here(file) => return file.store.commit(writes),
+            Place::Successor { stream, path, node } => {
+                match successor::write(stream, writes.clone()) {
+                    Ok(answer) => return answer.map(|()| self.written.borrow().last_seq),
+                    Err(error) => warn!(%error, "the successor is gone: writing the journal here again"),
+                }
+                (path.clone(), node.clone())
             }
+        };
+        let (file, _) = JournalFile::open(&path, &node)?;
+        self.place = Place::Here(file);
+        let Place::Here(file) = &mut self.place else { return Err(AuditError::Closed) };
+        match file.store.commit(writes) {
+            // The successor wrote it and could not say so.
+            Err(AuditError::Duplicate(_)) => file.store.last_seq(),
+            written => written,
         }
     }
 
@@ -209,7 +298,7 @@ impl Writer {
         if jobs.is_empty() {
             return;
         }
-        let together = self.store.commit(jobs.iter().map(|job| &job.write));
+        let together = self.write(jobs.iter().map(|job| &job.write));
         if together.is_ok() || jobs.len() == 1 {
             let answer = self.note(together);
             for job in jobs.drain(..) {
@@ -218,7 +307,7 @@ impl Writer {
             }
         } else {
             for job in jobs.drain(..) {
-                let alone = self.store.commit([&job.write].into_iter());
+                let alone = self.write(std::iter::once(&job.write));
                 let answer = self.note(alone);
                 let _ = job.done.send(answer);
             }

@@ -14,6 +14,7 @@ mod journal;
 mod record;
 mod schema;
 mod store;
+mod successor;
 
 #[cfg(test)]
 mod samples;
@@ -23,3 +24,4 @@ pub use journal::{Journal, Recorded, Written};
 pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Session, Statement, Verdict, Workload, now,
 };
+pub use successor::serve as serve_predecessor;

@@ -4,11 +4,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// Anything that can be appended to the journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
 pub enum Record {
     Session(Session),
@@ -18,7 +18,7 @@ pub enum Record {
 }
 
 /// Who opened the connection, as the kernel attests it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Workload {
     /// Path of the cgroup below the cgroup v2 mount.
     pub cgroup: String,
@@ -29,7 +29,7 @@ pub struct Workload {
 }
 
 /// Whom the verified token names.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Caller {
     pub issuer: String,
     pub subject: String,
@@ -37,7 +37,7 @@ pub struct Caller {
 }
 
 /// A session that was opened with Snowflake.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Session {
     /// The agent's own identifier.
     pub id: Uuid,
@@ -57,7 +57,7 @@ pub struct Session {
 }
 
 /// A request to run SQL, recorded before any of it goes upstream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Statement {
     /// The agent's own identifier.
     pub id: Uuid,
@@ -88,7 +88,7 @@ pub struct Statement {
 }
 
 /// How a statement ended. There is at most one for each statement.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Outcome {
     /// [`Statement::id`].
     pub statement: Uuid,
@@ -106,7 +106,7 @@ pub struct Outcome {
 }
 
 /// Anything else that the security team must be able to see.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Event {
     pub id: Uuid,
     pub time: i64,
@@ -119,7 +119,7 @@ pub struct Event {
 }
 
 /// What the policy said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     Allow,
@@ -128,7 +128,7 @@ pub enum Verdict {
 }
 
 /// How a statement ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeStatus {
     /// Snowflake answered with an error.
@@ -141,7 +141,7 @@ pub enum OutcomeStatus {
 }
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// A connection was refused because the agent gave no sign of life.

@@ -16,6 +16,8 @@ pub(super) enum Write {
         sink: String,
         cursor: Cursor,
     },
+    /// An outcome for those of these statements that have none: their agent ended before it knew.
+    Settle(Vec<Uuid>),
 }
 
 /// All up to `delivered` is in the sink, and what is in (`delivered`, `sending`] may be.
@@ -53,6 +55,13 @@ impl Store {
                     }
                 }
                 Write::Cursor { sink, cursor } => save_cursor(&transaction, sink, *cursor)?,
+                Write::Settle(statements) => {
+                    for statement in statements {
+                        let settled = settle(&transaction, &self.node, last + 1, *statement)
+                            .map_err(|error| write_error(error, || *statement))?;
+                        last += i64::from(settled > 0);
+                    }
+                }
             }
         }
         if last != first {
@@ -62,31 +71,38 @@ impl Store {
         Ok(last)
     }
 
-    /// Gives an outcome to each statement that has none: its agent ended before it knew. What was not allowed was not
-    /// forwarded. Returns how many there were and the last `seq`.
-    pub(super) fn settle(&mut self) -> Result<(usize, i64), AuditError> {
-        let failed = |error| write_error(error, Uuid::nil);
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-        let last = last_seq(&transaction)?;
-        let settled = transaction
-            .execute(
-                "INSERT INTO outcomes (seq, node, statement, time, status, query_id, rows, code, message,
-                                       duration_us, response_bytes)
-                 SELECT ?1 + row_number() OVER (ORDER BY s.seq), ?2, s.id, ?3, iif(s.verdict = 'allow', 'unknown', 'refused'),
-                        '', NULL, '', 'the agent ended before the statement did', 0, 0
-                 FROM statements s
-                 WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.statement = s.id)",
-                params![last, self.node, now()],
-            )
+    /// The statements that have no outcome.
+    pub(super) fn open_statements(&self) -> Result<Vec<Uuid>, AuditError> {
+        let failed = |error| AuditError::Read(Arc::new(error));
+        let mut query = self
+            .connection
+            .prepare("SELECT id FROM statements s WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.statement = s.id) ORDER BY seq")
             .map_err(failed)?;
-        let last = last.saturating_add(i64::try_from(settled).unwrap_or(i64::MAX));
-        if settled > 0 {
-            save_last_seq(&transaction, last)?;
-        }
-        transaction.commit().map_err(failed)?;
-        Ok((settled, last))
+        let ids = query.query_map([], |row| row.get::<_, String>(0)).map_err(failed)?;
+        let ids: Vec<String> = ids.collect::<Result<_, _>>().map_err(failed)?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
+
+    /// The last `seq` of the journal.
+    pub(super) fn last_seq(&self) -> Result<i64, AuditError> {
+        let query = self.connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0));
+        query.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+}
+
+/// Gives a statement without an outcome one: that its agent ended before it knew. What was not allowed was not forwarded.
+/// Returns how many rows came of it.
+fn settle(transaction: &Transaction<'_>, node: &str, seq: i64, statement: Uuid) -> rusqlite::Result<usize> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO outcomes (seq, node, statement, time, status, query_id, rows, code, message,
+                                   duration_us, response_bytes)
+             SELECT ?1, ?2, s.id, ?3, iif(s.verdict = 'allow', 'unknown', 'refused'),
+                    '', NULL, '', 'the agent ended before the statement did', 0, 0
+             FROM statements s
+             WHERE s.id = ?4 AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.statement = s.id)",
+        )?
+        .execute(params![seq, node, now(), statement.to_string()])
 }
 
 /// How far a sink is; a sink that is new starts at the beginning.

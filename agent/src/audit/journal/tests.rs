@@ -1,5 +1,6 @@
 mod faults;
 mod model;
+mod succession;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
