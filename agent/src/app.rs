@@ -1,27 +1,42 @@
 //! The wiring: from a configuration to an agent at work, and to its orderly end.
 
-use std::collections::BTreeSet;
+mod delivery;
+mod signals;
+mod supervisor;
+
+use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{AuditError, Event, EventKind, Journal, clickhouse};
-use crate::capture::{self, Capture, CaptureError, Names};
-use crate::config::{Config, SecretError, SecretReference};
+use self::delivery::Delivery;
+use self::signals::{Signals, Told};
+use crate::admin::metrics::{self, Metrics};
+use crate::admin::succession::{Predecessor, Remains, receive_legacy};
+use crate::admin::{self, AdminError, Succession};
+use crate::audit::{AuditError, Event, EventKind, Journal, serve_predecessor};
+use crate::capture::{self, Capture, CaptureError, Captured, Names};
+use crate::config::{Config, CredentialType, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
+use crate::kubernetes::Pods;
 use crate::policy::{Policy, PolicyError};
-use crate::proxy::{Dialer, Foreign, Noise, Proxy, Sessions, Shares, Upstream, Vault, VaultError};
+use crate::proxy::{Counts, Dialer, Foreign, Noise, Proxy, Sessions, Shares, Upstream, Vault, VaultError};
 use crate::tls::{self, Authority, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
 const DRAIN: Duration = Duration::from_secs(30);
+/// For so long after it took over, an agent looks for what its predecessor has begun meanwhile.
+const SUCCESSION: Duration = Duration::from_mins(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -37,6 +52,12 @@ pub enum AppError {
     Audit(#[from] AuditError),
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("the metrics cannot be served on {address}: {source}")]
+    Metrics { address: SocketAddr, source: io::Error },
+    #[error("the agent that runs cannot be relieved: {0}")]
+    Succession(io::Error),
     #[error(transparent)]
     Keys(#[from] KeyError),
     #[error(transparent)]
@@ -63,6 +84,16 @@ impl State<'_> {
         self.0.join("sessions")
     }
 
+    /// Where a running agent is asked.
+    pub fn socket(&self) -> PathBuf {
+        self.0.join("agent.sock")
+    }
+
+    /// The names that Snowflake has told.
+    pub fn allowlist(&self) -> PathBuf {
+        self.0.join("allowlist.json")
+    }
+
     /// Exists while the agent is ready.
     pub fn ready(&self) -> PathBuf {
         self.0.join("ready")
@@ -85,9 +116,16 @@ pub fn capture_settings(config: &Config) -> capture::Settings {
     }
 }
 
+/// How the agent is to begin.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunOptions {
+    /// Take over from an agent that runs, if one does.
+    pub take_over: bool,
+}
+
 /// Runs the agent until it is told to stop.
-pub fn run(config: Config) -> Result<(), AppError> {
-    // Delivery to ClickHouse has a thread of its own, so that the data path never waits for it.
+pub fn run(config: Config, options: RunOptions) -> Result<(), AppError> {
+    // Delivery to ClickHouse, metrics and questions have a thread of their own, so that the data path never waits for them.
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -99,48 +137,86 @@ pub fn run(config: Config) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(AppError::Runtime)?;
-    let result = data.block_on(serve(Arc::new(config), control.handle()));
+    let result = data.block_on(async {
+        let running = start(Arc::new(config), options, control.handle()).await?;
+        running.until_told().await
+    });
     data.shutdown_timeout(Duration::from_secs(1));
     control.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<(), AppError> {
+/// An agent at work.
+struct Running {
+    config: Arc<Config>,
+    capture: Arc<Capture>,
+    proxy: Arc<Proxy>,
+    journal: Journal,
+    delivery: Delivery,
+    serving: tokio::task::JoinHandle<()>,
+    /// What looks after things, and ends with the agent.
+    background: JoinSet<()>,
+    signals: Signals,
+    succession: mpsc::Receiver<Succession>,
+}
+
+async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Result<Running, AppError> {
     capture::require_capabilities()?;
     let state = State(&config.agent.state_dir);
     prepare(&state)?;
     raise_descriptor_limit();
-    let mut signals = Signals::new()?;
+    let signals = Signals::new().map_err(AppError::Runtime)?;
 
     let policy = Policy::load(config.policy_file.as_deref())?;
     let identity = Identity::new(&config)?;
-    let mut credentials = std::collections::HashMap::new();
-    for credential in &config.credentials {
-        let unreadable = |source| AppError::Credential { name: credential.name.clone(), source };
-        credential.secret.read().map_err(unreadable)?;
-        credentials.insert(credential.name.clone(), (credential.kind, credential.secret.clone()));
-    }
+    let credentials = credentials(&config)?;
     let authority = Arc::new(Authority::open(&state.authority(), &config.capture.suffixes)?);
     let server_tls = tls::server_config(authority)?;
     let upstream_tls = tls::client_config(config.tls.upstream_ca_bundle.as_deref(), &[b"h2", b"http/1.1"])?;
-    let delivery = delivery_settings(&config)?;
+    let mut delivery = Delivery::new(&config, control)?;
+    let metrics_listener = match config.metrics {
+        Some(address) => {
+            let listening = control.spawn(metrics::listen(address)).await.map_err(io::Error::other);
+            Some(
+                listening
+                    .and_then(|listener| listener)
+                    .map_err(|source| AppError::Metrics { address, source })?,
+            )
+        }
+        None => None,
+    };
 
-    let journal = Journal::open(&state.journal(), &config.agent.node)?;
+    let (predecessor, inheritance) = match options.take_over.then(|| Predecessor::ask(&state.socket())) {
+        Some(asked) => asked?.unzip(),
+        None => (None, None),
+    };
+    // Without a predecessor the journal is opened first: what is wrong with it must not cost anybody a connection.
+    let journal = match predecessor {
+        None => Some(Journal::open(&state.journal(), &config.agent.node)?),
+        Some(_) => None,
+    };
     let settings = capture_settings(&config);
-    let (_pods_sender, pods) = tokio::sync::watch::channel(Arc::default());
-    let (capture, captured) = Capture::start(&settings, pods)?;
+    let (_pods_sender, pods) = watch::channel(Arc::<Pods>::default());
+    let (capture, captured) = Capture::start(&settings, pods, inheritance)?;
     let capture = Arc::new(capture);
-    let mut background = tokio::task::JoinSet::new();
+    let mut background = JoinSet::new();
     background.spawn(beat(Arc::clone(&capture)));
-    let hosts = config.accounts.iter().map(|account| &account.host);
-    let names: BTreeSet<_> = hosts.chain(&config.capture.names).cloned().collect();
-    let names = names.into_iter().collect();
-    let names = Arc::new(Names::start(names, &config.capture.nameservers, capture.endpoints()).await?);
+    let names = Arc::new(
+        Names::start(names(&config, &state), &config.capture.nameservers, capture.endpoints()).await?,
+    );
     replace_other_layouts(&settings);
     identity.warm_up().await;
 
+    let (journal, succeeding) = match (journal, predecessor) {
+        (Some(journal), _) => (journal, None),
+        (None, Some(mut predecessor)) => {
+            let remains = predecessor.take_journal().map_err(AppError::Succession)?;
+            let (journal, open) = Journal::take_over(&state.journal(), &config.agent.node)?;
+            (journal, Some((predecessor, remains, open)))
+        }
+        (None, None) => (Journal::open(&state.journal(), &config.agent.node)?, None),
+    };
     let dialer = Dialer::new(capture.marker());
-    let (shutdown, delivered) = (CancellationToken::new(), CancellationToken::new());
     let sessions = Sessions::new(Vault::open(&state.sessions())?, &identity);
     let proxy = Arc::new(Proxy {
         tls: server_tls,
@@ -150,56 +226,170 @@ async fn serve(config: Arc<Config>, control: &tokio::runtime::Handle) -> Result<
         sessions,
         noise: Noise::default(),
         shares: Shares::default(),
+        counts: Counts::default(),
         credentials,
-        upstream: Upstream::new(dialer.clone(), names, upstream_tls),
+        upstream: Upstream::new(dialer.clone(), Arc::clone(&names), upstream_tls),
         dialer,
         endpoints: capture.endpoints(),
         foreign: Foreign::new(config.capture.suffixes.clone())?,
         tasks: TaskTracker::new(),
-        shutdown: shutdown.clone(),
+        shutdown: CancellationToken::new(),
         config: Arc::clone(&config),
     });
-    let delivery = match delivery {
-        Some(settings) => {
-            let writer = clickhouse::Writer::new(journal.clone(), settings)?;
-            Some(control.spawn(writer.run(delivered.clone().cancelled_owned())))
+    let predecessor = match succeeding {
+        Some((predecessor, remains, open)) => {
+            serve_remains(&proxy, remains, open)?;
+            Some(predecessor)
         }
         None => None,
     };
-    let serving = tokio::spawn(Arc::clone(&proxy).serve(captured.accepted));
-    background.spawn(Arc::clone(&proxy).record_attempts(captured.told));
-    background.spawn(Arc::clone(&proxy).ask_suspects(captured.suspects));
+    delivery.start(&journal)?;
+    let Captured { accepted, told, suspects } = captured;
+    let serving = tokio::spawn(Arc::clone(&proxy).serve(accepted));
+    background.spawn(Arc::clone(&proxy).record_attempts(told));
+    background.spawn(Arc::clone(&proxy).ask_suspects(suspects));
+    if let Some(listener) = metrics_listener {
+        let metrics = Metrics::new(&proxy.counts, &capture, capture.endpoints());
+        background.spawn_on(metrics.serve(listener), control);
+    }
+    let (succession_sender, succession) = mpsc::channel(1);
+    let agent = admin::Agent {
+        capture: Arc::clone(&capture),
+        names,
+        proxy: Arc::clone(&proxy),
+        since: admin::status::now(),
+        allowlist: state.allowlist(),
+        succession: succession_sender,
+    };
+    let server = admin::Server::bind(&state.socket())?;
+    server.run(Arc::new(agent), control.clone()).map_err(AppError::Runtime)?;
 
-    note(&journal, EventKind::AgentStarted, format!("version {}", env!("CARGO_PKG_VERSION"))).await?;
+    capture.open();
+    let detail = match &predecessor {
+        Some(predecessor) => {
+            format!("version {}, in the place of process {}", env!("CARGO_PKG_VERSION"), predecessor.pid)
+        }
+        None => format!("version {}", env!("CARGO_PKG_VERSION")),
+    };
+    note(&journal, EventKind::AgentStarted, detail).await?;
     write_ready(&state)?;
+    supervisor::ready();
+    if let Some(predecessor) = predecessor {
+        predecessor.relieve().map_err(AppError::Succession)?;
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.agent.node, "ready");
+    Ok(Running { config, capture, proxy, journal, delivery, serving, background, signals, succession })
+}
 
-    while let Some(Told::Reload) = signals.next().await {
-        reload(&proxy, &config).await;
+impl Running {
+    /// Works until it is told to stop, or relieved by a successor.
+    async fn until_told(mut self) -> Result<(), AppError> {
+        let mut launched = None;
+        let successor = loop {
+            tokio::select! {
+                told = self.signals.next() => match told {
+                    Some(Told::Reload) => reload(&self.proxy, &self.config).await,
+                    Some(Told::Replace) => launched = supervisor::launch(&self.config.path).or(launched),
+                    Some(Told::Stop) | None => break None,
+                },
+                Some(step) = self.succession.recv() => match step {
+                    Succession::Begins(ended) => {
+                        self.delivery.stop().await;
+                        // Whoever asked may have gone.
+                        let _ = ended.send(());
+                    }
+                    Succession::Fails => self.delivery.start(&self.journal)?,
+                    Succession::Done { pid } => break Some(pid),
+                },
+            }
+        };
+        self.stop(successor).await?;
+        // Who was started by this process is the service from now on. Anybody else's service must not find its process
+        // gone before it stops it.
+        if successor.is_some() && successor != launched {
+            tracing::info!("relieved: waiting to be stopped");
+            while !matches!(self.signals.next().await, Some(Told::Stop) | None) {}
+        }
+        Ok(())
     }
 
-    tracing::info!("stopping: statements under way get {} s to end", DRAIN.as_secs());
-    let _ = std::fs::remove_file(state.ready());
-    shutdown.cancel();
-    let _ = serving.await;
-    proxy.tasks.close();
-    let drained = tokio::time::timeout(DRAIN, proxy.tasks.wait()).await.is_ok();
-    proxy.record_suppressed(true).await;
-    note(&journal, EventKind::AgentStopped, format!("drained: {drained}")).await?;
-    if let Some(delivery) = delivery {
+    /// Sees what has begun to its end.
+    async fn stop(&mut self, successor: Option<u32>) -> Result<(), AppError> {
+        tracing::info!(successor, "stopping: statements under way get {} s to end", DRAIN.as_secs());
+        let state = State(&self.config.agent.state_dir);
+        if successor.is_none() {
+            let _ = std::fs::remove_file(state.ready());
+            let _ = std::fs::remove_file(state.socket());
+        }
+        self.capture.close();
+        self.proxy.shutdown.cancel();
+        let _ = (&mut self.serving).await;
+        self.proxy.tasks.close();
+        let drained = tokio::time::timeout(DRAIN, self.proxy.tasks.wait()).await.is_ok();
+        self.proxy.record_suppressed(true).await;
+        let detail = match successor {
+            Some(pid) => format!("drained: {drained}, process {pid} has taken over"),
+            None => format!("drained: {drained}"),
+        };
+        note(&self.journal, EventKind::AgentStopped, detail).await?;
         // What is not delivered stays in the journal for the next start.
-        delivered.cancel();
-        let _ = delivery.await;
+        self.delivery.stop().await;
+        match self.capture.counters() {
+            Ok(counters) => tracing::info!(?counters, "what the kernel programs have counted"),
+            Err(error) => tracing::warn!(%error, "what the kernel programs have counted is not known"),
+        }
+        self.background.shutdown().await;
+        self.journal.clone().close().await;
+        let now = if successor.is_some() {
+            "another agent is in charge"
+        } else {
+            "connections to Snowflake are refused"
+        };
+        tracing::info!(drained, "stopped: {now}");
+        Ok(())
     }
-    match capture.counters() {
-        Ok(counters) => tracing::info!(?counters, "what the kernel programs have counted"),
-        Err(error) => tracing::warn!(%error, "what the kernel programs have counted is not known"),
-    }
-    background.shutdown().await;
-    drop(capture);
-    journal.close().await;
-    tracing::info!(drained, "stopped: connections to Snowflake are refused until the agent is back");
+}
+
+/// Writes what a predecessor appends, and hears what it knows of queries, until it ends.
+fn serve_remains(proxy: &Arc<Proxy>, remains: Remains, open: Vec<uuid::Uuid>) -> Result<(), AppError> {
+    let Remains { journal: stream, legacy } = remains;
+    proxy.sessions.expect_predecessor(SUCCESSION);
+    let heir = Arc::clone(proxy);
+    let hearing = std::thread::Builder::new().name("legacy".to_owned());
+    hearing
+        .spawn(move || receive_legacy(legacy, |legacy| heir.sessions.inherit(legacy)))
+        .map_err(AppError::Succession)?;
+    let (heir, runtime) = (Arc::clone(proxy), Handle::current());
+    let writing = std::thread::Builder::new().name("predecessor".to_owned());
+    writing
+        .spawn(move || {
+            let has_ended = |statement| !heir.sessions.is_pending(statement);
+            match serve_predecessor(stream, &heir.journal, open, has_ended, &runtime) {
+                Ok(()) => tracing::info!("the agent before this one has ended"),
+                Err(error) => tracing::error!(%error, "what the agent before this one left open stays open"),
+            }
+        })
+        .map_err(AppError::Succession)?;
     Ok(())
+}
+
+/// The names to resolve: the accounts, what the configuration names, and what Snowflake has told.
+fn names(config: &Config, state: &State<'_>) -> Vec<String> {
+    let hosts = config.accounts.iter().map(|account| account.host.clone());
+    let told = admin::remembered(&state.allowlist()).into_iter().filter(|name| config.is_snowflake(name));
+    let names: BTreeSet<String> = hosts.chain(config.capture.names.iter().cloned()).chain(told).collect();
+    names.into_iter().collect()
+}
+
+/// Each credential is read once, so that one that cannot be is found at the start.
+fn credentials(config: &Config) -> Result<HashMap<String, (CredentialType, SecretReference)>, AppError> {
+    let mut credentials = HashMap::new();
+    for credential in &config.credentials {
+        let unreadable = |source| AppError::Credential { name: credential.name.clone(), source };
+        credential.secret.read().map_err(unreadable)?;
+        credentials.insert(credential.name.clone(), (credential.kind, credential.secret.clone()));
+    }
+    Ok(credentials)
 }
 
 /// Shows the kernel that the agent is alive, from a thread that serves connections, for as long as it is.
@@ -248,16 +438,6 @@ async fn note(journal: &Journal, kind: EventKind, detail: String) -> Result<(), 
     journal.append(vec![Event::new(kind, detail).into()]).await
 }
 
-fn delivery_settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
-    let Some(target) = &config.clickhouse else { return Ok(None) };
-    let password = target.password.as_ref().map(SecretReference::read).transpose();
-    let password = password.map_err(AppError::ClickHousePassword)?;
-    let mut settings = clickhouse::Settings::new(target.url.clone(), target.database.clone());
-    settings.user.clone_from(&target.user);
-    settings.password = password;
-    Ok(Some(settings))
-}
-
 /// Each covered network namespace costs two descriptors, each connection two to four.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -272,44 +452,10 @@ fn prepare(state: &State<'_>) -> Result<(), AppError> {
     let failed = |source| AppError::State { path: state.0.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state.0).map_err(failed)?;
     // Somebody else may have made it, with the mode of everyday folders.
-    std::fs::set_permissions(state.0, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    match std::fs::remove_file(state.ready()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
-    }
+    std::fs::set_permissions(state.0, std::fs::Permissions::from_mode(0o700)).map_err(failed)
 }
 
 fn write_ready(state: &State<'_>) -> Result<(), AppError> {
     std::fs::write(state.ready(), format!("{}\n", std::process::id()))
         .map_err(|source| AppError::State { path: state.ready(), source })
-}
-
-enum Told {
-    Reload,
-    Stop,
-}
-
-struct Signals {
-    hangup: Signal,
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, AppError> {
-        let listen = |kind| signal(kind).map_err(AppError::Runtime);
-        Ok(Self {
-            hangup: listen(SignalKind::hangup())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) -> Option<Told> {
-        tokio::select! {
-            told = self.hangup.recv() => told.map(|()| Told::Reload),
-            told = self.interrupt.recv() => told.map(|()| Told::Stop),
-            told = self.terminate.recv() => told.map(|()| Told::Stop),
-        }
-    }
 }

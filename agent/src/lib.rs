@@ -3,6 +3,7 @@
 //! One folder a concern, each knowing only those below it: `cli`, then `proxy`, then `snowflake`, `policy`,
 //! `identity`, then `sql`, `tls`, `audit`, `capture`, then `config`. [`app`] wires them together.
 
+pub mod admin;
 pub mod app;
 pub mod audit;
 pub mod capture;

@@ -44,12 +44,13 @@ pub(super) fn write<'a>(
     Ok(answer.error.map_or(Ok(()), |reason| Err(AuditError::Successor(reason))))
 }
 
-/// Appends what a predecessor sends until it ends, and then settles what it has left open, of `open` and of what it sent.
-/// Blocks; must be called where `runtime` is not.
+/// Appends what a predecessor sends until it ends, and then settles what it has left open: of `open`, and of what it sent,
+/// the statements that `has_ended` says of that nobody waits for them. Blocks; must be called where `runtime` is not.
 pub fn serve(
     mut stream: UnixStream,
     journal: &Journal,
     mut open: Vec<Uuid>,
+    has_ended: impl Fn(Uuid) -> bool,
     runtime: &tokio::runtime::Handle,
 ) -> Result<(), AuditError> {
     while let Ok(Some(Append { append })) = wire::receive(&mut stream) {
@@ -63,5 +64,6 @@ pub fn serve(
             break;
         }
     }
+    open.retain(|statement| has_ended(*statement));
     runtime.block_on(journal.settle(open))
 }

@@ -16,10 +16,11 @@ use std::{
 
 use agent_common::{Event, maps, mode};
 use aya::maps::MapData;
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::{JoinSet, spawn_blocking},
     time::{MissedTickBehavior, interval, sleep},
 };
@@ -31,7 +32,7 @@ use super::{
     devices,
     endpoints::Endpoints,
     listeners::Acceptor,
-    namespace::{self, Namespace},
+    namespace::{self, Namespace, Opened},
     netlink::Netlink,
     programs::Programs,
     scopes::Scopes,
@@ -74,12 +75,15 @@ pub(super) struct Coverage {
     pub(super) scanned: Instant,
     /// Told of namespaces whose devices have changed.
     pub(super) devices: mpsc::Sender<u64>,
+    /// Listeners of an agent that goes, by the inode number of their namespace.
+    pub(super) inherited: HashMap<u64, Opened>,
 }
 
 /// A namespace that is covered.
 pub(super) struct Covering {
     cookie: u64,
     namespace: Arc<Namespace>,
+    listeners: Vec<Arc<TcpListener>>,
     /// Aborted when dropped.
     _tasks: JoinSet<()>,
     /// Scans in a row that found no covered process in the namespace.
@@ -95,6 +99,42 @@ pub(super) struct Inbox {
     /// Packets with a Snowflake name to an address that was not known: their sockets are to be ended.
     pub(super) guarded: mpsc::Receiver<Event>,
     pub(super) devices: mpsc::Receiver<u64>,
+    /// What is asked from outside.
+    pub(super) questions: mpsc::Receiver<Question>,
+}
+
+/// What is asked from outside.
+pub(super) enum Question {
+    /// The listeners, for a successor.
+    HandOver(oneshot::Sender<Vec<HandedListener>>),
+    State(oneshot::Sender<CoverageState>),
+}
+
+/// What is covered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoverageState {
+    /// Network namespaces with a listener.
+    pub namespaces: usize,
+    /// Namespaces in which it was tried in vain to listen.
+    pub failed: usize,
+    /// Devices that have the perimeter.
+    pub devices: Vec<String>,
+    /// Devices that should and have not, with the reason.
+    pub unguarded: Vec<String>,
+    /// Cgroups for which something else holds than for the rest.
+    pub scopes: usize,
+    /// Whether the perimeter is on at all.
+    pub perimeter: bool,
+    /// Whether packet sockets are refused.
+    pub packet_sockets: bool,
+}
+
+/// The listeners of a namespace, for a successor.
+pub struct HandedListener {
+    /// Inode number of the namespace.
+    pub inode: u64,
+    pub v4: OwnedFd,
+    pub v6: Option<OwnedFd>,
 }
 
 impl Coverage {
@@ -107,6 +147,8 @@ impl Coverage {
         self.open(home)?;
         self.guard(self.home);
         self.scan();
+        // Of namespaces that nobody is in any more.
+        self.inherited.clear();
         Ok(())
     }
 
@@ -132,6 +174,7 @@ impl Coverage {
                 Some(events) = inbox.namespaces.recv() => Task::Hear(events),
                 Some(event) = inbox.guarded.recv() => Task::End(Box::new(event)),
                 Some(inode) = inbox.devices.recv() => Task::Guard(inode),
+                Some(question) = inbox.questions.recv() => Task::Answer(question),
                 () = created(made.as_ref()) => {
                     sleep(SETTLE).await;
                     Task::Reconcile
@@ -160,7 +203,33 @@ impl Coverage {
             Task::Reconcile => self.reconcile(),
             Task::Sweep => self.sweep(),
             Task::Scan => self.scan(),
+            // Whoever asked may have stopped waiting.
+            Task::Answer(Question::HandOver(answer)) => drop(answer.send(self.listeners())),
+            Task::Answer(Question::State(answer)) => drop(answer.send(self.state())),
         }
+    }
+
+    fn state(&self) -> CoverageState {
+        CoverageState {
+            namespaces: self.open.len(),
+            failed: self.failed.len(),
+            devices: self.programs.guarded(),
+            unguarded: self.open.values().flat_map(|covering| covering.unguarded.clone()).collect(),
+            scopes: self.scopes.count(),
+            perimeter: self.settings.perimeter,
+            packet_sockets: self.programs.refuse_packet_sockets(),
+        }
+    }
+
+    /// The listeners once more. What they have accepted by then stays accepted here.
+    fn listeners(&self) -> Vec<HandedListener> {
+        let copy = |listener: &Arc<TcpListener>| listener.as_fd().try_clone_to_owned().ok();
+        let handed = |(inode, covering): (&u64, &Covering)| {
+            let mut listeners = covering.listeners.iter().map(copy);
+            let v4 = listeners.next()??;
+            Some(HandedListener { inode: *inode, v4, v6: listeners.next().flatten() })
+        };
+        self.open.iter().filter_map(handed).collect()
     }
 
     fn hear(&mut self, events: &[Event]) {
@@ -255,13 +324,19 @@ impl Coverage {
         if self.open.contains_key(&inode) {
             return Ok(());
         }
-        let opened = namespace.listen(self.settings.listen_port)?;
+        let opened = match self.inherited.remove(&inode) {
+            Some(opened) => opened,
+            None => namespace.listen(self.settings.listen_port)?,
+        };
         let (cookie, namespace) = (opened.cookie, Arc::new(namespace));
         let mut tasks = JoinSet::new();
+        let mut listeners = Vec::new();
         for listener in [Some(opened.v4), opened.v6].into_iter().flatten() {
             let listener = TcpListener::from_std(listener).map_err(CaptureError::io("watch a listener"))?;
+            let listener = Arc::new(listener);
             let acceptor = Arc::clone(&self.acceptor);
-            tasks.spawn(acceptor.run(Arc::new(listener), Arc::clone(&namespace), cookie));
+            tasks.spawn(acceptor.run(Arc::clone(&listener), Arc::clone(&namespace), cookie));
+            listeners.push(listener);
         }
         if self.settings.perimeter {
             match namespace.inside(|| Netlink::watch(devices::GROUP)).and_then(|watch| watch) {
@@ -270,7 +345,8 @@ impl Coverage {
             }
         }
         self.namespaces.insert(cookie, 0, 0).map_err(CaptureError::map(maps::NAMESPACES))?;
-        let covering = Covering { cookie, namespace, _tasks: tasks, unseen: 0, unguarded: Vec::new() };
+        let covering =
+            Covering { cookie, namespace, listeners, _tasks: tasks, unseen: 0, unguarded: Vec::new() };
         self.open.insert(inode, covering);
         tracing::info!(netns_cookie = cookie, "listening in a network namespace");
         Ok(())
@@ -392,6 +468,7 @@ enum Task {
     Reconcile,
     Sweep,
     Scan,
+    Answer(Question),
 }
 
 /// Waits until a cgroup is made.

@@ -11,7 +11,7 @@ use std::{
 use agent_common::{Address, Endpoint as KernelEndpoint, NAME_SIZE, Name, endpoint_class, maps};
 use aya::maps::{LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::CaptureError;
@@ -20,7 +20,7 @@ use super::CaptureError;
 const LEARNT: usize = 16_384;
 
 /// Why a network is in the sets. The lower, the more it is trusted.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndpointClass {
     /// The configuration names it.
@@ -34,7 +34,7 @@ pub enum EndpointClass {
 }
 
 /// A network in the sets.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
 pub struct Endpoint {
     pub network: IpNet,
     pub class: EndpointClass,

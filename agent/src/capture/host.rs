@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -95,7 +98,19 @@ pub(super) fn prepare_bpffs(bpffs: &Path) -> Result<(), CaptureError> {
 /// whoever sees the same pins, from whichever container, sees the same lock.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _directory: File,
+    directory: File,
+}
+
+impl Lock {
+    /// The same right once more, for another process. It ends with the last of them.
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        self.directory.as_fd().try_clone_to_owned()
+    }
+}
+
+/// A lock that another process shares.
+pub(super) fn shared(lock: OwnedFd) -> Lock {
+    Lock { directory: lock.into() }
 }
 
 /// Takes the lock, or nothing if somebody has it.
@@ -111,13 +126,13 @@ pub(super) fn lock(bpffs: &Path) -> Result<Option<Lock>, CaptureError> {
     let locked = directory.metadata().map_err(failed())?.ino();
     let current = fs::metadata(bpffs).map_err(failed())?.ino();
     if locked == current {
-        Ok(Some(Lock { _directory: directory }))
+        Ok(Some(Lock { directory }))
     } else {
         Err(failed()(io::Error::other("it was removed just now, try again")))
     }
 }
 
-fn is_bpffs(path: &Path) -> Result<bool, CaptureError> {
+pub(super) fn is_bpffs(path: &Path) -> Result<bool, CaptureError> {
     const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
     let status = rustix::fs::statfs(path)
         .map_err(|error| CaptureError::io(format!("examine {}", path.display()))(error.into()))?;

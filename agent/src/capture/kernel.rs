@@ -37,7 +37,7 @@ pub(super) const LINKS: &str = "links";
 /// The agent is believed to be alive for this long after a heartbeat.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snowfence.bpf.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snowfence.bpf.o"));
 
 /// The maps, in use, and the programs, to be attached.
 pub(super) struct Kernel {

@@ -8,6 +8,7 @@ use tokio::{
     task::spawn_blocking,
     time::sleep,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     cgroups::Cgroups,
@@ -30,10 +31,12 @@ pub(super) struct Acceptor {
     pub(super) endpoints: Endpoints,
     pub(super) cgroups: Arc<Cgroups>,
     pub(super) accepted: mpsc::Sender<Accepted>,
+    /// Until this is cancelled, connections wait in the listeners' queues.
+    pub(super) gate: CancellationToken,
 }
 
 impl Acceptor {
-    /// Accepts until nobody wants the connections any more.
+    /// Accepts, once the gate is open, until nobody wants the connections any more.
     pub(super) async fn run(
         self: Arc<Self>,
         listener: Arc<TcpListener>,
@@ -41,6 +44,7 @@ impl Acceptor {
         netns_cookie: u64,
     ) {
         const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
+        self.gate.cancelled().await;
         while !self.accepted.is_closed() {
             let (stream, source) = match listener.accept().await {
                 Ok(accepted) => accepted,

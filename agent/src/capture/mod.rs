@@ -13,6 +13,7 @@ mod cgroups;
 mod coverage;
 mod devices;
 mod dns;
+pub mod doctor;
 mod endpoints;
 mod error;
 mod events;
@@ -34,7 +35,7 @@ mod workload;
 use std::{
     collections::HashMap,
     fs::File,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -48,23 +49,26 @@ use log::Log;
 use rustix::time::ClockId;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 use self::{
     attempts::Suppression,
     cgroups::Cgroups,
-    coverage::{Coverage, Inbox},
+    coverage::{Coverage, Inbox, Question},
     events::Events,
     host::Covered,
     kernel::Kernel,
     learner::Learner,
     listeners::Acceptor,
+    namespace::Opened,
     scopes::Scopes,
 };
 pub use self::{
     attempts::{Attempt, AttemptKind, Told},
+    coverage::{CoverageState, HandedListener},
     endpoints::{Endpoint, EndpointClass, Endpoints},
     error::CaptureError,
     flows::Flow,
@@ -121,8 +125,17 @@ pub struct Capture {
     marker: Marker,
     counters: PerCpuArray<MapData, u64>,
     heartbeat: Mutex<Array<MapData, u64>>,
-    tasks: JoinSet<()>,
-    _lock: host::Lock,
+    questions: mpsc::Sender<Question>,
+    gate: CancellationToken,
+    tasks: Mutex<JoinSet<()>>,
+    lock: host::Lock,
+}
+
+/// What an agent that goes leaves to its successor.
+pub struct Inheritance {
+    /// The right to the pins.
+    pub lock: OwnedFd,
+    pub listeners: Vec<HandedListener>,
 }
 
 /// What the capture has for others.
@@ -151,17 +164,25 @@ pub struct Counters {
 }
 
 impl Capture {
-    /// Takes over what an earlier agent left pinned, or begins anew. Blocks for some milliseconds; must be called inside
-    /// a tokio runtime.
+    /// Takes over what an earlier agent left pinned, or begins anew, with what an agent that still runs hands over. Blocks
+    /// for some milliseconds; must be called inside a tokio runtime. Connections are accepted once [`Self::open`] is called.
     pub fn start(
         settings: &Settings,
         pods: watch::Receiver<Arc<Pods>>,
+        inheritance: Option<Inheritance>,
     ) -> Result<(Self, Captured), CaptureError> {
         require_capabilities()?;
         let root = host::cgroup_root()?;
         let covered = Covered::find(&root, &settings.cgroup)?;
         host::prepare_bpffs(&settings.bpffs)?;
-        let lock = lock(settings)?;
+        let (lock, inherited) = match inheritance {
+            Some(inheritance) => (host::shared(inheritance.lock), inheritance.listeners),
+            None => (lock(settings)?, Vec::new()),
+        };
+        let inherited = inherited.into_iter().filter_map(|handed| {
+            // What cannot be used is opened anew.
+            Some((handed.inode, Opened::inherit(handed.v4, handed.v6).ok()?))
+        });
         let kernel = Kernel::load(settings, &covered)?;
 
         let cgroups = Arc::new(Cgroups::new(root));
@@ -171,11 +192,14 @@ impl Capture {
         let (namespaces_sender, namespaces) = mpsc::channel(WAITING_MESSAGES);
         let (guarded_sender, guarded) = mpsc::channel(WAITING_MESSAGES);
         let (devices_sender, devices) = mpsc::channel(WAITING_MESSAGES);
+        let (questions_sender, questions) = mpsc::channel(WAITING_MESSAGES);
+        let gate = CancellationToken::new();
         let acceptor = Acceptor {
             flows: kernel.flows,
             endpoints: kernel.endpoints.clone(),
             cgroups: Arc::clone(&cgroups),
             accepted: accepted_sender,
+            gate: gate.clone(),
         };
         let scopes = Scopes::new(
             settings.scopes.clone(),
@@ -201,6 +225,7 @@ impl Capture {
             failed: HashMap::new(),
             scanned: Instant::now(),
             devices: devices_sender,
+            inherited: inherited.collect(),
         };
         let learner = Learner { endpoints: kernel.endpoints.clone(), suspects: suspects_sender };
         let events = Events {
@@ -211,13 +236,15 @@ impl Capture {
             guarded: guarded_sender,
             told: told_sender,
         };
-        let mut capture = Self {
+        let capture = Self {
             endpoints: kernel.endpoints,
             marker: kernel.marker,
             counters: kernel.counters,
             heartbeat: Mutex::new(kernel.heartbeat),
-            tasks: JoinSet::new(),
-            _lock: lock,
+            questions: questions_sender,
+            gate,
+            tasks: Mutex::default(),
+            lock,
         };
 
         // Listening, and alive, before redirecting: nobody is refused in between.
@@ -228,16 +255,49 @@ impl Capture {
         coverage.programs.attach(cgroup.as_fd())?;
         coverage.sweep();
 
-        let tasks = &mut capture.tasks;
+        let mut tasks = capture.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.spawn(pass_on(kernel.messages));
         tasks.spawn(events.run(kernel.events));
         tasks.spawn(learner.listen(kernel.dns, settings.suffixes.clone()));
         tasks.spawn(async move {
-            if let Err(error) = coverage.run(Inbox { namespaces, guarded, devices }).await {
+            if let Err(error) = coverage.run(Inbox { namespaces, guarded, devices, questions }).await {
                 tracing::error!(%error, "the listeners have ended: connections to endpoints are refused");
             }
         });
+        drop(tasks);
         Ok((capture, Captured { accepted, told, suspects }))
+    }
+
+    /// Lets connections in.
+    pub fn open(&self) {
+        self.gate.cancel();
+    }
+
+    /// Stops accepting and looking after things: a successor does, or the agent ends.
+    pub fn close(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    /// What a successor needs to go on without a gap. This agent goes on too, until it is dropped.
+    pub async fn hand_over(&self) -> Result<Inheritance, CaptureError> {
+        let failed = CaptureError::io("hand the listeners over");
+        let lock = self.lock.share().map_err(failed)?;
+        Ok(Inheritance { lock, listeners: self.question(Question::HandOver).await? })
+    }
+
+    /// What is covered.
+    pub async fn coverage(&self) -> Result<CoverageState, CaptureError> {
+        self.question(Question::State).await
+    }
+
+    async fn question<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+    ) -> Result<T, CaptureError> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || CaptureError::io("ask for what is covered")(std::io::ErrorKind::BrokenPipe.into());
+        self.questions.send(question(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
     }
 
     /// Removes what agents with other maps left. To be called when this one knows the endpoints.
@@ -280,6 +340,12 @@ impl Capture {
                 .collect::<Result<_, CaptureError>>()?,
         })
     }
+}
+
+/// What is in the endpoint sets that are pinned, for when no agent runs.
+pub fn pinned_endpoints(settings: &Settings) -> Result<Vec<Endpoint>, CaptureError> {
+    let pins = kernel::pins(&settings.bpffs);
+    if pins.exists() { endpoints::read_pinned(&pins) } else { Ok(Vec::new()) }
 }
 
 /// Removes links and maps, so that connections to the endpoints go their own way again. Refused while an agent runs;

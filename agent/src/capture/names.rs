@@ -30,11 +30,12 @@ const LAST_RETRY: Duration = Duration::from_mins(1);
 /// Addresses stay this long after they were last in an answer, for clients remember answers too.
 const MEMORY: Duration = Duration::from_hours(1);
 
-/// Resolves names, and keeps those that it was started with in the endpoint sets as long as it lives.
+/// Resolves names, and keeps those that it was given in the endpoint sets as long as it lives.
 pub struct Names {
     resolver: TokioResolver,
+    endpoints: Endpoints,
     known: Arc<Mutex<Known>>,
-    _refreshing: JoinSet<()>,
+    refreshing: Mutex<JoinSet<()>>,
 }
 
 /// What the answers said.
@@ -61,22 +62,37 @@ impl Names {
     ) -> Result<Self, CaptureError> {
         let resolver = resolver(nameservers)?;
         let known = Arc::new(Mutex::new(Known::new(&names, &endpoints, Instant::now())));
+        let names_of_agent = Self { resolver, endpoints, known, refreshing: Mutex::default() };
+        names_of_agent.refresh(names).await;
+        Ok(names_of_agent)
+    }
+
+    /// Begins to resolve further names, and waits a while for the first answers.
+    pub async fn add(&self, names: Vec<String>) {
+        let mut new = names;
+        {
+            let mut known = lock(&self.known);
+            new.retain(|name| !known.answers.contains_key(name));
+            known.answers.extend(new.iter().map(|name| (name.clone(), Vec::new())));
+        }
+        self.refresh(new).await;
+    }
+
+    async fn refresh(&self, names: Vec<String>) {
         let mut first = JoinSet::new();
         for name in names {
             let refresher = Refresher {
                 name,
-                resolver: resolver.clone(),
-                endpoints: endpoints.clone(),
-                known: Arc::clone(&known),
+                resolver: self.resolver.clone(),
+                endpoints: self.endpoints.clone(),
+                known: Arc::clone(&self.known),
                 failures: 0,
             };
             first.spawn(refresher.first());
         }
-        let mut refreshing = JoinSet::new();
         while let Some(Ok((refresher, pause))) = first.join_next().await {
-            refreshing.spawn(refresher.run(pause));
+            self.refreshing.lock().unwrap_or_else(PoisonError::into_inner).spawn(refresher.run(pause));
         }
-        Ok(Self { resolver, known, _refreshing: refreshing })
     }
 
     /// The addresses of any name, at least one; the last known ones if there is no answer now.

@@ -4,7 +4,10 @@ use std::{
     fs::{self, File},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     thread,
 };
 
@@ -32,6 +35,14 @@ pub(super) struct Opened {
     pub(super) v4: TcpListener,
     /// None where there is no IPv6.
     pub(super) v6: Option<TcpListener>,
+}
+
+impl Opened {
+    /// Of listeners that another process opened. An error if they are none.
+    pub(super) fn inherit(v4: OwnedFd, v6: Option<OwnedFd>) -> io::Result<Self> {
+        let cookie = sys::netns_cookie(v4.as_fd())?;
+        Ok(Self { cookie, v4: v4.into(), v6: v6.map(TcpListener::from) })
+    }
 }
 
 /// The inode number of the network namespace of a task.

@@ -23,7 +23,7 @@ use aya::{
 use super::{
     CaptureError,
     devices::{self, Device, Framing},
-    kernel::make_directory,
+    kernel::{OBJECT, make_directory},
     sys,
 };
 
@@ -140,6 +140,11 @@ impl Programs {
         names
     }
 
+    /// Whether the kernel lets programs refuse packet sockets.
+    pub(super) fn refuse_packet_sockets(&self) -> bool {
+        self.object.program(PACKET_SOCKETS).is_some_and(|program| program.fd().is_ok())
+    }
+
     fn guard_device(&mut self, cookie: u64, device: &Device) -> io::Result<()> {
         let name = match device.framing {
             Framing::Ethernet => ON_ETHERNET,
@@ -222,15 +227,17 @@ pub(super) fn has_tcx() -> bool {
 }
 
 /// Whether the kernel lets programs refuse packet sockets; the reason if not.
-pub(super) fn check_packet_sockets(object: &[u8]) -> Result<(), String> {
-    let mut object = Ebpf::load(object).map_err(|error| error.to_string())?;
-    let btf = Btf::from_sys_fs().map_err(|error| error.to_string())?;
-    match program(&mut object, PACKET_SOCKETS).map_err(|error| error.to_string())? {
-        Program::LsmCgroup(program) => {
-            program.load(PACKET_SOCKETS_HOOK, &btf).map_err(|error| error.to_string())
-        }
-        _ => Err(missing(PACKET_SOCKETS).to_string()),
-    }
+pub(super) fn check_packet_sockets() -> Result<(), String> {
+    let mut object = Ebpf::load(OBJECT).map_err(|error| error.to_string())?;
+    load_packet_sockets(&mut object).map_err(|error| error.to_string())
+}
+
+/// How many instructions the verifier went through for each loaded program, where the kernel says so.
+pub(super) fn instructions(object: &Ebpf) -> Vec<(String, u32)> {
+    let loaded = object.programs().filter_map(|(name, program)| Some((name, program.info().ok()?)));
+    loaded
+        .map(|(name, info)| (name.to_owned(), info.verified_instruction_count().unwrap_or_default()))
+        .collect()
 }
 
 fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, CaptureError> {

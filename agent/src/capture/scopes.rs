@@ -107,6 +107,11 @@ impl Scopes {
         Ok(changed)
     }
 
+    /// Cgroups for which something else holds than for the one above.
+    pub(super) fn count(&self) -> usize {
+        self.current.len()
+    }
+
     /// What holds for a cgroup, by its path from the root of the hierarchy.
     pub(super) fn of(&self, path: &str, pods: &Pods) -> KernelScope {
         let ancestors: Vec<&Path> = Path::new(path).ancestors().collect();

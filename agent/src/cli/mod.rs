@@ -5,6 +5,8 @@
 mod audit;
 mod authority;
 mod configuration;
+mod doctor;
+mod endpoints;
 mod explain;
 mod run;
 mod table;
@@ -32,11 +34,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the agent until it is told to stop (SIGTERM); SIGHUP reloads the policy
+    /// Run the agent until it is told to stop (SIGTERM); SIGHUP reloads the policy, SIGUSR2 upgrades
     #[command(
-        after_help = "SNOWFENCE_LOG says what is logged: error, warn, info (default), debug, or by module.\n\nExample:\n  sudo snowfence run --config /etc/snowfence/snowfence.toml"
+        after_help = "SNOWFENCE_LOG says what is logged: error, warn, info (default), debug, or by module.\n\nAn upgrade without a gap: put the new binary in the place of the old one and send SIGUSR2, or start\nthe new one with --take-over beside the old one.\n\nExamples:\n  sudo snowfence run --config /etc/snowfence/snowfence.toml\n  sudo systemctl kill --signal=USR2 --kill-whom=main snowfence"
     )]
-    Run(ConfigFile),
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Take over from an agent that runs, if one does: its listeners, sessions and journal
+        #[arg(long)]
+        take_over: bool,
+    },
     /// Take the kernel programs down: connections to Snowflake go their own way again
     #[command(
         after_help = "Without this, a stopped agent leaves connections to Snowflake refused.\n\nExample:\n  sudo snowfence detach"
@@ -47,6 +55,19 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Say what this host has of what the agent needs, what is missing, what that weakens, and how to mend it
+    #[command(
+        after_help = "Ends with 1 if the agent cannot work here.\n\nExamples:\n  sudo snowfence doctor\n  sudo snowfence doctor --format json | jq '.findings[] | select(.state != \"good\")'"
+    )]
+    Doctor {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The addresses that are captured
+    #[command(subcommand)]
+    Endpoints(endpoints::Command),
     /// Check the configuration file, or print its schema
     #[command(subcommand)]
     Config(configuration::Command),
@@ -110,8 +131,10 @@ pub fn main() -> ExitCode {
         }
     };
     let done = match arguments.command {
-        Command::Run(config) => run::run(&config),
+        Command::Run { config, take_over } => run::run(&config, take_over),
         Command::Detach { config, output } => run::detach(&config, output.format),
+        Command::Doctor { config, output } => doctor::run(&config, output.format),
+        Command::Endpoints(command) => endpoints::run(command),
         Command::Config(command) => configuration::run(command),
         Command::Policy(command) => explain::run(command),
 

@@ -6,13 +6,13 @@ use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
 use super::{ConfigFile, Failure, Format};
-use crate::app::{self, AppError};
+use crate::app::{self, AppError, RunOptions};
 use crate::capture;
 
-pub(super) fn run(config: &ConfigFile) -> Result<(), Failure> {
+pub(super) fn run(config: &ConfigFile, take_over: bool) -> Result<(), Failure> {
     let config = config.load()?;
     log();
-    app::run(config).map_err(|error| match error {
+    app::run(config, RunOptions { take_over }).map_err(|error| match error {
         AppError::Credential { .. }
         | AppError::ClickHousePassword(_)
         | AppError::Policy(_)

@@ -24,6 +24,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let credentials = checker.credentials(raw.credentials);
     let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
+    let metrics = raw.metrics.listen.and_then(|address| checker.metrics(&address));
     Config {
         path: path.to_owned(),
         agent: checker.agent(raw.agent),
@@ -35,6 +36,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         credentials,
         policy_file: raw.policy.file,
         clickhouse,
+        metrics,
     }
 }
 
@@ -335,6 +337,14 @@ impl Checker<'_> {
             }
         }
         set.build().unwrap_or_default()
+    }
+
+    fn metrics(&mut self, address: &str) -> Option<std::net::SocketAddr> {
+        let parsed = address.parse().ok();
+        if parsed.is_none() {
+            self.wrong(at!["metrics", "listen"], "expected an address and port such as `127.0.0.1:9464`");
+        }
+        parsed
     }
 
     fn clickhouse(&mut self, raw: raw::ClickHouse) -> ClickHouse {

@@ -37,6 +37,8 @@ pub struct Config {
     /// The Cedar policy file; the built-in policy where there is none.
     pub policy_file: Option<PathBuf>,
     pub clickhouse: Option<ClickHouse>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone)]

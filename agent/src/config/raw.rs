@@ -35,6 +35,8 @@ pub struct Raw {
     pub policy: Policy,
     #[serde(default)]
     pub audit: Audit,
+    #[serde(default)]
+    pub metrics: Metrics,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -267,6 +269,13 @@ pub struct Policy {
 pub struct Audit {
     /// Where the trail is delivered. Without it, it stays in the journal.
     pub clickhouse: Option<ClickHouse>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where `GET /metrics` is answered for Prometheus, for example `127.0.0.1:9464`. Without it, nowhere.
+    pub listen: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

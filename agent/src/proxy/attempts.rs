@@ -18,8 +18,12 @@ impl Proxy {
     pub async fn record_attempts(self: Arc<Self>, mut told: mpsc::Receiver<Told>) {
         while let Some(told) = told.recv().await {
             let event = match told {
-                Told::Attempt(attempt) => one(attempt),
+                Told::Attempt(attempt) => {
+                    self.counts.events(event_kind(attempt.kind), 1);
+                    one(attempt)
+                }
                 Told::Suppressed { kind, cgroup, attempts } => {
+                    self.counts.events(event_kind(kind), attempts);
                     let workload = Workload { cgroup, ..Workload::default() };
                     Event {
                         workload: Some(workload).filter(|workload| !workload.cgroup.is_empty()),

@@ -1,8 +1,6 @@
 //! A login: the client's token is verified, the agent logs in with its own credential, and the client gets tokens of
 //! the agent's.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use hyper::body::Incoming;
 use hyper::header::USER_AGENT;
 use uuid::Uuid;
@@ -16,7 +14,7 @@ use crate::audit::{self, Caller, EventKind};
 use crate::config::Secret;
 use crate::identity::{IdentityError, Principal};
 use crate::snowflake::{
-    LoginAnswer, LoginRequest, LoginTarget, Operation, Proof, Refusal, Reply, login_query, request_id,
+    LoginAnswer, LoginRequest, LoginTarget, Operation, Refusal, Reply, login_query, request_id,
 };
 
 pub async fn login(exchange: Exchange<'_>, body: Incoming) -> Reaction {
@@ -49,7 +47,7 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     let rule = principal.rule().clone();
     let target =
         LoginTarget { user: &rule.user, role: rule.role.as_deref(), warehouse: rule.warehouse.as_deref() };
-    let proof = match proof(&exchange, &principal) {
+    let proof = match exchange.proxy.proof(&rule, exchange.account()) {
         Ok(proof) => proof,
         Err(reason) => return refuse(&exchange, Some(principal.caller()), &reason).await,
     };
@@ -123,22 +121,6 @@ async fn discard(exchange: &Exchange<'_>, token: &Secret) {
     if let Err(error) = exchange.proxy.upstream.control(outgoing).await {
         tracing::warn!(%error, "a session that no client has stays open with Snowflake until it is idle for long enough");
     }
-}
-
-/// The proof that the agent is the rule's user. The reason for a failure names no secret.
-fn proof(exchange: &Exchange<'_>, principal: &Principal) -> Result<Proof, String> {
-    let rule = principal.rule();
-    let name = &rule.credential;
-    let Some((kind, reference)) = exchange.proxy.credentials.get(name) else {
-        return Err(format!("the credential `{name}` is not configured"));
-    };
-    let failed = |error: &dyn std::fmt::Display| {
-        tracing::error!(credential = name, %error, "a credential cannot be used");
-        format!("the agent's credential `{name}` cannot be used: its log says why")
-    };
-    let secret = reference.read().map_err(|error| failed(&error))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Proof::new(*kind, &secret, exchange.account(), &rule.user, now).map_err(|error| failed(&error))
 }
 
 fn client(exchange: &Exchange<'_>, request: &LoginRequest) -> String {

@@ -7,9 +7,12 @@
 
 #![forbid(unsafe_code)]
 
+mod allowlist;
 mod attempts;
 mod body;
 mod connection;
+mod counts;
+mod credential;
 mod dial;
 mod foreign;
 mod login;
@@ -40,10 +43,12 @@ use crate::policy::Policy;
 
 use noise::{Source, Suppressed};
 
+pub use allowlist::{AllowedHost, AllowlistError};
+pub use counts::Counts;
 pub use dial::Dialer;
 pub use foreign::{Foreign, Owner};
 pub use noise::Noise;
-pub use sessions::Sessions;
+pub use sessions::{Legacy, Sessions};
 pub use share::Shares;
 pub use upstream::Upstream;
 pub use vault::{Vault, VaultError};
@@ -66,6 +71,7 @@ pub struct Proxy {
     pub upstream: Upstream,
     pub dialer: Dialer,
     pub endpoints: Endpoints,
+    pub counts: Counts,
     pub foreign: Foreign,
     /// How many events of a kind each workload has caused of late.
     pub noise: Noise,
@@ -127,6 +133,7 @@ impl Proxy {
         account: &str,
         detail: String,
     ) {
+        self.counts.events(kind, 1);
         let cgroup = from.map(|workload| workload.cgroup.clone()).unwrap_or_default();
         if !self.noise.admits(Source { cgroup, kind }, Instant::now()) {
             return;

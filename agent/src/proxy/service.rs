@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::body::{self, Body, BodyError};
 use super::connection::Peer;
-use super::sessions::{Session, TokenKind, UpstreamTokens};
+use super::sessions::{Session, SessionError, TokenKind, UpstreamTokens};
 use super::upstream::{Answer, Outgoing, UpstreamError};
 use super::{Proxy, login, statement};
 use crate::audit::EventKind;
@@ -189,7 +189,13 @@ impl Exchange<'_> {
     async fn session(&self, kind: TokenKind) -> Result<Arc<Session>, Reaction> {
         let header = self.parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = header.and_then(snowflake_token);
-        match self.proxy.sessions.find(token, kind, &self.peer.flow.workload, self.account()) {
+        let find = || self.proxy.sessions.find(token, kind, &self.peer.flow.workload, self.account());
+        let mut found = find();
+        if matches!(found, Err(SessionError::Unknown)) && self.proxy.sessions.look_again(&self.proxy.identity)
+        {
+            found = find();
+        }
+        match found {
             Ok(session) => Ok(session),
             Err(error) => {
                 self.event(EventKind::SessionRefused, None, error.to_string()).await;

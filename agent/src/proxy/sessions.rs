@@ -5,8 +5,10 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -29,6 +31,8 @@ const QUERIES: u64 = 100_000;
 const RUNNING: usize = 64;
 /// Snowflake ends a session that was idle for four hours.
 const IDLE: Duration = Duration::from_mins(4 * 60 + 10);
+/// The sessions of a predecessor are not looked for more often than this.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A session with Snowflake that a client opened.
 pub struct Session {
@@ -91,8 +95,8 @@ pub enum SessionError {
 }
 
 /// Whose a query is. Groups do not count: they may change from token to token.
-#[derive(Clone, PartialEq, Eq)]
-struct Owner {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
     issuer: String,
     subject: String,
     account: String,
@@ -113,6 +117,31 @@ pub struct Sessions {
     /// By the client's identifiers of the requests.
     requests: Cache<String, Owner>,
     pending: Cache<QueryId, Pending>,
+    /// Where a successor is told of whatever changes here.
+    successor: ArcSwapOption<mpsc::UnboundedSender<Legacy>>,
+    /// Set while what is not found may be a session that a predecessor has opened meanwhile.
+    predecessor: Mutex<Option<Predecessor>>,
+}
+
+/// What an agent tells its successor of its clients' queries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Legacy {
+    #[serde(default)]
+    pub queries: Vec<(String, Owner)>,
+    #[serde(default)]
+    pub requests: Vec<(String, Owner)>,
+    /// Statements whose outcome is still to come, and for how many microseconds they have run.
+    #[serde(default)]
+    pub pending: Vec<(String, Uuid, u64)>,
+    /// Queries whose outcome has come.
+    #[serde(default)]
+    pub finished: Vec<String>,
+}
+
+struct Predecessor {
+    until: Instant,
+    /// When its sessions were last looked for.
+    looked: Instant,
 }
 
 #[derive(Default)]
@@ -125,14 +154,36 @@ struct Tokens {
 impl Sessions {
     /// The sessions of the vault whose callers the rules still admit.
     pub fn new(vault: Vault, identity: &Identity) -> Self {
-        let (mut tokens, queries) = (Tokens::default(), owned());
-        for sealed in vault.load() {
+        let sessions = Self {
+            vault,
+            tokens: RwLock::default(),
+            queries: owned(),
+            requests: owned(),
+            pending: owned(),
+            successor: ArcSwapOption::empty(),
+            predecessor: Mutex::default(),
+        };
+        let count = sessions.load(identity);
+        tracing::info!(sessions = count, "sessions taken over");
+        sessions
+    }
+
+    /// Takes the sessions of the vault in the place of what is known of them. Returns how many there are.
+    fn load(&self, identity: &Identity) -> usize {
+        let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        for sealed in self.vault.load() {
             let caller = Caller { issuer: sealed.issuer, subject: sealed.subject, groups: sealed.groups };
             let Some(principal) = identity.readmit(caller, &sealed.cgroup, &sealed.account, &sealed.rule)
             else {
-                vault.remove(sealed.id);
+                self.vault.remove(sealed.id);
                 continue;
             };
+            let known = |(hash, _): &([u8; 32], TokenKind)| {
+                tokens.by_hash.contains_key(&TokenHash::from_bytes(*hash))
+            };
+            if !sealed.tokens.is_empty() && sealed.tokens.iter().all(known) {
+                continue;
+            }
             let session = Arc::new(Session {
                 id: sealed.id,
                 principal,
@@ -149,14 +200,14 @@ impl Sessions {
             });
             let running = session.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for query in running {
-                queries.insert(query, Owner::of(&session));
+                self.queries.insert(query, Owner::of(&session));
             }
+            tokens.remove(session.id);
             for (hash, kind) in sealed.tokens {
                 tokens.add(&session, TokenHash::from_bytes(hash), kind);
             }
         }
-        tracing::info!(sessions = tokens.by_session.len(), "sessions taken over");
-        Self { vault, tokens: RwLock::new(tokens), queries, requests: owned(), pending: owned() }
+        tokens.by_session.len()
     }
 
     /// Opens a session for a workload and gives the tokens for its client.
@@ -257,12 +308,19 @@ impl Sessions {
 
     /// Notes that a query belongs to a session's caller.
     pub fn own(&self, query: QueryId, session: &Session) {
-        self.queries.insert(query, Owner::of(session));
+        let owner = Owner::of(session);
+        self.tell(|| Legacy {
+            queries: vec![(query.as_str().to_owned(), owner.clone())],
+            ..Legacy::default()
+        });
+        self.queries.insert(query, owner);
     }
 
     /// Notes that a request belongs to a session's caller.
     pub fn own_request(&self, request: String, session: &Session) {
-        self.requests.insert(request, Owner::of(session));
+        let owner = Owner::of(session);
+        self.tell(|| Legacy { requests: vec![(request.clone(), owner.clone())], ..Legacy::default() });
+        self.requests.insert(request, owner);
     }
 
     /// Whether a query is the session's caller's, admitted by the same rule.
@@ -278,6 +336,7 @@ impl Sessions {
     /// Notes that a query's outcome is still to come.
     pub fn wait(&self, query: QueryId, session: &Session, pending: Pending) {
         self.pending.insert(query.clone(), pending);
+        self.tell(|| Legacy { pending: vec![pending.told(&query)], ..Legacy::default() });
         let mut running = session.running.lock().unwrap_or_else(PoisonError::into_inner);
         if running.len() == RUNNING {
             running.pop_front();
@@ -292,7 +351,82 @@ impl Sessions {
 
     /// The statement whose outcome a query's result is, once.
     pub fn finish(&self, query: &QueryId) -> Option<Pending> {
+        self.tell(|| Legacy { finished: vec![query.as_str().to_owned()], ..Legacy::default() });
         self.pending.remove(query)
+    }
+
+    /// Says what is known of queries, and from now on what changes, to a successor.
+    pub fn hand_over(&self, successor: mpsc::UnboundedSender<Legacy>) {
+        // What changes meanwhile is told twice, and the same each time.
+        self.successor.store(Some(Arc::new(successor)));
+        self.tell(|| Legacy {
+            queries: self.queries.iter().map(|(query, owner)| (query.as_str().to_owned(), owner)).collect(),
+            requests: self.requests.iter().map(|(id, owner)| (id.to_string(), owner)).collect(),
+            pending: self.pending.iter().map(|(query, pending)| pending.told(&query)).collect(),
+            finished: Vec::new(),
+        });
+    }
+
+    /// Takes what a predecessor tells.
+    pub fn inherit(&self, legacy: Legacy) {
+        for (query, owner) in legacy.queries {
+            if let Some(query) = QueryId::parse(&query) {
+                self.queries.insert(query, owner);
+            }
+        }
+        for (request, owner) in legacy.requests {
+            self.requests.insert(request, owner);
+        }
+        for (query, statement, microseconds) in legacy.pending {
+            let ago = Duration::from_micros(microseconds);
+            let now = Instant::now();
+            if let Some(query) = QueryId::parse(&query) {
+                self.pending.insert(query, Pending { statement, since: now.checked_sub(ago).unwrap_or(now) });
+            }
+        }
+        for query in legacy.finished {
+            if let Some(query) = QueryId::parse(&query) {
+                self.pending.remove(&query);
+            }
+        }
+    }
+
+    /// For so long, a session that is not known may be one that a predecessor has opened meanwhile.
+    pub fn expect_predecessor(&self, time: Duration) {
+        let now = Instant::now();
+        let predecessor = Predecessor { until: now + time, looked: now };
+        *self.predecessor.lock().unwrap_or_else(PoisonError::into_inner) = Some(predecessor);
+    }
+
+    /// Looks for the sessions that a predecessor has opened meanwhile; says whether there can be any.
+    pub fn look_again(&self, identity: &Identity) -> bool {
+        let now = Instant::now();
+        let mut predecessor = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = predecessor.as_mut().filter(|known| now < known.until) else { return false };
+        if now.duration_since(known.looked) >= LOOK_PAUSE {
+            known.looked = now;
+            self.load(identity);
+        }
+        true
+    }
+
+    /// Whether a statement's outcome is still to come, here.
+    pub fn is_pending(&self, statement: Uuid) -> bool {
+        self.pending.iter().any(|(_, pending)| pending.statement == statement)
+    }
+
+    fn tell(&self, legacy: impl FnOnce() -> Legacy) {
+        if let Some(successor) = self.successor.load().as_deref() {
+            // A successor that is gone does not need it.
+            let _ = successor.send(legacy());
+        }
+    }
+}
+
+impl Pending {
+    fn told(&self, query: &QueryId) -> (String, Uuid, u64) {
+        let microseconds = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        (query.as_str().to_owned(), self.statement, microseconds)
     }
 }
 

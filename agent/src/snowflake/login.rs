@@ -85,6 +85,19 @@ impl LoginRequest {
         Ok(Self { data: body.object("data")? })
     }
 
+    /// A login of the agent's own, to ask something for itself. It shows itself as the Python connector, which every
+    /// account takes, and which may ask for results in JSON.
+    pub fn agents_own(account: &str) -> Self {
+        let account = account.split('.').next().unwrap_or(account);
+        let mut data = Object::default();
+        data.set("ACCOUNT_NAME", &account);
+        data.set("CLIENT_APP_ID", &"PythonConnector");
+        data.set("CLIENT_APP_VERSION", &"4.8.1");
+        data.set("CLIENT_ENVIRONMENT", &json!({ "APPLICATION": "Snowfence" }));
+        data.set("SESSION_PARAMETERS", &json!({ "PYTHON_CONNECTOR_QUERY_RESULT_FORMAT": "JSON" }));
+        Self { data }
+    }
+
     /// The JWT, in whichever field the driver has put it: an OAuth token, an access token, or the password.
     pub fn token(&self) -> Option<String> {
         let is_jwt = |value: &String| value.split('.').count() == 3;

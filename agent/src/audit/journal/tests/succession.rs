@@ -13,7 +13,7 @@ fn take_over(path: &Path, stream: UnixStream) -> (Journal, JoinHandle<()>) {
     let (journal, open) = Journal::take_over(path, "node").unwrap();
     let (serving, runtime) = (journal.clone(), tokio::runtime::Handle::current());
     let server = thread::spawn(move || {
-        let _ = serve_predecessor(stream, &serving, open, &runtime);
+        let _ = serve_predecessor(stream, &serving, open, |_| true, &runtime);
     });
     (journal, server)
 }

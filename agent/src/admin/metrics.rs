@@ -1,0 +1,156 @@
+//! Metrics for Prometheus: `GET /metrics`, on the control runtime, so that a slow scrape holds nothing up.
+//!
+//! No label's value comes from outside, and nothing of a statement is ever in one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use super::status::EndpointCounts;
+use crate::capture::{AttemptKind, Capture, Endpoints};
+use crate::proxy::Counts;
+
+const FORMAT: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// Everything that is measured.
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    pub fn new(counts: &Counts, capture: &Arc<Capture>, endpoints: Endpoints) -> Self {
+        let mut registry = Registry::with_prefix("snowfence");
+        registry.register(
+            "events",
+            "Events of the trail, by kind, with those that came too fast to be recorded one by one",
+            counts.events.clone(),
+        );
+        registry.register_collector(Box::new(Kernel { capture: Arc::clone(capture), endpoints }));
+        Self { registry }
+    }
+
+    /// Serves scrapes until it is aborted.
+    pub async fn serve(self, listener: TcpListener) {
+        let metrics = Arc::new(self);
+        while let Ok((stream, _)) = listener.accept().await {
+            let metrics = Arc::clone(&metrics);
+            tokio::spawn(async move {
+                let service = service_fn(|request| {
+                    let answer = metrics.answer(&request);
+                    async move { Ok::<_, std::convert::Infallible>(answer) }
+                });
+                let mut server = hyper::server::conn::http1::Builder::new();
+                server.timer(TokioTimer::new()).keep_alive(false).max_buf_size(16 * 1024);
+                if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+                    tracing::debug!(%error, "a scrape ended");
+                }
+            });
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::default());
+        if request.uri().path() != "/metrics" || request.method() != Method::GET {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return response;
+        }
+        let mut text = String::new();
+        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            return response;
+        }
+        response.headers_mut().insert(CONTENT_TYPE, FORMAT);
+        *response.body_mut() = Full::new(text.into());
+        response
+    }
+}
+
+/// Opens the port.
+pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// What the kernel programs count, and what is in their maps.
+struct Kernel {
+    capture: Arc<Capture>,
+    endpoints: Endpoints,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kernel")
+    }
+}
+
+impl Collector for Kernel {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let counters = match self.capture.counters() {
+            Ok(counters) => counters,
+            Err(error) => {
+                tracing::warn!(%error, "what the kernel programs have counted is not known");
+                return Ok(());
+            }
+        };
+        for (name, help, value) in [
+            ("redirected_connections", "Connections that were led to the proxy", counters.redirected),
+            ("lost_flows", "Connections refused because their record found no room", counters.flows_lost),
+            (
+                "lost_kernel_events",
+                "Messages of the kernel programs that found no room",
+                counters.events_lost,
+            ),
+            ("lost_dns_answers", "DNS answers that were not looked at", counters.dns_lost),
+        ] {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let help = "Attempts to get around the agent, by kind, told or not";
+        let mut family =
+            encoder.encode_descriptor("attempts", help, None, ConstCounter::new(0_u64).metric_type())?;
+        for (kind, value) in counters.attempts {
+            ConstCounter::new(value).encode(family.encode_family(&[("kind", label(kind))])?)?;
+        }
+        let counts = EndpointCounts::of(self.endpoints.list().iter().map(|endpoint| endpoint.class));
+        let help = "Networks in the endpoint sets, by why they are there";
+        let mut family =
+            encoder.encode_descriptor("endpoints", help, None, ConstGauge::new(0_i64).metric_type())?;
+        for (class, value) in [
+            ("declared", counts.declared),
+            ("resolved", counts.resolved),
+            ("confirmed", counts.confirmed),
+            ("learnt", counts.learnt),
+        ] {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            ConstGauge::new(value).encode(family.encode_family(&[("class", class)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn label(kind: AttemptKind) -> &'static str {
+    match kind {
+        AttemptKind::Datagram => "datagram",
+        AttemptKind::RawSocket => "raw_socket",
+        AttemptKind::Name => "name",
+        AttemptKind::Tunnel => "tunnel",
+        AttemptKind::Packet => "packet",
+        AttemptKind::Perimeter => "perimeter",
+        AttemptKind::ListenerProbe => "listener_probe",
+        AttemptKind::AgentSilent => "agent_silent",
+        AttemptKind::Diversion => "diversion",
+        AttemptKind::OldSocket => "old_socket",
+    }
+}
