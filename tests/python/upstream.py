@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--certificate", type=Path, required=True, help="PEM chain for the account's host name")
     parser.add_argument("--key", type=Path, required=True, help="PEM key of the certificate")
     parser.add_argument("--account", required=True, metavar="HOST", help="the account's host name")
+    parser.add_argument("--alias", action="append", default=[], metavar="HOST", help="another name of the account")
     parser.add_argument("--credentials", type=Path, required=True, help="JSON file of users and their secrets")
     parser.add_argument("--log", type=Path, required=True, help="JSON-lines file to append to")
     parser.add_argument("--database", required=True)
@@ -59,7 +60,8 @@ async def main(options: argparse.Namespace) -> None:
     sessions = Sessions(options.session_seconds, options.master_seconds)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, sessions.expire_all)
     warehouse = options.warehouse.upper()
-    application = Application(options.account, credentials, sessions, engine, log, warehouse, options.patience)
+    hosts = [options.account, *options.alias]
+    application = Application(hosts, credentials, sessions, engine, log, warehouse, options.patience)
     await web.serve(application, listeners, stop, tls, logging_protocol(log), account=options.account)
 
 

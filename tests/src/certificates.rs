@@ -24,12 +24,12 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// Makes a CA and a certificate for `host`. The CA's own key is thrown away.
-pub fn write(host: &str, files: &Files) -> Result<()> {
+/// Makes a CA and a certificate for `hosts`. The CA's own key is thrown away.
+pub fn write(hosts: &[&str], files: &Files) -> Result<()> {
     let authority = authority().context("make the upstream's CA")?;
     let key = KeyPair::generate().context("make the upstream's key")?;
-    let certificate = server(host).and_then(|params| params.signed_by(&key, &authority));
-    let certificate = certificate.with_context(|| format!("make a certificate for {host}"))?;
+    let certificate = server(hosts).and_then(|params| params.signed_by(&key, &authority));
+    let certificate = certificate.with_context(|| format!("make a certificate for {hosts:?}"))?;
     write_file(&files.authority, &authority.pem(), 0o644)?;
     write_file(&files.certificate, &certificate.pem(), 0o644)?;
     write_file(&files.key, &key.serialize_pem(), 0o600)
@@ -43,9 +43,10 @@ fn authority() -> Result<CertifiedIssuer<'static, KeyPair>, rcgen::Error> {
     CertifiedIssuer::self_signed(params, KeyPair::generate()?)
 }
 
-fn server(host: &str) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::new([host.to_owned()])?;
-    params.distinguished_name.push(DnType::CommonName, host);
+fn server(hosts: &[&str]) -> Result<CertificateParams, rcgen::Error> {
+    let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name.push(DnType::CommonName, hosts.first().copied().unwrap_or_default());
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -78,7 +79,7 @@ mod tests {
             certificate: folder.path().join("server.pem"),
             key: folder.path().join("server.key"),
         };
-        write("acme.example", &files).unwrap();
+        write(&["acme.example", "other.example"], &files).unwrap();
         for (path, begin) in [(&files.authority, "CERTIFICATE"), (&files.certificate, "CERTIFICATE")] {
             assert!(fs::read_to_string(path).unwrap().starts_with(&format!("-----BEGIN {begin}-----")));
         }

@@ -1,7 +1,7 @@
 //! The sandbox: everything that Snowfence meets in production, on one machine, in namespaces of its own.
 //!
 //! ```text
-//!   pod "main" 10.77.2.2 ──┐                      ┌── 10.77.1.2, fd77:1::2  emulated Snowflake (and 10.77.1.3)
+//!   pod "main" 10.77.2.2 ──┐                      ┌── 10.77.1.2, fd77:1::2  emulated Snowflake (and .3, .8)
 //!   pod "…"    10.77.2.3 ──┤  node: the agent,    ├── 10.77.1.4  ClickHouse
 //!                          ├─ routes between them ┼── 10.77.1.5  identity provider
 //!                          │                      ├── 10.77.1.6  DNS

@@ -21,6 +21,8 @@ pub const UPSTREAM: &str = "10.77.1.2";
 pub const UPSTREAM6: &str = "fd77:1::2";
 /// The emulated Snowflake again, at an address that nothing names.
 pub const UPSTREAM_ALTERNATIVE: &str = "10.77.1.3";
+/// The emulated Snowflake again, at the address of another name.
+pub const UPSTREAM_ALIAS: &str = "10.77.1.8";
 pub const CLICKHOUSE: &str = "10.77.1.4";
 pub const IDENTITY_PROVIDER: &str = "10.77.1.5";
 pub const DNS: &str = "10.77.1.6";
@@ -149,7 +151,9 @@ route add unreachable default
 
 fn outside_commands() -> String {
     let mut commands = String::from("link set lo up\n");
-    for address in [UPSTREAM, UPSTREAM_ALTERNATIVE, CLICKHOUSE, IDENTITY_PROVIDER, DNS, CONNECT_PROXY] {
+    for address in
+        [UPSTREAM, UPSTREAM_ALTERNATIVE, UPSTREAM_ALIAS, CLICKHOUSE, IDENTITY_PROVIDER, DNS, CONNECT_PROXY]
+    {
         let _ = writeln!(commands, "address add {address}/24 dev eth0");
     }
     let _ = writeln!(commands, "address add {UPSTREAM6}/64 dev eth0 nodad");

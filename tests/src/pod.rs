@@ -271,6 +271,8 @@ pub fn environment(state: &State, python: &Path, role: Option<&str>) -> Result<B
         ("SANDBOX_UPSTREAM", format!("{}:443", network::UPSTREAM)),
         ("SANDBOX_UPSTREAM6", format!("[{}]:443", network::UPSTREAM6)),
         ("SANDBOX_UPSTREAM_ALT", format!("{}:443", network::UPSTREAM_ALTERNATIVE)),
+        ("SANDBOX_ALIAS", services::ACCOUNT_ALIAS.to_owned()),
+        ("SANDBOX_UPSTREAM_ALIAS", format!("{}:443", network::UPSTREAM_ALIAS)),
         ("SANDBOX_UPSTREAM_CA", text(&state.public("upstream-ca.pem"))?),
         ("SANDBOX_UPSTREAM_LOG", text(&state.public("upstream.jsonl"))?),
         ("SANDBOX_CLICKHOUSE", services::clickhouse_url()),

@@ -374,7 +374,8 @@ impl Sandbox {
             Cgroup::covered(self.id())?.child("agent").create()?;
             Cgroup::covered(self.id())?.child("pods").create()?;
         }
-        certificates::write(services::ACCOUNT_HOST, &services::certificate_files(&self.state))?;
+        let hosts = [services::ACCOUNT_HOST, services::ACCOUNT_ALIAS];
+        certificates::write(&hosts, &services::certificate_files(&self.state))?;
         self.write_files(builder.policy, builder.configuration, builder.change)?;
         let wanted = Service::ALL.into_iter().filter(|service| !builder.without.contains(service));
         let wanted: Vec<Service> = wanted.collect();

@@ -9,7 +9,8 @@ use crate::{
     cgroup::Cgroup,
     launch::Place,
     network::{
-        self, CLICKHOUSE, CONNECT_PROXY, DNS, IDENTITY_PROVIDER, UPSTREAM, UPSTREAM_ALTERNATIVE, UPSTREAM6,
+        self, CLICKHOUSE, CONNECT_PROXY, DNS, IDENTITY_PROVIDER, UPSTREAM, UPSTREAM_ALIAS,
+        UPSTREAM_ALTERNATIVE, UPSTREAM6,
     },
     process::{Plan, Process},
     python::{self, Environment},
@@ -18,6 +19,8 @@ use crate::{
 
 pub const ACCOUNT: &str = "acme.eu-west-1";
 pub const ACCOUNT_HOST: &str = "acme.eu-west-1.snowflakecomputing.com";
+/// Another name of the account, which leads to an address that the agent does not know at first.
+pub const ACCOUNT_ALIAS: &str = "org-acme.snowflakecomputing.com";
 pub const AUDIENCE: &str = "snowfence";
 pub const DATABASE: &str = "ANALYTICS";
 pub const SCHEMA: &str = "PUBLIC";
@@ -99,6 +102,8 @@ impl Service {
                 format!("{DNS}:53"),
                 "--record".into(),
                 format!("{ACCOUNT_HOST}={UPSTREAM},{UPSTREAM6}"),
+                "--record".into(),
+                format!("{ACCOUNT_ALIAS}={UPSTREAM_ALIAS}"),
                 "--ttl".into(),
                 TTL.into(),
             ],
@@ -118,6 +123,7 @@ impl Service {
                     format!("{UPSTREAM}:443"),
                     format!("[{UPSTREAM6}]:443"),
                     format!("{UPSTREAM_ALTERNATIVE}:443"),
+                    format!("{UPSTREAM_ALIAS}:443"),
                 ] {
                     words.extend(["--listen".into(), address]);
                 }
@@ -125,6 +131,7 @@ impl Service {
                     ("--certificate", text(&files.certificate)?),
                     ("--key", text(&files.key)?),
                     ("--account", ACCOUNT_HOST.into()),
+                    ("--alias", ACCOUNT_ALIAS.into()),
                     ("--credentials", text(&state.secret("credentials.json"))?),
                     ("--log", text(&state.public("upstream.jsonl"))?),
                     ("--database", DATABASE.into()),

@@ -35,6 +35,8 @@ fresh home, and only these variables:
   SANDBOX_PYTHON          a Python that has the connector
   SANDBOX_UPSTREAM, SANDBOX_UPSTREAM6, SANDBOX_UPSTREAM_ALT
                           addresses of the emulated Snowflake; nothing names the last one
+  SANDBOX_ALIAS, SANDBOX_UPSTREAM_ALIAS
+                          another name of the account, and its address
   SANDBOX_UPSTREAM_CA, SANDBOX_UPSTREAM_LOG
                           its CA, and what arrived there (JSON lines)
   SANDBOX_CLICKHOUSE, SANDBOX_HTTP_PROXY

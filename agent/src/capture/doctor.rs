@@ -3,18 +3,24 @@
 use std::{
     io,
     net::{TcpListener, TcpStream},
+    os::fd::AsFd as _,
     path::Path,
 };
 
 use agent_common::maps;
-use aya::{EbpfLoader, VerifierLogLevel, maps::MapType, sys::is_map_supported, util::KernelVersion};
+use aya::{
+    EbpfLoader, VerifierLogLevel,
+    maps::{Map, MapType},
+    sys::is_map_supported,
+    util::KernelVersion,
+};
 use serde::Serialize;
 
 use super::{
     btf,
     host::{self, Covered},
     kernel::{self, OBJECT},
-    programs, sockets, sys,
+    programs, sockets,
 };
 
 /// What was found of one thing.
@@ -246,9 +252,11 @@ fn old_sockets() -> Finding {
         let address = listener.local_addr()?;
         let client = TcpStream::connect(address)?;
         let local = client.local_addr()?;
-        // Any map does: this only asks how it goes.
-        let map = sys::any_map()?;
-        let found = sockets::list(std::os::fd::AsFd::as_fd(&map))?;
+        let object = EbpfLoader::new().load(OBJECT).map_err(io::Error::other)?;
+        let Some(Map::SkStorage(marks)) = object.map(maps::OWN) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let found = sockets::list(marks.fd().as_fd())?;
         let own = found.iter().find(|socket| socket.local == local && socket.peer == address);
         sockets::destroy(own.ok_or(io::ErrorKind::NotFound)?)
     };

@@ -204,7 +204,11 @@ fn load_packet_sockets(object: &mut Ebpf) -> Result<(), CaptureError> {
     let Program::LsmCgroup(program) = program(object, PACKET_SOCKETS)? else {
         return Err(missing(PACKET_SOCKETS));
     };
-    program.load(PACKET_SOCKETS_HOOK, &btf).map_err(|error| failed(io::Error::other(error)))
+    program.load(PACKET_SOCKETS_HOOK, &btf).map_err(|error| match error {
+        // What the verifier says besides is in more than one line, and nothing where the kernel refuses at once.
+        ProgramError::LoadError { io_error, .. } => failed(io_error),
+        other => failed(io::Error::other(other)),
+    })
 }
 
 /// Takes the perimeter off the devices of the namespace of the calling thread, where it is a filter and not a link.

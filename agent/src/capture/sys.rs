@@ -65,25 +65,6 @@ pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> 
     unsafe { bpf(BPF_LINK_UPDATE, &attributes) }.map(drop)
 }
 
-/// A map for one number, which nobody uses.
-pub(super) fn any_map() -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attributes {
-        kind: u32,
-        key_size: u32,
-        value_size: u32,
-        max_entries: u32,
-    }
-    const BPF_MAP_CREATE: libc::c_long = 0;
-    const ARRAY: u32 = 2;
-    let attributes = Attributes { kind: ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
-    // SAFETY: the attributes are those of BPF_MAP_CREATE.
-    let fd = unsafe { bpf(BPF_MAP_CREATE, &attributes) }?;
-    let fd = i32::try_from(fd).map_err(|_| io::Error::other("a descriptor out of range"))?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// A value as it comes from the kernel programs, if there are as many bytes as it has.
 pub(super) fn read<T: Pod>(bytes: &[u8]) -> Option<T> {
     if bytes.len() != size_of::<T>() {

@@ -59,7 +59,7 @@ class Application:
 
     def __init__(
         self,
-        host: str,
+        hosts: list[str],
         credentials: Credentials,
         sessions: Sessions,
         engine: Engine,
@@ -67,14 +67,14 @@ class Application:
         warehouse: str,
         patience: float,
     ) -> None:
-        self._host = host.lower()
+        self._hosts = [host.lower() for host in hosts]
         self._credentials = credentials
         self._sessions = sessions
         self._engine = engine
         self._log = log
         self._warehouse = warehouse
         self._patience = patience
-        self._queries = Queries(engine, host, account_name(host))
+        self._queries = Queries(engine, hosts, account_name(hosts[0]))
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/session/v1/login-request"): self._login,
             ("POST", "/session/token-request"): self._renew,
@@ -103,7 +103,7 @@ class Application:
 
     async def _dispatch(self, request: Request) -> Answer:
         host = request.headers.get("host", "").lower()
-        if host.removesuffix(":443") != self._host and host.rpartition(":")[0] != self._host:
+        if host.removesuffix(":443") not in self._hosts and host.rpartition(":")[0] not in self._hosts:
             return Answer(404, b"<html><body>There is no such account.</body></html>", "text/html")
         path = re.sub("/+", "/", request.path)
         try:

@@ -79,9 +79,9 @@ class Query:
 class Queries:
     """All queries of the server, with the engine that runs them."""
 
-    def __init__(self, engine: Engine, host: str, account: str) -> None:
+    def __init__(self, engine: Engine, hosts: list[str], account: str) -> None:
         self._engine = engine
-        self._host = host
+        self._hosts = hosts
         self._account = account
         self._by_id: OrderedDict[str, Query] = OrderedDict()
         self._by_request: dict[tuple[int, str], Query] = {}
@@ -187,6 +187,8 @@ class Queries:
                 return status_result(f"waited {action.seconds} seconds", 0x1000, "SYSTEM$WAIT")
             if isinstance(action, statements.Scan):
                 return self._scan(query, action.query_id)
+            if isinstance(action, statements.Allowlist):
+                return status_result(json.dumps(allowlist(self._hosts)), 0x1000, "SYSTEM$ALLOWLIST()")
             if action is not None:
                 return status_result("Statement executed successfully.", 0x4000)
         async with session.lock:
@@ -198,7 +200,7 @@ class Queries:
                 request = {key: query.request.get(key) for key in ("bindings", "describeOnly")}
                 request["sqlText"] = statements.with_context(sql, session, self._account)
                 # Shielded, so that the connection's lock outlives the thread that still uses the connection.
-                execution = self._engine.execute(session.engine_token, request, self._host, query.wants_json)
+                execution = self._engine.execute(session.engine_token, request, self._hosts[0], query.wants_json)
                 return await asyncio.shield(execution)
             finally:
                 running.in_engine = False
@@ -230,6 +232,16 @@ class Queries:
             "queryContext": {"entries": [{"id": 0, "timestamp": int(time.time() * 1_000_000), "priority": 0}]},
         }
         return data | final
+
+
+def allowlist(hosts: list[str]) -> list[dict[str, Any]]:
+    """What `SYSTEM$ALLOWLIST()` says: the account's own hosts, and some of those that every account needs besides."""
+    kinds = ["SNOWFLAKE_DEPLOYMENT", *["SNOWFLAKE_DEPLOYMENT_REGIONLESS"] * (len(hosts) - 1)]
+    listed = [{"type": kind, "host": host, "port": 443} for kind, host in zip(kinds, hosts)]
+    return listed + [
+        {"type": "STAGE", "host": "acme-stage.s3.eu-west-1.amazonaws.com", "port": 443},
+        {"type": "OCSP_CACHE", "host": "ocsp.snowflakecomputing.com", "port": 80},
+    ]
 
 
 def cancelled() -> Refusal:

@@ -18,6 +18,7 @@ TOKEN_ERRORS = (SqlglotError, RecursionError, ValueError, IndexError)
 
 WAIT = re.compile(r"\s*(?:select|call)\s+system\$wait\s*\(\s*(\d{1,4})\s*(?:,\s*'(seconds)'\s*)?\)\s*;?\s*", re.I)
 SCAN = re.compile(r"\s*select\s+\*\s+from\s+table\s*\(\s*result_scan\s*\(\s*'([^']+)'\s*\)\s*\)\s*;?\s*", re.I)
+ALLOWLIST = re.compile(r"\s*select\s+system\$allowlist\s*\(\s*\)\s*;?\s*", re.I)
 ALTER_SESSION = re.compile(r"\s*alter\s+session\s+(set|unset)\s+(\w+)\s*(?:=\s*('[^']*'|[^\s;]+))?\s*;?\s*", re.I)
 USE = re.compile(r"\s*use\s+(role|warehouse)\s+(?:\"([^\"]+)\"|(\w+))\s*;?\s*", re.I)
 CONTEXT = re.compile(r"current_(?:user|role|warehouse|account|session)\b", re.I)
@@ -35,6 +36,11 @@ class Scan:
     """`SELECT * FROM TABLE(RESULT_SCAN(id))`: an earlier result again."""
 
     query_id: str
+
+
+@dataclass
+class Allowlist:
+    """`SYSTEM$ALLOWLIST()`: the hosts that the account's clients need."""
 
 
 @dataclass
@@ -77,12 +83,14 @@ def expected_count(parameters: dict[str, Any], session: Session) -> int:
         raise Refusal("001007", f"invalid value {value!r} for parameter 'MULTI_STATEMENT_COUNT'", "22023") from None
 
 
-def answered_here(sql: str, session: Session) -> Wait | Scan | Done | None:
+def answered_here(sql: str, session: Session) -> Wait | Scan | Allowlist | Done | None:
     """Takes what fakesnow does not know (waiting, old results, session parameters, role, warehouse) off the engine."""
     if match := SCAN.fullmatch(sql):
         return Scan(match[1])
     if match := WAIT.fullmatch(sql):
         return Wait(int(match[1]))
+    if ALLOWLIST.fullmatch(sql):
+        return Allowlist()
     if (match := ALTER_SESSION.fullmatch(sql)) and match[2].upper() != "AUTOCOMMIT":
         name = match[2].upper()
         if match[1].lower() == "unset":
