@@ -28,7 +28,7 @@ use crate::audit::{AuditError, Event, EventKind, Journal, serve_predecessor};
 use crate::capture::{self, Capture, CaptureError, Captured, Names};
 use crate::config::{Config, CredentialType, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
-use crate::kubernetes::Pods;
+use crate::kubernetes::{self, Pods, watch::KubernetesError};
 use crate::policy::{Policy, PolicyError};
 use crate::proxy::{Counts, Dialer, Foreign, Noise, Proxy, Sessions, Shares, Upstream, Vault, VaultError};
 use crate::tls::{self, Authority, TlsError};
@@ -54,6 +54,8 @@ pub enum AppError {
     Capture(#[from] CaptureError),
     #[error(transparent)]
     Admin(#[from] AdminError),
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     #[error("the metrics cannot be served on {address}: {source}")]
     Metrics { address: SocketAddr, source: io::Error },
     #[error("the agent that runs cannot be relieved: {0}")]
@@ -196,10 +198,16 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         Some(_) => None,
     };
     let settings = capture_settings(&config);
-    let (_pods_sender, pods) = watch::channel(Arc::<Pods>::default());
+    let (pods_sender, pods) = watch::channel(Arc::<Pods>::default());
+    let mut background = JoinSet::new();
+    if let Some(settings) = &config.kubernetes {
+        // Making the client needs the runtime that it will use.
+        let _control = control.enter();
+        let client = kubernetes::watch::client(settings)?;
+        background.spawn_on(kubernetes::watch::run(client, settings.node.clone(), pods_sender), control);
+    }
     let (capture, captured) = Capture::start(&settings, pods, inheritance)?;
     let capture = Arc::new(capture);
-    let mut background = JoinSet::new();
     background.spawn(beat(Arc::clone(&capture)));
     let names = Arc::new(
         Names::start(names(&config, &state), &config.capture.nameservers, capture.endpoints()).await?,

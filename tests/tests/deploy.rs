@@ -261,13 +261,16 @@ fn the_example_configuration_shows_every_key_and_the_true_defaults() -> Result<(
             seen += 1;
             let lines = example.lines().map(|line| line.trim_start_matches("# "));
             let is_table = |line: &str| line.trim_matches(['[', ']']).split('.').next_back() == Some(key);
+            let inline = [format!("{{ {key} = "), format!(", {key} = ")];
             let shown = |line: &str| {
-                line.starts_with(&format!("{key} = ")) || line.starts_with('[') && is_table(line)
+                line.starts_with(&format!("{key} = "))
+                    || line.starts_with('[') && is_table(line)
+                    || inline.iter().any(|start| line.contains(start))
             };
             assert!(lines.clone().any(shown), "the example says nothing of {name}'s {key}");
             // A default that stands in the file as a comment is the default.
-            let default = property.get("default").filter(|default| *default != &serde_json::json!([]));
-            if let Some(default) = default.filter(|default| !default.is_null()) {
+            let default = property.get("default").filter(|default| !is_empty(default));
+            if let Some(default) = default {
                 let comment = format!("# {key} = ");
                 let text =
                     example.lines().find_map(|line| line.strip_prefix(&comment)).context(comment.clone())?;
@@ -278,6 +281,15 @@ fn the_example_configuration_shows_every_key_and_the_true_defaults() -> Result<(
     }
     assert!(seen > 30, "the schema lists {seen} keys");
     Ok(())
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(values) => values.is_empty(),
+        _ => false,
+    }
 }
 
 #[test]

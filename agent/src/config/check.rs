@@ -10,8 +10,8 @@ use hyper::Uri;
 
 use super::document::Document;
 use super::{
-    Account, Agent, Capture, ClickHouse, Config, Credential, Issuer, KeySource, PodSelector, Rule, Scope,
-    Tls, is_under, raw,
+    Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, KeySource, Kubernetes,
+    PodSelector, Rule, Scope, Tls, is_under, raw,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -24,6 +24,8 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let credentials = checker.credentials(raw.credentials);
     let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
+    let needs_pods = capture.scopes.iter().any(|scope| scope.pods.is_some());
+    let kubernetes = needs_pods.then(|| checker.kubernetes(raw.kubernetes)).flatten();
     let metrics = raw.metrics.listen.and_then(|address| checker.metrics(&address));
     Config {
         path: path.to_owned(),
@@ -37,6 +39,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         policy_file: raw.policy.file,
         clickhouse,
         metrics,
+        kubernetes,
     }
 }
 
@@ -337,6 +340,24 @@ impl Checker<'_> {
             }
         }
         set.build().unwrap_or_default()
+    }
+
+    fn kubernetes(&mut self, raw: raw::Kubernetes) -> Option<Kubernetes> {
+        let node = raw.node.or_else(|| std::env::var("NODE_NAME").ok()).filter(|node| !node.is_empty());
+        if node.is_none() {
+            self.wrong(
+                at!["kubernetes", "node"],
+                "expected the name of this node, here or in NODE_NAME: a scope with pods needs it",
+            );
+        }
+        let api_server = raw.api_server.map(|url| {
+            let url: Uri = url.parse().unwrap_or_default();
+            if !matches!(url.scheme_str(), Some("http" | "https")) || url.authority().is_none() {
+                self.wrong(at!["kubernetes", "api_server"], "expected a URL such as `https://10.0.0.1:6443`");
+            }
+            ApiServer { url, token_file: raw.token_file, ca_bundle: raw.ca_bundle }
+        });
+        Some(Kubernetes { node: node?, api_server })
     }
 
     fn metrics(&mut self, address: &str) -> Option<std::net::SocketAddr> {

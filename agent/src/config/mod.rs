@@ -39,6 +39,23 @@ pub struct Config {
     pub clickhouse: Option<ClickHouse>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// Where pods are asked for; `None` where no scope needs them.
+    pub kubernetes: Option<Kubernetes>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Kubernetes {
+    /// The name of this node.
+    pub node: String,
+    /// `None`: what the cluster tells its pods.
+    pub api_server: Option<ApiServer>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ApiServer {
+    pub url: hyper::Uri,
+    pub token_file: Option<PathBuf>,
+    pub ca_bundle: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]

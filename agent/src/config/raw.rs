@@ -37,6 +37,8 @@ pub struct Raw {
     pub audit: Audit,
     #[serde(default)]
     pub metrics: Metrics,
+    #[serde(default)]
+    pub kubernetes: Kubernetes,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -276,6 +278,20 @@ pub struct Audit {
 pub struct Metrics {
     /// Where `GET /metrics` is answered for Prometheus, for example `127.0.0.1:9464`. Without it, nowhere.
     pub listen: Option<String>,
+}
+
+/// Where the pods of this node are asked for. Only scopes with `pods` need it.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// The name that this node has there. Default: the environment variable NODE_NAME.
+    pub node: Option<String>,
+    /// The URL of the API server. Default: the one that the cluster tells its pods.
+    pub api_server: Option<String>,
+    /// A file with the token to show to `api_server`, which is read again when it is renewed.
+    pub token_file: Option<PathBuf>,
+    /// Root certificates (PEM) for `api_server`. Default: the system's.
+    pub ca_bundle: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod watch;
+
 use std::collections::{BTreeMap, HashMap};
 
 use crate::config::PodSelector;
@@ -34,3 +36,6 @@ impl Pod {
             && selector.labels.iter().all(|(label, value)| self.labels.get(label) == Some(value))
     }
 }
+
+#[cfg(test)]
+mod tests;
