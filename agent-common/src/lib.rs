@@ -222,6 +222,8 @@ pub struct Own {
     pub port: u16,
     pub reserved: u16,
     pub address: Address,
+    /// Id of the cgroup of the workload that the connection is carried for; 0: the agent's own.
+    pub cgroup_id: u64,
 }
 
 /// One end of a TCP connection: network namespace, address, port.
@@ -291,9 +293,21 @@ pub struct WireKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct RateKey {
-    pub cgroup_id: u64,
+    /// Id of the workload's cgroup. Where that is not known but the packet came from another namespace: the device by which
+    /// it came in, and [`RateKey::DEVICE`].
+    pub owner: u64,
     pub kind: u32,
     pub reserved: u32,
+}
+
+impl RateKey {
+    /// Marks the number of a device; ids of cgroups are smaller.
+    pub const DEVICE: u64 = 1 << 63;
+
+    /// Of an event with this cgroup and device.
+    pub const fn owner(cgroup_id: u64, device: u32) -> u64 {
+        if cgroup_id == 0 && device != 0 { Self::DEVICE | device as u64 } else { cgroup_id }
+    }
 }
 
 /// What a workload has caused of one kind of late, on one CPU.
@@ -314,7 +328,7 @@ pub struct Rate {
 pub struct Event {
     /// One of [`event_kind`].
     pub kind: u32,
-    /// The network device, for the perimeter.
+    /// The device of the host by which a packet of another namespace came in; 0: there is none.
     pub device: u32,
     /// Id of the cgroup of the socket, or of the task where there is none; 0: not known.
     pub cgroup_id: u64,
@@ -365,7 +379,7 @@ const _: () = {
     assert!(offset_of!(Settings, scope) == 24 && offset_of!(Settings, patience) == 32);
     assert!(size_of::<Scope>() == 4 && size_of::<TaskLayout>() == 28);
     assert!(size_of::<Endpoint>() == 88 && offset_of!(Endpoint, learnt) == 8);
-    assert!(size_of::<Own>() == 24 && offset_of!(Own, address) == 8);
+    assert!(size_of::<Own>() == 32 && offset_of!(Own, cgroup_id) == 24);
     assert!(
         size_of::<SocketKey>() == 32
             && offset_of!(SocketKey, address) == 8

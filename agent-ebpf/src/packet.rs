@@ -6,6 +6,11 @@ use crate::address;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+/// What has its ports where UDP has them: DCCP, SCTP, UDP-Lite.
+const LIKE_UDP: [u8; 3] = [33, 132, 136];
+/// What tells of the network, and gets nobody anywhere.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 
 const IPV4_HEADER: u32 = 20;
 const IPV6_HEADER: u32 = 40;
@@ -112,7 +117,7 @@ impl Packet {
             self.sequence = word(&header, 4);
             self.flags = header[13];
             self.payload = position + u32::from(header[12] >> 4) * 4;
-        } else if self.protocol == UDP {
+        } else if self.protocol == UDP || LIKE_UDP.contains(&self.protocol) {
             let header: [u8; 4] = load(skb, position)?;
             self.source_port = u16::from_be_bytes([header[0], header[1]]);
             self.destination_port = u16::from_be_bytes([header[2], header[3]]);
@@ -144,13 +149,16 @@ impl Packet {
         !self.is_tcp() || self.flags & SYN != 0 || self.length > 0
     }
 
-    /// Whether it is of a kind that reaches the captured port: of the protocols with ports, or a part of a packet, which
+    /// Whether it is of a kind that reaches a captured port: a protocol without ports too, and a part of a packet, which
     /// does not show its port.
     #[inline(always)]
     pub fn may_reach(&self, is_captured: impl FnOnce(u16) -> bool) -> bool {
         match self.protocol {
-            TCP | UDP => self.is_fragment || is_captured(self.destination_port),
-            _ => false,
+            ICMP | ICMPV6 => false,
+            protocol if protocol == TCP || protocol == UDP || LIKE_UDP.contains(&protocol) => {
+                self.is_fragment || is_captured(self.destination_port)
+            }
+            _ => true,
         }
     }
 }

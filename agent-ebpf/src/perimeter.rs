@@ -25,10 +25,31 @@ const VLAN_HEADER: u32 = 4;
 /// Tags that may stand one after the other.
 const VLANS: usize = 2;
 
-/// For devices whose packets begin with an Ethernet header.
+/// For devices of the host whose packets begin with an Ethernet header.
 #[classifier]
 pub fn perimeter(context: TcContext) -> i32 {
-    let skb = context.skb.skb;
+    over_ethernet(context.skb.skb, true)
+}
+
+/// For devices of the host whose packets begin with the IP header.
+#[classifier]
+pub fn perimeter_ip(context: TcContext) -> i32 {
+    verdict(context.skb.skb, 0, true)
+}
+
+/// The same for devices in other namespaces, whose numbers mean nothing to the host.
+#[classifier]
+pub fn perimeter_inside(context: TcContext) -> i32 {
+    over_ethernet(context.skb.skb, false)
+}
+
+#[classifier]
+pub fn perimeter_ip_inside(context: TcContext) -> i32 {
+    verdict(context.skb.skb, 0, false)
+}
+
+#[inline(always)]
+fn over_ethernet(skb: *mut __sk_buff, on_host: bool) -> i32 {
     // The packet's own bytes say what it is, for a packet socket may tell the kernel something else.
     let mut offset = ETHERNET_HEADER;
     for _ in 0..VLANS {
@@ -38,17 +59,11 @@ pub fn perimeter(context: TcContext) -> i32 {
             _ => return NEXT,
         }
     }
-    verdict(skb, offset)
-}
-
-/// For devices whose packets begin with the IP header.
-#[classifier]
-pub fn perimeter_ip(context: TcContext) -> i32 {
-    verdict(context.skb.skb, 0)
+    verdict(skb, offset, on_host)
 }
 
 #[inline(always)]
-fn verdict(skb: *mut __sk_buff, offset: u32) -> i32 {
+fn verdict(skb: *mut __sk_buff, offset: u32, on_host: bool) -> i32 {
     let Some(settings) = settings() else { return NEXT };
     let Some(packet) = Packet::read(skb, offset) else { return NEXT };
     let to_endpoint = packet.may_reach(is_captured) && packet.matters() && is_endpoint(packet.destination);
@@ -73,7 +88,7 @@ fn verdict(skb: *mut __sk_buff, offset: u32) -> i32 {
     if may_pass {
         return NEXT;
     }
-    tell(skb, kind, &packet, found.as_ref());
+    tell(skb, kind, &packet, found.as_ref(), on_host);
     DROP
 }
 
@@ -104,10 +119,12 @@ fn is_known_uncovered(packet: &Packet) -> bool {
 }
 
 #[inline(always)]
-fn tell(skb: *mut __sk_buff, kind: u32, packet: &Packet, found: Option<&Found>) {
+fn tell(skb: *mut __sk_buff, kind: u32, packet: &Packet, found: Option<&Found>, on_host: bool) {
     let mut report = Report::of_packet(kind, packet, skb);
-    // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
-    report.device = unsafe { (*skb).ifindex };
+    if on_host {
+        // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
+        report.device = unsafe { (*skb).ingress_ifindex };
+    }
     report.send(|name| {
         if let Some(found) = found {
             found.write(skb, name);

@@ -1,7 +1,7 @@
 //! Tells the agent of attempts to get around it: at a rate that no workload can raise, and with the number of those that
 //! were not told.
 
-use agent_common::{Event, NAME_SIZE, Rate, RateKey, counter};
+use agent_common::{Event, NAME_SIZE, Rate, RateKey, counter, own_class};
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{
@@ -67,10 +67,15 @@ impl Report {
     /// Of a packet. Whatever is running when it is sent need not have to do with it.
     #[inline(always)]
     pub fn of_packet(kind: u32, packet: &Packet, skb: *mut __sk_buff) -> Self {
-        let has_socket = own::socket_of(skb).is_some();
-        // SAFETY: the helpers take the context that the kernel passed.
-        let (cgroup_id, uid) =
-            if has_socket { unsafe { (bpf_skb_cgroup_id(skb), bpf_get_socket_uid(skb)) } } else { (0, 0) };
+        let (cgroup_id, uid) = match own::socket_of(skb) {
+            None => (0, 0),
+            Some(socket) => match own::mark(socket) {
+                // What the agent carries for a workload is the workload's.
+                Some(own) if own.class == own_class::SPLICE => (own.cgroup_id, 0),
+                // SAFETY: the helpers take the context that the kernel passed.
+                _ => unsafe { (bpf_skb_cgroup_id(skb), bpf_get_socket_uid(skb)) },
+            },
+        };
         Self {
             kind,
             cgroup_id,
@@ -94,7 +99,7 @@ impl Report {
     #[inline(always)]
     pub fn send(&self, name: impl FnOnce(&mut [u8; NAME_SIZE])) {
         count(self.kind);
-        if !admit(self.cgroup_id, self.kind, EVENTS_A_SECOND) {
+        if !admit(RateKey::owner(self.cgroup_id, self.device), self.kind, EVENTS_A_SECOND) {
             return;
         }
         let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
@@ -127,8 +132,8 @@ impl Report {
 
 /// Counts one more of this kind for this workload; whether it may be sent.
 #[inline(always)]
-pub fn admit(cgroup_id: u64, kind: u32, per_second: u64) -> bool {
-    let key = RateKey { cgroup_id, kind, reserved: 0 };
+pub fn admit(owner: u64, kind: u32, per_second: u64) -> bool {
+    let key = RateKey { owner, kind, reserved: 0 };
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     let Some(rate) = RATES.get_ptr_mut(key) else {

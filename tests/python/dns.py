@@ -1,6 +1,7 @@
-"""A tiny authoritative DNS server over UDP and TCP: A and AAAA records from the command line, nothing else.
+"""A tiny authoritative DNS server over UDP, TCP and HTTPS: A and AAAA records from the command line, nothing else.
 
-    python dns.py --listen 10.77.1.2:53 --record acme.snowflakecomputing.com=10.77.2.1,fd77::1 --ttl 5
+    python dns.py --listen 10.77.1.2:53 --record acme.snowflakecomputing.com=10.77.2.1,fd77::1 --ttl 5 \\
+        --numbered pod-{}.snowflakecomputing.com=10.77.3.{},fd77:3::{} --https 10.77.1.2:8443 --certificate c --key k
 
 Names are compared without regard to case. Other types of a known name get an empty answer, unknown names NXDOMAIN.
 """
@@ -11,8 +12,10 @@ import argparse
 import asyncio
 import ipaddress
 import socket
+import ssl
 import struct
 import sys
+from pathlib import Path
 
 import program
 
@@ -22,7 +25,10 @@ TYPE_A, TYPE_AAAA, TYPE_ANY, CLASS_IN = 1, 28, 255, 1
 NO_ERROR, FORMAT_ERROR, NAME_ERROR, NOT_IMPLEMENTED, REFUSED = 0, 1, 3, 4, 5
 RESPONSE, AUTHORITATIVE, RECURSION_DESIRED = 0x8000, 0x0400, 0x0100
 LARGEST_DATAGRAM = 512
+LARGEST_HEAD = 16 * 1024
 IDLE_SECONDS = 10.0
+# What `{}` in --numbered stands for.
+NUMBERS = range(2, 255)
 
 
 class MalformedQuery(Exception):
@@ -136,6 +142,31 @@ def parse_records(texts: list[str]) -> Records:
     return records
 
 
+def numbered_records(texts: list[str]) -> list[str]:
+    """One record for each number."""
+    return [text.replace("{}", str(number)) for text in texts for number in NUMBERS]
+
+
+async def serve_https(zone: Zone, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One query over HTTPS (RFC 8484), as the body of a POST; whatever else comes is hung up on."""
+    try:
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), IDLE_SECONDS)
+        lines = head.decode("latin-1").split("\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+        if lines[0].startswith("POST ") and fields.get("content-type") == "application/dns-message":
+            query = await asyncio.wait_for(reader.readexactly(int(fields.get("content-length", "0"))), IDLE_SECONDS)
+            answer = zone.answer(query) or b""
+            writer.write(
+                f"HTTP/1.1 200 OK\r\nContent-Type: application/dns-message\r\nContent-Length: {len(answer)}\r\n"
+                "Connection: close\r\n\r\n".encode() + answer
+            )
+            await writer.drain()
+    except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, TimeoutError, ValueError, OSError):
+        pass
+    finally:
+        writer.close()
+
+
 async def serve_stream(zone: Zone, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """DNS over TCP: each message has its length before it."""
     try:
@@ -155,7 +186,7 @@ async def serve_stream(zone: Zone, reader: asyncio.StreamReader, writer: asyncio
 async def main(options: argparse.Namespace) -> None:
     """Serves until a signal comes."""
     stop = program.stop_on_signal()
-    records = parse_records(options.record)
+    records = parse_records(options.record + numbered_records(options.numbered))
     zone = Zone(records, options.ttl)
     loop = asyncio.get_running_loop()
     streams: list[socket.socket] = []
@@ -166,7 +197,15 @@ async def main(options: argparse.Namespace) -> None:
         await loop.create_datagram_endpoint(lambda: Datagrams(zone), sock=datagram)
         await asyncio.start_server(lambda reader, writer: serve_stream(zone, reader, writer), sock=stream)
         streams.append(stream)
-    print(f"dns: answering for {', '.join(records)}", file=sys.stderr)
+    if options.https:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(options.certificate, options.key)
+        stream = program.bind(options.https)
+        await asyncio.start_server(
+            lambda reader, writer: serve_https(zone, reader, writer), sock=stream, ssl=tls, limit=LARGEST_HEAD
+        )
+        streams.append(stream)
+    print(f"dns: answering for {len(records)} names", file=sys.stderr)
     program.announce(streams)
     await stop.wait()
 
@@ -175,5 +214,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--listen", action="append", required=True, metavar="ADDR:PORT", help="repeat for several")
     parser.add_argument("--record", action="append", default=[], metavar="NAME=ADDR[,ADDR6]", help="repeat for several")
+    parser.add_argument("--numbered", action="append", default=[], metavar="NAME=ADDR", help="{} is each of 2 to 254")
+    parser.add_argument("--https", metavar="ADDR:PORT", help="answer over HTTPS too")
+    parser.add_argument("--certificate", type=Path, help="PEM chain for --https")
+    parser.add_argument("--key", type=Path, help="PEM key of the certificate")
     parser.add_argument("--ttl", type=int, default=5, help="seconds that answers may be kept (default 5)")
     program.run(main(parser.parse_args()))

@@ -7,6 +7,7 @@ on SIGTERM or SIGINT, and reports anything that keeps it from starting as one li
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import signal
 import socket
@@ -59,6 +60,13 @@ def bind(
         listener.close()
         raise StartError(f"cannot listen on {text}: {error.strerror or error}") from None
     return listener
+
+
+def addresses_in(text: str) -> list[str]:
+    """The addresses of hosts in `10.77.3.0/24`, or those that end in the same digits in `fd77:3::/64`, with port 443."""
+    network = ipaddress.ip_network(text)
+    numbers = [int(str(number), 16) if network.version == 6 else number for number in range(2, 255)]
+    return [format_address((str(network[number]), 443)) for number in numbers]
 
 
 def announce(listeners: list[socket.socket], **facts: Any) -> None:

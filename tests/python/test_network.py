@@ -1,11 +1,13 @@
-"""The DNS server and the CONNECT proxy, each over real sockets."""
+"""The DNS server, the proxies and the witness, over real sockets."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ipaddress
 import random
 import socket
+import ssl
 import struct
 import tempfile
 import threading
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import fixtures
+import witness
 from fixtures import Program
 
 A, AAAA, TXT = 1, 28, 16
@@ -53,6 +56,10 @@ class Dns(unittest.TestCase):
         many = "many.example=" + ",".join(f"10.9.0.{number}" for number in range(1, 60))
         records = ("Acme.Example=10.1.2.3,fd00::1", "acme.example=10.1.2.4", "only4.example=10.1.2.5", many)
         words = [word for record in records for word in ("--record", record)]
+        words += ["--numbered", "pod-{}.example=10.8.0.{}", "--https", "127.0.0.1:0"]
+        fixtures.make_certificates(Path(cls.folder.name))
+        for option, file in (("--certificate", "server.pem"), ("--key", "server.key")):
+            words += [option, str(Path(cls.folder.name, file))]
         cls.program = fixtures.start(
             "dns.py", "--listen", "127.0.0.1:0", "--ttl", "3", *words, log=Path(cls.folder.name, "log")
         )
@@ -92,6 +99,21 @@ class Dns(unittest.TestCase):
             query = question(name, kind)
             self.assertEqual(read(self.udp(query), query), expected, name)
             self.assertEqual(read(self.tcp(query)[0], query), expected, name)
+
+    def test_numbered_names(self) -> None:
+        for name, expected in (("pod-2.example", "10.8.0.2"), ("pod-254.example", "10.8.0.254")):
+            query = question(name, A)
+            self.assertEqual(read(self.udp(query), query), (0, [expected]))
+        query = question("pod-255.example", A)
+        self.assertEqual(read(self.udp(query), query), (3, []))
+
+    def test_answers_over_https(self) -> None:
+        query = question("acme.example", AAAA)
+        host, port = self.program.ready["listen"][1].rsplit(":", 1)
+        connection = http.client.HTTPSConnection(host, int(port), context=ssl._create_unverified_context(), timeout=10)
+        with contextlib.closing(connection):
+            connection.request("POST", "/dns-query", query, {"Content-Type": "application/dns-message"})
+            self.assertEqual(read(connection.getresponse().read(), query), (0, ["fd00::1"]))
 
     def test_several_queries_on_one_connection(self) -> None:
         queries = [question("acme.example", A, 1), question("nope", A, 2)]
@@ -149,25 +171,43 @@ def echo_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-class ConnectProxy(unittest.TestCase):
+class ForwardProxy(unittest.TestCase):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
-        self.program = fixtures.start("connect_proxy.py", "--listen", "127.0.0.1:0", log=Path(folder.name, "log"))
+        words = ("--http", "127.0.0.1:0", "--socks", "127.0.0.1:0", "--host", "echo.example=127.0.0.1")
+        self.program = fixtures.start("forward_proxy.py", *words, log=Path(folder.name, "log"))
         self.addCleanup(lambda: self.program.process.poll() is None and self.program.stop())
 
-    def exchange(self, data: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.program.port), timeout=10) as client:
+    def exchange(self, data: bytes, listener: int = 0) -> bytes:
+        port = int(self.program.ready["listen"][listener].rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
             with client.makefile("rb") as stream:
                 return stream.read()
 
     def test_bytes_pass_both_ways(self) -> None:
-        with echo_server() as port:
-            payload = b"abc" * 500_000
-            answer = self.exchange(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: x\r\n\r\n".encode() + payload)
-        self.assertEqual(answer, b"HTTP/1.1 200 Connection established\r\n\r\n" + payload.upper())
+        payload = b"abc" * 500_000
+        for request, listener, answer in (
+            (b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: x\r\n\r\n", 0, b"HTTP/1.1 200 Connection established\r\n\r\n"),
+            (b"CONNECT echo.example:%d HTTP/1.1\r\n\r\n", 0, b"HTTP/1.1 200 Connection established\r\n\r\n"),
+        ):
+            with echo_server() as port:
+                self.assertEqual(self.exchange(request % port + payload, listener), answer + payload.upper())
+
+    def test_socks_leads_there_too(self) -> None:
+        granted4, granted5 = b"\0\x5a" + bytes(6), b"\x05\0\x05\0\0\x01" + bytes(6)
+        name = b"echo.example"
+        for before, after, answer in (
+            (b"\x04\x01", b"\x7f\0\0\x01me\0", granted4),
+            (b"\x04\x01", b"\0\0\0\x01me\0" + name + b"\0", granted4),
+            (b"\x05\x01\0\x05\x01\0\x01\x7f\0\0\x01", b"", granted5),
+            (b"\x05\x01\0\x05\x01\0\x03" + bytes([len(name)]) + name, b"", granted5),
+        ):
+            with echo_server() as port:
+                request = before + struct.pack("!H", port) + after
+                self.assertEqual(self.exchange(request + b"abc", 1), answer + b"ABC", request)
 
     def test_everything_else_is_refused(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -182,7 +222,44 @@ class ConnectProxy(unittest.TestCase):
             (f"CONNECT 127.0.0.1:{closed} HTTP/1.1\r\n\r\n".encode(), b"502"),
         ):
             self.assertEqual(self.exchange(request)[9:12], status, request[:40])
+        for request, answer in (
+            (b"\x06", b""),
+            (b"\x05\x01\x02", b"\x05\xff"),
+            (b"\x05\x01\0\x05\x02\0\x01\x7f\0\0\x01\0\x50", b"\x05\0\x05\x07\0\x01" + bytes(6)),
+            (b"\x04\x01" + struct.pack("!H", closed) + b"\x7f\0\0\x01\0", b"\0\x5b" + bytes(6)),
+            (b"\x04\x01\0", b""),
+        ):
+            self.assertEqual(self.exchange(request, 1), answer, request)
         self.assertEqual(self.program.stop(), 0)
+
+
+class Witness(unittest.TestCase):
+    def packet(self, destination: str, protocol: int, content: bytes, fragment: int = 0) -> witness.Packet:
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(content), 0, fragment, 64, protocol, 0)
+        data = head + socket.inet_aton("10.0.0.1") + socket.inet_aton(destination) + content
+        # What is short is padded on its way.
+        return witness.read(witness.IPV4, data + bytes(10))
+
+    def test_content_is_what_comes_after_the_headers(self) -> None:
+        segment = struct.pack("!HHIIBBHHH", 1, 443, 0, 0, 0x60, 0x18, 0, 0, 0) + bytes(4)
+        self.assertEqual(self.packet("10.0.0.2", witness.TCP, segment + b"hello").content, b"hello")
+        self.assertEqual(self.packet("10.0.0.2", witness.TCP, segment).content, b"")
+        self.assertEqual(self.packet("10.0.0.2", witness.UDP, bytes(8) + b"hello").content, b"hello")
+        self.assertEqual(self.packet("10.0.0.2", witness.UDP, b"the rest", fragment=64).content, b"the rest")
+        self.assertEqual(self.packet("10.0.0.2", 253, b"anything").content, b"anything")
+
+    def test_headers_of_ipv6_are_passed_over(self) -> None:
+        ends = socket.inet_pton(socket.AF_INET6, "fd00::1") + socket.inet_pton(socket.AF_INET6, "fd00::2")
+        content = bytes([witness.UDP, 0]) + bytes(6) + bytes(8) + b"hello"
+        data = struct.pack("!IHBB", 0x60000000, len(content), 60, 64) + ends + content
+        packet = witness.read(witness.IPV6, data)
+        self.assertEqual((packet.protocol, packet.content), (witness.UDP, b"hello"))
+
+    def test_what_is_cut_off_is_no_packet(self) -> None:
+        for data in (b"", b"\x45", bytes(11)):
+            for kind in (witness.IPV4, witness.IPV6):
+                with self.assertRaises(witness.NotPacket):
+                    witness.read(kind, data)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--listen", action="append", required=True, metavar="ADDR:PORT", help="repeat for several")
+    parser.add_argument("--network", action="append", default=[], metavar="NET", help="listen in all of it, on 443")
     parser.add_argument("--certificate", type=Path, required=True, help="PEM chain for the account's host name")
     parser.add_argument("--key", type=Path, required=True, help="PEM key of the certificate")
     parser.add_argument("--account", required=True, metavar="HOST", help="the account's host name")
@@ -54,7 +55,8 @@ async def main(options: argparse.Namespace) -> None:
     log = RequestLog(options.log)
     credentials = Credentials(options.credentials, account_name(options.account))
     tls = tls_context(options.certificate, options.key)
-    listeners = [program.bind(address, factory=logging_socket(log)) for address in options.listen]
+    addresses = options.listen + [address for text in options.network for address in program.addresses_in(text)]
+    listeners = [program.bind(address, factory=logging_socket(log)) for address in addresses]
     engine = Engine()
     seed(engine, options.database.upper(), options.schema.upper())
     sessions = Sessions(options.session_seconds, options.master_seconds)

@@ -5,7 +5,8 @@
 //!   pod "…"    10.77.2.3 ──┤  node: the agent,    ├── 10.77.1.4  ClickHouse
 //!                          ├─ routes between them ┼── 10.77.1.5  identity provider
 //!                          │                      ├── 10.77.1.6  DNS
-//!                          └  no way out          └── 10.77.1.7  CONNECT proxy
+//!                          └  no way out          ├── 10.77.1.7  HTTP and SOCKS proxy
+//!                                                 └── 10.77.3.x, fd77:3::x  Snowflake, where nobody knows of it
 //! ```
 //!
 //! A test reads like this:

@@ -26,7 +26,14 @@ pub const UPSTREAM_ALIAS: &str = "10.77.1.8";
 pub const CLICKHOUSE: &str = "10.77.1.4";
 pub const IDENTITY_PROVIDER: &str = "10.77.1.5";
 pub const DNS: &str = "10.77.1.6";
-pub const CONNECT_PROXY: &str = "10.77.1.7";
+pub const FORWARD_PROXY: &str = "10.77.1.7";
+/// The emulated Snowflake once more, at each address of these whose last part is 2 to 254. DNS has names for them, which
+/// nobody asks for by himself.
+pub const UNKNOWN: &str = "10.77.3.0/24";
+pub const UNKNOWN6: &str = "fd77:3::/64";
+/// The agent, as the outside sees it.
+pub const NODE: &str = "10.77.1.1";
+pub const NODE6: &str = "fd77:1::1";
 
 /// All of the sandbox's IPv6 addresses. There is no default route to the node, unlike with IPv4: Linux takes a second to
 /// believe an ICMPv6 refusal of a TCP connection, and a missing route no time at all.
@@ -76,6 +83,12 @@ pub fn create(id: &str) -> Result<()> {
         }
         Ok(())
     })?;
+    inside(&outside(id), || {
+        // Not all addresses of a network need to be given to a device one by one.
+        set("ipv6/ip_nonlocal_bind", "1")?;
+        // TCP Fast Open: by whoever asks for it, with no cookie.
+        set("ipv4/tcp_fastopen", "1538")
+    })?;
     configure(&name(id, "node"), &node_commands(&name(id, "up")))?;
     configure(&name(id, "up"), &outside_commands())
 }
@@ -86,6 +99,8 @@ pub fn add_pod(id: &str, pod: &str, index: usize) -> Result<()> {
     let (address, address6) = pod_addresses(index)?;
     let namespace = name(id, &format!("pod-{pod}"));
     add_namespace(&namespace)?;
+    // A client's first connection may carry data in its first packet.
+    inside(&self::pod(id, pod), || set("ipv4/tcp_fastopen", "5"))?;
     configure(&name(id, "node"), &pod_commands_on_the_node(&namespace, index, &address, &address6))?;
     configure(&namespace, &pod_commands(&address, &address6))
 }
@@ -140,9 +155,11 @@ fn node_commands(outside: &str) -> String {
         "\
 link set lo up
 link add outside type veth peer name eth0 netns {outside}
-address add 10.77.1.1/24 dev outside
-address add fd77:1::1/64 dev outside nodad
+address add {NODE}/24 dev outside
+address add {NODE6}/64 dev outside nodad
 link set outside up
+route add {UNKNOWN} via {UPSTREAM} dev outside
+-6 route add {UNKNOWN6} via {UPSTREAM6} dev outside
 route add unreachable default
 -6 route add unreachable default metric 4096
 "
@@ -152,14 +169,20 @@ route add unreachable default
 fn outside_commands() -> String {
     let mut commands = String::from("link set lo up\n");
     for address in
-        [UPSTREAM, UPSTREAM_ALTERNATIVE, UPSTREAM_ALIAS, CLICKHOUSE, IDENTITY_PROVIDER, DNS, CONNECT_PROXY]
+        [UPSTREAM, UPSTREAM_ALTERNATIVE, UPSTREAM_ALIAS, CLICKHOUSE, IDENTITY_PROVIDER, DNS, FORWARD_PROXY]
     {
         let _ = writeln!(commands, "address add {address}/24 dev eth0");
     }
     let _ = writeln!(commands, "address add {UPSTREAM6}/64 dev eth0 nodad");
     let _ = write!(
         commands,
-        "link set eth0 up\nroute add default via 10.77.1.1\n-6 route add {ALL6} via fd77:1::1\n"
+        "\
+link set eth0 up
+route add local {UNKNOWN} dev lo
+-6 route add local {UNKNOWN6} dev lo
+route add default via {NODE}
+-6 route add {ALL6} via {NODE6}
+"
     );
     commands
 }
@@ -243,11 +266,19 @@ mod tests {
     fn every_service_has_its_address_outside() {
         let commands = outside_commands();
         for address in
-            [UPSTREAM, UPSTREAM_ALTERNATIVE, CLICKHOUSE, IDENTITY_PROVIDER, DNS, CONNECT_PROXY, UPSTREAM6]
+            [UPSTREAM, UPSTREAM_ALTERNATIVE, CLICKHOUSE, IDENTITY_PROVIDER, DNS, FORWARD_PROXY, UPSTREAM6]
         {
             assert!(commands.contains(&format!("address add {address}/")), "{address}");
         }
         let routes: Vec<&str> = commands.lines().filter(|line| line.contains("route")).collect();
-        assert_eq!(routes, ["route add default via 10.77.1.1", "-6 route add fd77::/16 via fd77:1::1"]);
+        assert_eq!(
+            routes,
+            [
+                "route add local 10.77.3.0/24 dev lo",
+                "-6 route add local fd77:3::/64 dev lo",
+                "route add default via 10.77.1.1",
+                "-6 route add fd77::/16 via fd77:1::1"
+            ]
+        );
     }
 }

@@ -48,7 +48,7 @@ pub enum Environment {
     Connector5,
     /// The checkers of what `deploy/` ships.
     Deploy,
-    /// The emulated Snowflake, the identity provider, DNS, the CONNECT proxy.
+    /// The emulated Snowflake and the identity provider.
     Upstream,
 }
 
@@ -147,6 +147,11 @@ pub fn prepare(environments: &[Environment], say: &(dyn Fn(&str) + Sync)) -> Res
     });
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(())
+}
+
+/// The system's own interpreter.
+pub fn system() -> Result<PathBuf> {
+    base_interpreter().map(|base| base.path)
 }
 
 /// Where the sandbox's Python programs are.

@@ -27,7 +27,7 @@ use crate::{
     pod::{self, Pod, Specification},
     process::{Plan, Process},
     python::{self, Environment},
-    services::{self, Claims, Service, text},
+    services::{self, Claims, Service, World, text},
     signals,
     state::{self, Ownership, State},
     supervisor,
@@ -55,6 +55,7 @@ pub struct Builder {
     driver: Environment,
     role: Option<String>,
     without: Vec<Service>,
+    world: World,
     agent: bool,
     say: fn(&str),
 }
@@ -109,6 +110,13 @@ impl Builder {
         self
     }
 
+    /// As little of the outside world as a client without a driver needs.
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        self.world = World::Plain;
+        self
+    }
+
     /// Does not start the agent yet.
     #[must_use]
     pub fn without_agent(mut self) -> Self {
@@ -135,7 +143,9 @@ impl Builder {
             None => launch::launcher()?.with_file_name("snowfence"),
         };
         ensure!(binary.is_file(), "{} is not built: run `cargo xtask build`", binary.display());
-        python::prepare(&[Environment::ClickHouse, Environment::Upstream, self.driver], &self.say)?;
+        if self.world == World::Whole {
+            python::prepare(&[Environment::ClickHouse, Environment::Upstream, self.driver], &self.say)?;
+        }
         for id in state::sweep()? {
             (self.say)(&format!("removed what was left of sandbox {id}"));
         }
@@ -155,6 +165,7 @@ impl Builder {
             role: self.role.clone(),
             services: BTreeMap::new(),
             state,
+            world: self.world,
         };
         // From here on a failure drops the sandbox, which takes it down.
         sandbox.bring_up(self)?;
@@ -176,6 +187,7 @@ pub struct Sandbox {
     role: Option<String>,
     services: BTreeMap<Service, Process>,
     state: State,
+    world: World,
 }
 
 impl Sandbox {
@@ -188,6 +200,7 @@ impl Sandbox {
             driver: Environment::Connector5,
             role: None,
             without: Vec::new(),
+            world: World::Whole,
             agent: true,
             say: |_| {},
         }
@@ -233,11 +246,12 @@ impl Sandbox {
 
     /// What arrived at the emulated Snowflake, a JSON object a line.
     pub fn upstream_log(&self) -> Result<Vec<Value>> {
-        let path = self.state.public("upstream.jsonl");
-        let log = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        log.lines()
-            .map(|line| serde_json::from_str(line).context("read a line of the upstream's log"))
-            .collect()
+        lines_of(&self.state.public("upstream.jsonl"))
+    }
+
+    /// Packets with content that arrived at Snowflake's addresses and were not the agent's, likewise.
+    pub fn witness_log(&self) -> Result<Vec<Value>> {
+        lines_of(&self.state.public("witness.jsonl"))
     }
 
     /// The answer of ClickHouse to a query, in the format that the query names, else tab-separated.
@@ -322,7 +336,7 @@ impl Sandbox {
     /// Starts a part of the outside world that was left out or stopped.
     pub fn start_service(&mut self, service: Service) -> Result<()> {
         ensure!(!self.services.contains_key(&service), "{} was started already", service.name());
-        let process = service.start(&self.state)?;
+        let process = service.start(&self.state, self.world)?;
         self.services.insert(service, process);
         Ok(())
     }
@@ -376,15 +390,18 @@ impl Sandbox {
         }
         let hosts = [services::ACCOUNT_HOST, services::ACCOUNT_ALIAS];
         certificates::write(&hosts, &services::certificate_files(&self.state))?;
+        certificates::write(&[services::DNS_HOST], &services::dns_certificate_files(&self.state))?;
         self.write_files(builder.policy, builder.configuration, builder.change)?;
-        let wanted = Service::ALL.into_iter().filter(|service| !builder.without.contains(service));
+        let wanted = Service::of(self.world).filter(|service| !builder.without.contains(service));
         let wanted: Vec<Service> = wanted.collect();
         let names: Vec<&str> = wanted.iter().map(|service| service.name()).collect();
         say(&format!("sandbox {}: starting {}", self.id(), names.join(", ")));
-        let state = &self.state;
+        let (state, world) = (&self.state, self.world);
         let started: Vec<(Service, Result<Process>)> = std::thread::scope(|scope| {
-            let starts: Vec<_> =
-                wanted.iter().map(|service| (*service, scope.spawn(move || service.start(state)))).collect();
+            let starts: Vec<_> = wanted
+                .iter()
+                .map(|service| (*service, scope.spawn(move || service.start(state, world))))
+                .collect();
             starts
                 .into_iter()
                 .map(|(service, start)| {
@@ -419,6 +436,7 @@ impl Sandbox {
         // A mount point: the pods see the binary here.
         fs::write(self.state.public("snowfence"), "").context("make a place for the binary")?;
         fs::write(self.state.public("upstream.jsonl"), "").context("make the upstream's log")?;
+        fs::write(self.state.public("witness.jsonl"), "").context("make the witness's log")?;
         let policy = policy
             .map(|path| {
                 let copy = self.state.public("policy.cedar");
@@ -461,14 +479,19 @@ impl Sandbox {
             return Ok(pod.clone());
         }
         let public = self.state.root().join("public");
-        let mut environment = pod::environment(&self.state, &self.driver.python()?, self.role.as_deref())?;
-        let claims = Claims::analyst(&format!("{name}@sandbox"));
-        environment.insert("SNOWFLAKE_TOKEN".into(), self.token(&claims)?);
+        let python = match self.world {
+            World::Whole => self.driver.python()?,
+            World::Plain => python::system()?,
+        };
+        let mut environment = pod::environment(&self.state, &python, self.role.as_deref())?;
+        if self.world == World::Whole {
+            let claims = Claims::analyst(&format!("{name}@sandbox"));
+            environment.insert("SNOWFLAKE_TOKEN".into(), self.token(&claims)?);
+        }
         let files = vec![(public.clone(), public), (self.binary.clone(), self.state.public("snowfence"))];
         let specification = Specification { name, index: self.pods.len(), root, files, environment };
         let pod = Pod::create(&self.state, specification)?;
-        let python = text(&self.driver.python()?)?;
-        self.pauses.push(pod.start("pause", [python.as_str(), "-c", PAUSE])?);
+        self.pauses.push(pod.start("pause", [text(&python)?.as_str(), "-c", PAUSE])?);
         if self.agent.is_some() {
             self.wait_for_listener(name)?;
         }
@@ -507,6 +530,13 @@ impl Drop for Sandbox {
         signals::let_go(self.state.id());
         drop(self.ownership.take());
     }
+}
+
+/// The JSON objects in a file that has one a line.
+fn lines_of(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let read = |line| serde_json::from_str(line).with_context(|| format!("read {}", path.display()));
+    text.lines().map(read).collect()
 }
 
 fn agent_plan(state: &State, binary: &Path) -> Result<Plan> {

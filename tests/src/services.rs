@@ -1,6 +1,10 @@
 //! The programs that stand for the outside world, and the names and figures by which everybody knows them.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
@@ -9,8 +13,8 @@ use crate::{
     cgroup::Cgroup,
     launch::Place,
     network::{
-        self, CLICKHOUSE, CONNECT_PROXY, DNS, IDENTITY_PROVIDER, UPSTREAM, UPSTREAM_ALIAS,
-        UPSTREAM_ALTERNATIVE, UPSTREAM6,
+        self, CLICKHOUSE, DNS, FORWARD_PROXY, IDENTITY_PROVIDER, NODE, NODE6, UNKNOWN, UNKNOWN6, UPSTREAM,
+        UPSTREAM_ALIAS, UPSTREAM_ALTERNATIVE, UPSTREAM6,
     },
     process::{Plan, Process},
     python::{self, Environment},
@@ -31,48 +35,82 @@ pub const WAREHOUSE: &str = "COMPUTE_WH";
 /// How long a service may take to start: ClickHouse's engine is a large library.
 pub const START_DEADLINE: Duration = Duration::from_mins(2);
 pub const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// The name of the DNS server.
+pub const DNS_HOST: &str = "dns.example";
 /// Seconds that a DNS answer may be kept.
 const TTL: &str = "5";
+
+/// How much of the outside world there is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum World {
+    #[default]
+    Whole,
+    /// No ClickHouse, no identity provider, and in the place of Snowflake a server that answers every request with
+    /// nothing. Needs no Python package.
+    Plain,
+}
 
 /// One of the programs.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Service {
     ClickHouse,
-    ConnectProxy,
     Dns,
+    ForwardProxy,
     IdentityProvider,
     Upstream,
+    Witness,
 }
 
 impl Service {
-    pub const ALL: [Self; 5] =
-        [Self::ClickHouse, Self::ConnectProxy, Self::Dns, Self::IdentityProvider, Self::Upstream];
+    pub const ALL: [Self; 6] = [
+        Self::ClickHouse,
+        Self::Dns,
+        Self::ForwardProxy,
+        Self::IdentityProvider,
+        Self::Upstream,
+        Self::Witness,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::ClickHouse => "clickhouse",
-            Self::ConnectProxy => "connect_proxy",
             Self::Dns => "dns",
+            Self::ForwardProxy => "forward_proxy",
             Self::IdentityProvider => "identity_provider",
             Self::Upstream => "upstream",
+            Self::Witness => "witness",
         }
     }
 
+    /// What runs in a world.
+    pub fn of(world: World) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |service| {
+            world == World::Whole || !matches!(service, Self::ClickHouse | Self::IdentityProvider)
+        })
+    }
+
     /// Starts the program and waits until it listens.
-    pub fn start(self, state: &State) -> Result<Process> {
-        let mut process = Process::start(&self.plan(state)?, &state.logs())?;
+    pub fn start(self, state: &State, world: World) -> Result<Process> {
+        let mut process = Process::start(&self.plan(state, world)?, &state.logs())?;
         process.wait_for_ready_line(START_DEADLINE)?;
         Ok(process)
     }
 
-    fn environment(self) -> Environment {
-        if self == Self::ClickHouse { Environment::ClickHouse } else { Environment::Upstream }
+    fn python(self, world: World) -> Result<PathBuf> {
+        match self {
+            Self::ClickHouse => Environment::ClickHouse.python(),
+            Self::IdentityProvider => Environment::Upstream.python(),
+            Self::Upstream if world == World::Whole => Environment::Upstream.python(),
+            Self::Dns | Self::ForwardProxy | Self::Upstream | Self::Witness => python::system(),
+        }
     }
 
-    fn plan(self, state: &State) -> Result<Plan> {
-        let script = python::programs().join(format!("{}.py", self.name()));
+    fn plan(self, state: &State, world: World) -> Result<Plan> {
+        let program =
+            if self == Self::Upstream && world == World::Plain { "plain_upstream" } else { self.name() };
+        let script = python::programs().join(format!("{program}.py"));
         let mut arguments = vec![text(&script)?];
-        arguments.extend(self.arguments(state)?);
+        arguments.extend(self.arguments(state, world)?);
         Ok(Plan {
             name: self.name().to_owned(),
             place: Place {
@@ -80,33 +118,37 @@ impl Service {
                 cgroup: Cgroup::services(state.id())?.path().to_owned(),
                 container: None,
             },
-            program: text(&self.environment().python()?)?,
+            program: text(&self.python(world)?)?,
             arguments,
             environment: environment(),
         })
     }
 
-    fn arguments(self, state: &State) -> Result<Vec<String>> {
+    fn arguments(self, state: &State, world: World) -> Result<Vec<String>> {
         let words: Vec<String> = match self {
-            Self::ClickHouse => {
-                vec![
-                    "--listen".into(),
-                    format!("{CLICKHOUSE}:8123"),
-                    "--data".into(),
-                    text(&state.secret("clickhouse"))?,
-                ]
+            Self::ClickHouse => options([
+                ("--listen", format!("{CLICKHOUSE}:8123")),
+                ("--data", text(&state.secret("clickhouse"))?),
+            ]),
+            Self::Dns => {
+                let files = dns_certificate_files(state);
+                options([
+                    ("--listen", format!("{DNS}:53")),
+                    ("--listen", format!("{DNS}:5353")),
+                    ("--https", format!("{DNS}:8443")),
+                    ("--certificate", text(&files.certificate)?),
+                    ("--key", text(&files.key)?),
+                    ("--record", format!("{ACCOUNT_HOST}={UPSTREAM},{UPSTREAM6}")),
+                    ("--record", format!("{ACCOUNT_ALIAS}={UPSTREAM_ALIAS}")),
+                    ("--numbered", numbered()),
+                    ("--ttl", TTL.to_owned()),
+                ])
             }
-            Self::ConnectProxy => vec!["--listen".into(), format!("{CONNECT_PROXY}:3128")],
-            Self::Dns => vec![
-                "--listen".into(),
-                format!("{DNS}:53"),
-                "--record".into(),
-                format!("{ACCOUNT_HOST}={UPSTREAM},{UPSTREAM6}"),
-                "--record".into(),
-                format!("{ACCOUNT_ALIAS}={UPSTREAM_ALIAS}"),
-                "--ttl".into(),
-                TTL.into(),
-            ],
+            Self::ForwardProxy => options([
+                ("--http", format!("{FORWARD_PROXY}:3128")),
+                ("--socks", format!("{FORWARD_PROXY}:1080")),
+                ("--host", format!("{ACCOUNT_HOST}={UPSTREAM}")),
+            ]),
             Self::IdentityProvider => vec![
                 "serve".into(),
                 "--listen".into(),
@@ -118,33 +160,54 @@ impl Service {
             ],
             Self::Upstream => {
                 let files = certificate_files(state);
-                let mut words = Vec::new();
-                for address in [
-                    format!("{UPSTREAM}:443"),
-                    format!("[{UPSTREAM6}]:443"),
-                    format!("{UPSTREAM_ALTERNATIVE}:443"),
-                    format!("{UPSTREAM_ALIAS}:443"),
-                ] {
-                    words.extend(["--listen".into(), address]);
-                }
-                for (option, value) in [
+                let mut words = options([
+                    ("--listen", format!("{UPSTREAM}:443")),
+                    ("--listen", format!("[{UPSTREAM6}]:443")),
+                    ("--listen", format!("{UPSTREAM_ALTERNATIVE}:443")),
+                    ("--listen", format!("{UPSTREAM_ALIAS}:443")),
+                    ("--network", UNKNOWN.to_owned()),
+                    ("--network", UNKNOWN6.to_owned()),
                     ("--certificate", text(&files.certificate)?),
                     ("--key", text(&files.key)?),
-                    ("--account", ACCOUNT_HOST.into()),
-                    ("--alias", ACCOUNT_ALIAS.into()),
-                    ("--credentials", text(&state.secret("credentials.json"))?),
                     ("--log", text(&state.public("upstream.jsonl"))?),
-                    ("--database", DATABASE.into()),
-                    ("--schema", SCHEMA.into()),
-                    ("--warehouse", WAREHOUSE.into()),
-                ] {
-                    words.extend([option.into(), value]);
+                ]);
+                if world == World::Whole {
+                    words.extend(options([
+                        ("--account", ACCOUNT_HOST.to_owned()),
+                        ("--alias", ACCOUNT_ALIAS.to_owned()),
+                        ("--credentials", text(&state.secret("credentials.json"))?),
+                        ("--database", DATABASE.to_owned()),
+                        ("--schema", SCHEMA.to_owned()),
+                        ("--warehouse", WAREHOUSE.to_owned()),
+                    ]));
                 }
                 words
             }
+            Self::Witness => options([
+                ("--device", "eth0".to_owned()),
+                ("--snowflake", UPSTREAM.to_owned()),
+                ("--snowflake", UPSTREAM6.to_owned()),
+                ("--snowflake", UPSTREAM_ALTERNATIVE.to_owned()),
+                ("--snowflake", UPSTREAM_ALIAS.to_owned()),
+                ("--snowflake", UNKNOWN.to_owned()),
+                ("--snowflake", UNKNOWN6.to_owned()),
+                ("--agent", NODE.to_owned()),
+                ("--agent", NODE6.to_owned()),
+                ("--log", text(&state.public("witness.jsonl"))?),
+            ]),
         };
         Ok(words)
     }
+}
+
+fn options<const COUNT: usize>(pairs: [(&str, String); COUNT]) -> Vec<String> {
+    pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+}
+
+/// The names in DNS of the addresses that nobody asks for by himself.
+fn numbered() -> String {
+    let (v4, v6) = (UNKNOWN.trim_end_matches("0/24"), UNKNOWN6.trim_end_matches("/64"));
+    format!("pod-{{}}.snowflakecomputing.com={v4}{{}},{v6}{{}}")
 }
 
 /// The identity provider's name, and where it is found.
@@ -205,6 +268,15 @@ pub fn certificate_files(state: &State) -> certificates::Files {
         authority: state.public("upstream-ca.pem"),
         certificate: state.secret("upstream.pem"),
         key: state.secret("upstream.key"),
+    }
+}
+
+/// Of the DNS server, which is nobody's in particular.
+pub fn dns_certificate_files(state: &State) -> certificates::Files {
+    certificates::Files {
+        authority: state.public("dns-ca.pem"),
+        certificate: state.secret("dns.pem"),
+        key: state.secret("dns.key"),
     }
 }
 

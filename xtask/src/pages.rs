@@ -39,8 +39,12 @@ fresh home, and only these variables:
                           another name of the account, and its address
   SANDBOX_UPSTREAM_CA, SANDBOX_UPSTREAM_LOG
                           its CA, and what arrived there (JSON lines)
-  SANDBOX_CLICKHOUSE, SANDBOX_HTTP_PROXY
-                          URLs of ClickHouse and of a CONNECT proxy outside the pod
+  SANDBOX_UNKNOWN, SANDBOX_UNKNOWN6
+                          networks in which every address is the emulated Snowflake, and none is
+                          known to the agent
+  SANDBOX_WITNESS_LOG     what arrived at any of these by another way than the agent (JSON lines)
+  SANDBOX_CLICKHOUSE, SANDBOX_HTTP_PROXY, SANDBOX_SOCKS_PROXY, SANDBOX_DNS_OVER_HTTPS
+                          URLs of ClickHouse, and of proxies and a resolver outside the pod
   SANDBOX_CONFIG, SANDBOX_BIN
                           the agent's configuration and binary
 
@@ -54,6 +58,7 @@ capture.cgroup, capture.bpffs, capture.nameservers, tls.upstream_ca_bundle, poli
 Examples:
   cargo xtask sandbox -- sh -c '\"$SANDBOX_PYTHON\" script.py'
   cargo xtask sandbox --driver 4 --policy deploy/policy.cedar -- sh
+  cargo xtask sandbox --root -- sh -c 'cd tests/python && python3 -m bypass run packet_socket'
   cargo xtask sandbox --keep -- true
   cargo xtask sandbox --in a1B2c3 -- sh
   cargo xtask sandbox --down a1B2c3";

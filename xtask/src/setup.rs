@@ -23,8 +23,10 @@ struct Need {
     is_there: fn() -> bool,
 }
 
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 7] = [
     Need { what: "ip", package: "iproute2", is_there: || programs::find("ip").is_some() },
+    Need { what: "nft", package: "nftables", is_there: || programs::find("nft").is_some() },
+    Need { what: "openssl", package: "openssl", is_there: || programs::find("openssl").is_some() },
     Need { what: "a C compiler", package: "gcc", is_there: || programs::find("cc").is_some() },
     Need {
         what: "the C library's headers",

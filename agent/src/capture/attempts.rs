@@ -8,7 +8,7 @@ use std::{
 use agent_common::{Address, Event, Rate, RateKey, event_kind};
 use aya::maps::{MapData, PerCpuHashMap};
 
-use super::{cgroups::Cgroups, workload::Workload};
+use super::{origins::Origins, workload::Workload};
 
 /// Something that a workload tried, and that came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,9 +96,9 @@ impl AttemptKind {
 
 impl Attempt {
     /// None for an event that is no attempt. Reads files.
-    pub(super) fn of(event: &Event, cgroups: &Cgroups) -> Option<Self> {
+    pub(super) fn of(event: &Event, origins: &Origins) -> Option<Self> {
         let kind = AttemptKind::of(event.kind)?;
-        let workload = Workload::find(event.cgroup_id, event.pid, event.uid, &event.comm, cgroups);
+        let workload = origins.of(event);
         let detail = match kind {
             AttemptKind::RawSocket => format!("family {}, protocol {}", event.family, event.protocol),
             AttemptKind::Datagram | AttemptKind::Packet | AttemptKind::Perimeter if event.protocol != 0 => {
@@ -135,7 +135,8 @@ impl Suppression {
 
     /// An event was received.
     pub(super) fn received(&mut self, event: &Event) {
-        let key = RateKey { cgroup_id: event.cgroup_id, kind: event.kind, reserved: 0 };
+        let owner = RateKey::owner(event.cgroup_id, event.device);
+        let key = RateKey { owner, kind: event.kind, reserved: 0 };
         *self.known.entry(key).or_default() += 1;
     }
 
@@ -147,13 +148,13 @@ impl Suppression {
     }
 
     /// What was not received of these, and not told before.
-    pub(super) fn tell(&mut self, totals: &HashMap<RateKey, u64>, cgroups: &Cgroups) -> Vec<Told> {
+    pub(super) fn tell(&mut self, totals: &HashMap<RateKey, u64>, origins: &Origins) -> Vec<Told> {
         let suppressed = unseen(&mut self.known, totals);
         suppressed
             .into_iter()
             .filter_map(|(key, attempts)| {
                 let kind = AttemptKind::of(key.kind)?;
-                let cgroup = cgroups.path(key.cgroup_id, 0).unwrap_or_default();
+                let cgroup = origins.cgroup_of(key.owner).unwrap_or_default();
                 Some(Told::Suppressed { kind, cgroup, attempts })
             })
             .collect()
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_was_not_received_is_counted_once() {
-        let key = |kind| RateKey { cgroup_id: 7, kind, reserved: 0 };
+        let key = |kind| RateKey { owner: 7, kind, reserved: 0 };
         let mut known = HashMap::from([(key(2), 10), (key(3), 5)]);
         let totals = HashMap::from([(key(2), 250), (key(3), 5)]);
         assert_eq!(unseen(&mut known, &totals), [(key(2), 240)]);

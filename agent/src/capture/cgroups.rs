@@ -65,17 +65,29 @@ impl Cgroups {
 }
 
 /// Process ids in a cgroup and all below it. Those that vanish meanwhile are left out.
-pub(super) fn processes(cgroup: &Path) -> Vec<u32> {
+pub(super) fn processes(cgroup: &Path) -> impl Iterator<Item = u32> {
+    processes_by_cgroup(cgroup).flat_map(|(_, processes)| processes)
+}
+
+/// The same by the directories of their cgroups.
+pub(super) fn processes_by_cgroup(cgroup: &Path) -> impl Iterator<Item = (PathBuf, Vec<u32>)> {
     let below = directories(cgroup).map(|(directory, _)| directory);
-    std::iter::once(cgroup.to_owned())
-        .chain(below)
-        .flat_map(|directory| {
-            // A threaded cgroup does not list processes.
-            let list = fs::read_to_string(directory.join("cgroup.procs"))
-                .or_else(|_| fs::read_to_string(directory.join("cgroup.threads")))
-                .unwrap_or_default();
-            list.lines().filter_map(|line| line.parse().ok()).collect::<Vec<u32>>()
-        })
+    std::iter::once(cgroup.to_owned()).chain(below).map(|directory| {
+        // A threaded cgroup does not list processes.
+        let list = fs::read_to_string(directory.join("cgroup.procs"))
+            .or_else(|_| fs::read_to_string(directory.join("cgroup.threads")))
+            .unwrap_or_default();
+        let processes = list.lines().filter_map(|line| line.parse().ok()).collect();
+        (directory, processes)
+    })
+}
+
+/// The deepest directory that both are in, or are.
+pub(super) fn common(one: &Path, other: &Path) -> PathBuf {
+    one.components()
+        .zip(other.components())
+        .take_while(|(one, other)| one == other)
+        .map(|(one, _)| one)
         .collect()
 }
 
@@ -125,8 +137,17 @@ mod tests {
         fs::write(root.path().join("cgroup.procs"), "1\n2\n").unwrap();
         fs::write(root.path().join("a/b/cgroup.procs"), "30\n").unwrap();
         fs::write(root.path().join("c/cgroup.threads"), "400\n").unwrap();
-        let mut found = processes(root.path());
+        let mut found: Vec<u32> = processes(root.path()).collect();
         found.sort_unstable();
         assert_eq!(found, [1, 2, 30, 400]);
+    }
+
+    #[test]
+    fn cgroups_have_an_ancestor_in_common() {
+        let common = |one: &str, other: &str| common(Path::new(one), Path::new(other)).display().to_string();
+        assert_eq!(common("/pods/a/x", "/pods/a/y"), "/pods/a");
+        assert_eq!(common("/pods/a", "/pods/a/y"), "/pods/a");
+        assert_eq!(common("/pods/a", "/pods/ab"), "/pods");
+        assert_eq!(common("/a", "/b"), "/");
     }
 }

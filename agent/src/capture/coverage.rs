@@ -34,6 +34,7 @@ use super::{
     listeners::Acceptor,
     namespace::{self, Namespace, Opened},
     netlink::Netlink,
+    origins::Origins,
     programs::Programs,
     scopes::Scopes,
     sockets::{self, TcpSocket},
@@ -57,6 +58,7 @@ pub(super) struct Coverage {
     pub(super) covered: PathBuf,
     pub(super) acceptor: Arc<Acceptor>,
     pub(super) cgroups: Arc<Cgroups>,
+    pub(super) origins: Arc<Origins>,
     pub(super) endpoints: Endpoints,
     pub(super) scopes: Scopes,
     /// Tells the kernel programs where listeners are.
@@ -238,7 +240,9 @@ impl Coverage {
                 if !self.listens_in(event.netns_cookie)
                     && let Ok(namespace) = Namespace::of(task)
                 {
+                    let inode = namespace.inode;
                     self.try_open(namespace);
+                    self.settle(inode, self.cgroups.path(event.cgroup_id, task).as_deref());
                 }
             }
         }
@@ -255,19 +259,26 @@ impl Coverage {
 
     fn scan(&mut self) {
         self.scanned = Instant::now();
-        let mut inhabited: HashMap<u64, u32> = HashMap::new();
-        for pid in cgroups::processes(&self.covered) {
-            if let Ok(inode) = namespace::inode_of(pid) {
-                inhabited.entry(inode).or_insert(pid);
+        // A process in each, and the cgroup that all of them are in.
+        let mut inhabited: HashMap<u64, (u32, PathBuf)> = HashMap::new();
+        for (directory, processes) in cgroups::processes_by_cgroup(&self.covered) {
+            for pid in processes {
+                let Ok(inode) = namespace::inode_of(pid) else { continue };
+                let (_, cgroup) = inhabited.entry(inode).or_insert_with(|| (pid, directory.clone()));
+                if *cgroup != directory {
+                    *cgroup = cgroups::common(cgroup, &directory);
+                }
             }
         }
-        inhabited.entry(self.home).or_insert(std::process::id());
-        for (inode, pid) in &inhabited {
+        inhabited.entry(self.home).or_insert_with(|| (std::process::id(), self.covered.clone()));
+        for (inode, (pid, cgroup)) in &inhabited {
+            let cgroup = self.cgroups.path_of(cgroup);
             if !self.open.contains_key(inode)
                 && let Ok(namespace) = Namespace::of(*pid)
             {
                 self.try_open(namespace);
             }
+            self.settle(*inode, cgroup.to_str());
         }
         self.failed.retain(|inode, _| inhabited.contains_key(inode));
         for (inode, covered) in &mut self.open {
@@ -288,8 +299,18 @@ impl Coverage {
         }
     }
 
+    /// Says whose a namespace is. What goes out of the host's own says it by itself.
+    fn settle(&self, inode: u64, cgroup: Option<&str>) {
+        if inode != self.home
+            && let Some(covered) = self.open.get(&inode)
+        {
+            self.origins.settle(inode, &covered.namespace, cgroup);
+        }
+    }
+
     fn leave(&mut self, inode: u64) {
         let Some(covered) = self.open.remove(&inode) else { return };
+        self.origins.leave(inode);
         // First the kernel programs: should somebody come back just now, they tell of it again.
         if let Err(error) = self.namespaces.remove(&covered.cookie) {
             tracing::warn!(netns_cookie = covered.cookie, %error, "cannot unregister a network namespace");
@@ -453,7 +474,6 @@ impl Coverage {
     fn namespaces_of(&self, cgroup_id: u64) -> Vec<Arc<Namespace>> {
         let Some(path) = self.cgroups.path(cgroup_id, 0) else { return Vec::new() };
         let inodes: BTreeSet<u64> = cgroups::processes(&self.cgroups.directory_of(&path))
-            .into_iter()
             .filter_map(|pid| namespace::inode_of(pid).ok())
             .collect();
         let open = inodes.iter().filter_map(|inode| self.open.get(inode));

@@ -1,19 +1,28 @@
 //! The network devices of a namespace.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
 
-use super::netlink::{Netlink, attributes, half, word};
+use super::netlink::{Netlink, attributes, half, put_attribute, word};
 
 /// The group of messages about devices that come, go and change.
 pub(super) const GROUP: u32 = 1;
 
-const LIST: u16 = 18;
+const GET: u16 = 18;
 const NEW: u16 = 16;
+const GET_NAMESPACE: u16 = 90;
 /// Bytes before the attributes of a device.
 const HEAD: usize = 16;
 const NAME: u16 = 3;
 const INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
+const PEER_NAMESPACE: u16 = 37;
+/// Bytes before the attributes of a message about namespaces, and these.
+const NAMESPACE_HEAD: usize = 4;
+const NAMESPACE_ID: u16 = 1;
+const NAMESPACE_DESCRIPTOR: u16 = 3;
 
 const ETHERNET: u16 = 1;
 const LOOPBACK: u16 = 772;
@@ -42,9 +51,31 @@ pub(super) enum Framing {
 
 /// The devices of the namespace of the calling thread.
 pub(super) fn list() -> io::Result<Vec<Device>> {
-    let messages = Netlink::open(None)?.list(LIST, &[0; HEAD])?;
+    let messages = Netlink::open(None)?.list(GET, &[0; HEAD])?;
     let devices = messages.iter().filter(|message| message.kind == NEW);
     Ok(devices.filter_map(|message| Device::read(&message.body)).collect())
+}
+
+/// What this namespace calls the namespace that the other end of a device is in; none if that is here.
+pub(super) fn peer_namespace(device: u32) -> io::Result<Option<i32>> {
+    let mut body = [0; HEAD];
+    let (_, index) = body.split_at_mut(4);
+    index.iter_mut().zip(device.to_ne_bytes()).for_each(|(to, from)| *to = from);
+    let answer = Netlink::open(None)?.ask(GET, &body)?;
+    Ok(id_in(answer.body.get(HEAD..), PEER_NAMESPACE))
+}
+
+/// What this namespace calls another one; none where it has no name for it, for no device leads there.
+pub(super) fn id_of_namespace(namespace: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    let mut body = vec![0; NAMESPACE_HEAD];
+    put_attribute(&mut body, NAMESPACE_DESCRIPTOR, &namespace.as_raw_fd().to_ne_bytes());
+    let answer = Netlink::open(None)?.ask(GET_NAMESPACE, &body)?;
+    Ok(id_in(answer.body.get(NAMESPACE_HEAD..), NAMESPACE_ID))
+}
+
+fn id_in(bytes: Option<&[u8]>, wanted: u16) -> Option<i32> {
+    let content = attributes(bytes?).find(|(attribute, _)| *attribute == wanted)?.1;
+    word(content, 0).map(u32::cast_signed).filter(|id| *id >= 0)
 }
 
 impl Device {
@@ -84,7 +115,6 @@ fn text(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::netlink::put_attribute;
 
     fn body(framing: u16, index: u32, name: &str, kind: Option<&str>) -> Vec<u8> {
         let mut body = vec![0, 0];

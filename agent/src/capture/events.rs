@@ -13,8 +13,8 @@ use tokio::{
 
 use super::{
     attempts::{Attempt, Suppression, Told},
-    cgroups::Cgroups,
     learner::Learner,
+    origins::Origins,
     sys,
 };
 
@@ -25,7 +25,7 @@ const SUPPRESSION_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) struct Events {
     pub(super) suppression: Suppression,
-    pub(super) cgroups: Arc<Cgroups>,
+    pub(super) origins: Arc<Origins>,
     pub(super) learner: Learner,
     /// Sockets in namespaces without a listener.
     pub(super) namespaces: mpsc::Sender<Vec<Event>>,
@@ -64,7 +64,7 @@ impl Events {
                 self.handle(events).await;
             }
             if let Some(totals) = totals {
-                for told in self.suppression.tell(&totals, &self.cgroups) {
+                for told in self.suppression.tell(&totals, &self.origins) {
                     if self.told.send(told).await.is_err() {
                         return;
                     }
@@ -83,8 +83,8 @@ impl Events {
         }
         for event in attempts {
             self.suppression.received(&event);
-            let cgroups = Arc::clone(&self.cgroups);
-            let attempt = spawn_blocking(move || Attempt::of(&event, &cgroups)).await;
+            let origins = Arc::clone(&self.origins);
+            let attempt = spawn_blocking(move || Attempt::of(&event, &origins)).await;
             let Ok(Some(attempt)) = attempt else { continue };
             if event.kind == event_kind::NAME_GUARDED
                 && let Some(destination) = attempt.destination

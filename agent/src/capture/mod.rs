@@ -25,6 +25,7 @@ mod listeners;
 pub mod names;
 mod namespace;
 mod netlink;
+mod origins;
 mod own;
 mod programs;
 mod scopes;
@@ -64,6 +65,7 @@ use self::{
     learner::Learner,
     listeners::Acceptor,
     namespace::Opened,
+    origins::Origins,
     scopes::Scopes,
 };
 pub use self::{
@@ -186,6 +188,7 @@ impl Capture {
         let kernel = Kernel::load(settings, &covered)?;
 
         let cgroups = Arc::new(Cgroups::new(root));
+        let origins = Arc::new(Origins::new(Arc::clone(&cgroups)));
         let (accepted_sender, accepted) = mpsc::channel(WAITING_CONNECTIONS);
         let (told_sender, told) = mpsc::channel(WAITING_ATTEMPTS);
         let (suspects_sender, suspects) = mpsc::channel(WAITING_SUSPECTS);
@@ -212,7 +215,8 @@ impl Capture {
             settings: settings.clone(),
             covered: covered.directory.clone(),
             acceptor: Arc::new(acceptor),
-            cgroups: Arc::clone(&cgroups),
+            cgroups,
+            origins: Arc::clone(&origins),
             endpoints: kernel.endpoints.clone(),
             scopes,
             namespaces: kernel.namespaces,
@@ -230,7 +234,7 @@ impl Capture {
         let learner = Learner { endpoints: kernel.endpoints.clone(), suspects: suspects_sender };
         let events = Events {
             suppression: Suppression::new(kernel.rates),
-            cgroups,
+            origins,
             learner: learner.clone(),
             namespaces: namespaces_sender,
             guarded: guarded_sender,

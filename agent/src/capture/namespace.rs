@@ -22,7 +22,7 @@ const BACKLOG: i32 = 4096;
 /// A network namespace, kept alive by this handle.
 #[derive(Debug)]
 pub struct Namespace {
-    file: File,
+    pub(super) file: File,
     /// Of no other namespace as long as this one is alive.
     pub(super) inode: u64,
     /// The task by which it was found.
@@ -124,6 +124,8 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
         socket.set_freebind_v6(true)?;
     }
+    // Accepted connections have it from here: urgent data is read in its place, so that nobody hides a byte.
+    socket.set_out_of_band_inline(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -73,6 +73,16 @@ impl Netlink {
         }
     }
 
+    /// Asks for one thing.
+    pub(super) fn ask(&self, kind: u16, body: &[u8]) -> io::Result<Message> {
+        self.send(kind, REQUEST, body)?;
+        let message = self.receive()?.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
+        match (message.kind, error(&message.body)) {
+            (ERROR, failed) => Err(failed.unwrap_or_else(|| io::ErrorKind::InvalidData.into())),
+            _ => Ok(message),
+        }
+    }
+
     /// Asks for something to be done.
     pub(super) fn tell(&self, kind: u16, body: &[u8]) -> io::Result<()> {
         self.send(kind, REQUEST | ACKNOWLEDGE, body)?;

@@ -25,15 +25,22 @@ impl Marker {
 
     /// The socket may go anywhere. To be called before it connects.
     pub fn agents(&self, socket: BorrowedFd<'_>) -> Result<(), CaptureError> {
-        self.mark(socket, Own { class: own_class::AGENT, port: 0, reserved: 0, address: [0; 16] })
+        self.mark(
+            socket,
+            Own { class: own_class::AGENT, port: 0, reserved: 0, address: [0; 16], cgroup_id: 0 },
+        )
     }
 
-    /// The socket carries a workload's connection to this address: it is not captured, but is held to what the workload
-    /// is held to, and to that address. To be called before it connects.
-    pub fn splice(&self, socket: BorrowedFd<'_>, address: SocketAddr) -> Result<(), CaptureError> {
-        let own =
-            Own { class: own_class::SPLICE, port: address.port(), reserved: 0, address: bytes(address.ip()) };
-        self.mark(socket, own)
+    /// The socket carries the connection of a workload, by the id of its cgroup, to this address: it is not captured, but
+    /// is held to what the workload is held to, and to that address. To be called before it connects.
+    pub fn splice(
+        &self,
+        socket: BorrowedFd<'_>,
+        address: SocketAddr,
+        cgroup_id: u64,
+    ) -> Result<(), CaptureError> {
+        let (class, port) = (own_class::SPLICE, address.port());
+        self.mark(socket, Own { class, port, reserved: 0, address: bytes(address.ip()), cgroup_id })
     }
 
     fn mark(&self, socket: BorrowedFd<'_>, own: Own) -> Result<(), CaptureError> {

@@ -44,9 +44,11 @@ const PROGRAMS: [&str; 10] = [
 /// The one that needs BPF among the kernel's security modules.
 const PACKET_SOCKETS: &str = "packet_socket_created";
 const PACKET_SOCKETS_HOOK: &str = "socket_create";
-/// The programs on devices.
-const ON_ETHERNET: &str = "perimeter";
-const ON_IP: &str = "perimeter_ip";
+/// The programs on devices: those of the host, and those elsewhere.
+const ON_ETHERNET: [&str; 2] = ["perimeter", "perimeter_inside"];
+const ON_IP: [&str; 2] = ["perimeter_ip", "perimeter_ip_inside"];
+/// What the pins of their links begin with.
+const PERIMETER: &str = "perimeter";
 /// Where the perimeter is among the filters of a device, on a kernel without tcx: before whatever comes by itself.
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x534e);
@@ -110,7 +112,7 @@ impl Programs {
         let uplinks = devices.iter().filter(|device| device.is_uplink(in_hosts_namespace));
         let mut failures = Vec::new();
         for device in uplinks {
-            if let Err(error) = self.guard_device(cookie, device) {
+            if let Err(error) = self.guard_device(cookie, device, in_hosts_namespace) {
                 failures.push(format!("{}: {error}", device.name));
             }
         }
@@ -145,13 +147,14 @@ impl Programs {
         self.object.program(PACKET_SOCKETS).is_some_and(|program| program.fd().is_ok())
     }
 
-    fn guard_device(&mut self, cookie: u64, device: &Device) -> io::Result<()> {
-        let name = match device.framing {
+    fn guard_device(&mut self, cookie: u64, device: &Device, is_hosts: bool) -> io::Result<()> {
+        let [of_host, inside] = match device.framing {
             Framing::Ethernet => ON_ETHERNET,
             Framing::Ip => ON_IP,
             Framing::Loopback => return Ok(()),
             Framing::Other => return Err(io::Error::other("its packets begin with something unknown")),
         };
+        let name = if is_hosts { of_host } else { inside };
         let pin = self.pin_on_device(cookie, device.index);
         let is_guarded = self.guarded.contains_key(&(cookie, device.index));
         let Program::SchedClassifier(program) = program(&mut self.object, name).map_err(io::Error::other)?
@@ -175,13 +178,13 @@ impl Programs {
     }
 
     fn pin_on_device(&self, cookie: u64, index: u32) -> PathBuf {
-        self.links.join(format!("{ON_ETHERNET}-{cookie}-{index}"))
+        self.links.join(format!("{PERIMETER}-{cookie}-{index}"))
     }
 }
 
 /// Has the kernel verify every program. The maps must all be there still: programs name them by their descriptors.
 pub(super) fn verify(object: &mut Ebpf, release: &str) -> Result<(), CaptureError> {
-    for name in PROGRAMS.into_iter().chain([ON_ETHERNET, ON_IP]) {
+    for name in PROGRAMS.into_iter().chain(ON_ETHERNET).chain(ON_IP) {
         let loaded = match program(object, name)? {
             Program::SockOps(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
@@ -216,7 +219,7 @@ fn load_packet_sockets(object: &mut Ebpf) -> Result<(), CaptureError> {
 pub(super) fn unguard() -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for device in devices::list()? {
-        for program in [ON_ETHERNET, ON_IP] {
+        for program in ON_ETHERNET.into_iter().chain(ON_IP) {
             if tc::qdisc_detach_program(&device.name, TcAttachType::Egress, program).is_ok() {
                 names.push(device.name.clone());
             }

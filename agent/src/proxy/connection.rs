@@ -130,8 +130,15 @@ pub async fn terminate(proxy: Arc<Proxy>, stream: Rewound, peer: Peer) {
             connection.as_mut().await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a client's connection ended");
+    let Err(error) = ended else { return };
+    match error.downcast_ref::<hyper::Error>() {
+        // The server has answered that by itself, if it could.
+        Some(error) if error.is_parse() => {
+            let (workload, account) = (&peer.flow.workload, &peer.server_name);
+            let detail = format!("not HTTP: {error}");
+            proxy.event(EventKind::MalformedRequest, Some(workload), None, account, detail).await;
+        }
+        _ => tracing::debug!(%error, "a client's connection ended"),
     }
 }
 

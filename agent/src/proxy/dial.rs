@@ -9,7 +9,7 @@ use std::time::Duration;
 use socket2::Domain;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::capture::{Marker, Namespace};
+use crate::capture::{Flow, Marker};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -30,13 +30,14 @@ impl Dialer {
         connect(socket, address).await
     }
 
-    /// Connects for a workload, from its own network: by its own routes and policies, with its own address, and to no
-    /// endpoint that it could not have reached by itself.
-    pub async fn dial_from(&self, namespace: &Arc<Namespace>, address: SocketAddr) -> io::Result<TcpStream> {
-        let namespace = Arc::clone(namespace);
+    /// Connects to where a workload's connection was going, from its own network: by its own routes and policies, with its
+    /// own address, and to no endpoint that it could not have reached by itself.
+    pub async fn dial_for(&self, flow: &Flow) -> io::Result<TcpStream> {
+        let (namespace, address) = (Arc::clone(&flow.namespace), flow.destination);
         let opened = tokio::task::spawn_blocking(move || namespace.socket(Domain::for_address(address)));
         let socket = TcpSocket::from_std_stream(opened.await.map_err(io::Error::other)??.into());
-        self.marker.splice(socket.as_fd(), address).map_err(io::Error::other)?;
+        let cgroup_id = flow.workload.cgroup_id;
+        self.marker.splice(socket.as_fd(), address, cgroup_id).map_err(io::Error::other)?;
         connect(socket, address).await
     }
 }

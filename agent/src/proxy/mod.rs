@@ -22,6 +22,7 @@ mod sessions;
 mod share;
 mod splice;
 mod statement;
+mod tunnel;
 mod upstream;
 mod vault;
 

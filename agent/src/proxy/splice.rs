@@ -2,7 +2,6 @@
 //! that are only said to be Snowflake's, and, in mode `all`, from anywhere.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +14,17 @@ use super::Proxy;
 use super::connection::{Peer, Rewound, terminate};
 use super::foreign::Owner;
 use super::share::Share;
+use super::tunnel::{self, Target};
 use crate::audit::EventKind;
 use crate::capture::{EndpointClass, Flow};
-use crate::config::Config;
 use crate::tls::{Hit, Peek, Scanner, peek};
 
 /// Bytes that are moved at once.
 const PIECE: usize = 16 * 1024;
 /// How long the client's beginning is waited for when there is nobody to pass it on to.
 const PATIENCE: Duration = Duration::from_secs(10);
-const METHOD: &[u8] = b"CONNECT ";
+/// The first byte of TLS.
+const HANDSHAKE: u8 = 22;
 
 /// How a client begins.
 enum Beginning {
@@ -37,9 +37,8 @@ enum Beginning {
 /// Serves a connection to an address that is not Snowflake's for certain. What asks for a Snowflake name is terminated;
 /// the rest is passed on from the client's own network, and watched.
 pub async fn serve(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share: Arc<Share>) {
-    let (dialer, namespace, destination) =
-        (proxy.dialer.clone(), Arc::clone(&flow.namespace), flow.destination);
-    let mut dialing = Box::pin(async move { dialer.dial_from(&namespace, destination).await });
+    let (dialer, target) = (proxy.dialer.clone(), flow.clone());
+    let mut dialing = Box::pin(async move { dialer.dial_for(&target).await });
     let mut client = Client { stream, said: Vec::new() };
     // Neither waits for the other: there are protocols in which the server speaks first.
     let (server, mut beginning) = tokio::select! {
@@ -64,7 +63,7 @@ pub async fn serve(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share: Arc<
     // The client has gone.
     let Ok(Beginning::Known(begun)) = beginning else { return };
 
-    let judged = judge(&proxy, &flow, &begun, &client.said, greeted).await;
+    let judged = judge(&proxy, &flow, &begun, greeted).await;
     match judged {
         Judged::Snowflake(name) => {
             drop((server, dialing));
@@ -99,7 +98,7 @@ enum Judged {
     Refused(EventKind, String),
 }
 
-async fn judge(proxy: &Proxy, flow: &Flow, begun: &Peek, said: &[u8], greeted: bool) -> Judged {
+async fn judge(proxy: &Proxy, flow: &Flow, begun: &Peek, greeted: bool) -> Judged {
     let names: &[String] = match begun {
         Peek::Hello(names) => names,
         Peek::Malformed => {
@@ -113,11 +112,6 @@ async fn judge(proxy: &Proxy, flow: &Flow, begun: &Peek, said: &[u8], greeted: b
             return Judged::Refused(EventKind::TunnelRefused, format!("to {name}, after a greeting"));
         }
         return Judged::Snowflake(name.clone());
-    }
-    if let Some(target) = tunnel_target(said)
-        && is_snowflakes(proxy, target)
-    {
-        return Judged::Refused(EventKind::TunnelRefused, format!("a tunnel to {target}"));
     }
     match owner(proxy, flow, begun).await {
         Some(Owner::Snowflake) => {
@@ -150,22 +144,8 @@ async fn owner(proxy: &Proxy, flow: &Flow, begun: &Peek) -> Option<Owner> {
         return Some(Owner::Snowflake);
     }
     let Peek::Hello(names) = begun else { return None };
-    let dial = proxy.dialer.dial_from(&flow.namespace, address);
+    let dial = proxy.dialer.dial_for(flow);
     proxy.foreign.owner(address, names.first().map(String::as_str), dial).await.ok()
-}
-
-/// The host in an HTTP request for a tunnel.
-fn tunnel_target(said: &[u8]) -> Option<&str> {
-    let line = said.strip_prefix(METHOD)?.split(|byte| *byte == b' ' || *byte == b'\r').next()?;
-    std::str::from_utf8(line).ok()
-}
-
-fn is_snowflakes(proxy: &Proxy, target: &str) -> bool {
-    if let Ok(address) = target.parse::<SocketAddr>() {
-        return proxy.endpoints.class_of(address.ip()).is_some_and(EndpointClass::is_certain);
-    }
-    let host = target.rsplit_once(':').map_or(target, |(host, _)| host);
-    proxy.config.is_snowflake(&host.trim_end_matches('.').to_ascii_lowercase())
 }
 
 /// A client, and what it has said that nobody was told yet.
@@ -185,8 +165,9 @@ impl Client {
             }
             let count = self.stream.read(&mut piece).await?;
             if count == 0 {
-                // It has nothing more to say, but may listen on.
-                return Ok(Peek::Other);
+                // It has nothing more to say, but may listen on. Of TLS it has not said enough for that.
+                let is_tls = self.said.first() == Some(&HANDSHAKE);
+                return Ok(if is_tls { Peek::Malformed } else { Peek::Other });
             }
             self.said.extend_from_slice(piece.get(..count).unwrap_or_default());
         }
@@ -218,7 +199,7 @@ async fn relay(proxy: &Proxy, flow: &Flow, client: Client, server: TcpStream) {
     let ended = tokio::select! {
         ended = async {
             tokio::join!(
-                watched(&proxy.config, said, client_read, server_write),
+                watched(proxy, said, client_read, server_write),
                 copied(server_read, client_write),
             )
         } => ended,
@@ -243,24 +224,18 @@ impl From<io::Error> for Stopped {
 
 /// From the client to the server, with an eye on what it is.
 async fn watched(
-    config: &Config,
+    proxy: &Proxy,
     said: Vec<u8>,
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
 ) -> Result<(), Stopped> {
-    let mut scanner = Scanner::default();
+    let mut watch = Watch::default();
     let mut piece = said;
     loop {
-        for hit in scanner.feed(&piece) {
-            let name = match hit {
-                Hit::Hello(names) => names.into_iter().find(|name| config.is_snowflake(name)),
-                Hit::TooMany => Some("many names at once".to_owned()),
-            };
-            if let Some(name) = name {
-                abort(from.as_ref());
-                abort(to.as_ref());
-                return Err(Stopped::Tunnel(name));
-            }
+        if let Some(name) = watch.tunnel_in(&piece, proxy) {
+            abort(from.as_ref());
+            abort(to.as_ref());
+            return Err(Stopped::Tunnel(name));
         }
         to.write_all(&piece).await?;
         piece.resize(PIECE, 0);
@@ -270,6 +245,41 @@ async fn watched(
             return Ok(());
         }
         piece.truncate(count);
+    }
+}
+
+/// Looks for a tunnel to Snowflake in what a client says.
+#[derive(Default)]
+struct Watch {
+    /// The beginning, as long as it may be a request to a proxy.
+    beginning: Vec<u8>,
+    scanner: Scanner,
+}
+
+impl Watch {
+    /// What the tunnel leads to that this piece would complete.
+    fn tunnel_in(&mut self, piece: &[u8], proxy: &Proxy) -> Option<String> {
+        if self.beginning.len() < tunnel::LONGEST {
+            self.beginning.extend_from_slice(piece);
+            let target = tunnel::target(&self.beginning);
+            if target.is_some() {
+                // What comes after it is something else.
+                self.beginning.resize(tunnel::LONGEST, 0);
+            }
+            match target {
+                Some(Target::Name(name)) if proxy.config.is_snowflake(&name) => return Some(name),
+                Some(Target::Address(address))
+                    if proxy.endpoints.class_of(address).is_some_and(EndpointClass::is_certain) =>
+                {
+                    return Some(address.to_string());
+                }
+                _ => {}
+            }
+        }
+        self.scanner.feed(piece).into_iter().find_map(|hit| match hit {
+            Hit::Hello(names) => names.into_iter().find(|name| proxy.config.is_snowflake(name)),
+            Hit::TooMany => Some("many names at once".to_owned()),
+        })
     }
 }
 
@@ -299,16 +309,4 @@ pub async fn pass(mut client: Rewound, mut server: TcpStream, shutdown: &Cancell
 fn abort(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
     let _ = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Both);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_target_of_a_tunnel_is_read() {
-        assert_eq!(tunnel_target(b"CONNECT a.example:443 HTTP/1.1\r\n"), Some("a.example:443"));
-        assert_eq!(tunnel_target(b"CONNECT a.example:443\r\n"), Some("a.example:443"));
-        assert_eq!(tunnel_target(b"GET / HTTP/1.1\r\n"), None);
-    }
 }
