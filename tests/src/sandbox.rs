@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::{
     fs::{FlockOperation, flock},
     mount::{MountFlags, mount},
-    process::geteuid,
+    process::{Signal, geteuid},
 };
 use serde_json::Value;
 use toml::Table;
@@ -34,6 +34,8 @@ use crate::{
 };
 
 const AGENT_START_DEADLINE: Duration = Duration::from_mins(1);
+/// Statements under way are seen to their end.
+const AGENT_STOP_DEADLINE: Duration = Duration::from_mins(1);
 const CLICKHOUSE_DEADLINE: Duration = Duration::from_mins(1);
 const BPFFS: &str = "/sys/fs/bpf";
 /// The password that the agent logs in to the emulated Snowflake with. Tests look for it where it must not be.
@@ -304,6 +306,27 @@ impl Sandbox {
         agent.wait_until(AGENT_START_DEADLINE, || Ok(ready.exists()))?;
         self.agent = Some(agent);
         self.publish_internal_ca()
+    }
+
+    /// Starts another agent, which takes over from the one that runs, and stops that one when it has been relieved.
+    pub fn replace_agent(&mut self) -> Result<()> {
+        let mut relieved = self.agent.take().context("the agent does not run")?;
+        let mut plan = self.agent_plan.clone();
+        plan.arguments.insert(1, "--take-over".into());
+        let mut successor = Process::start(&plan, &self.state.logs())?;
+        let (ready, pid) = (self.agent_state().join("ready"), successor.pid().to_string());
+        successor.wait_until(AGENT_START_DEADLINE, || {
+            Ok(fs::read_to_string(&ready).is_ok_and(|text| text.trim() == pid))
+        })?;
+        self.agent = Some(successor);
+        let status = relieved.stop(AGENT_STOP_DEADLINE)?;
+        ensure!(status.success(), "the agent that was relieved ended with {status}");
+        Ok(())
+    }
+
+    /// Sends the agent a signal.
+    pub fn signal_agent(&self, signal: Signal) -> Result<()> {
+        self.agent.as_ref().context("the agent does not run")?.signal(signal)
     }
 
     /// The agent's pid.

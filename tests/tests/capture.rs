@@ -8,26 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 use sandbox::Sandbox;
 
-use common::{arrived, client, events, eventually};
-
-/// Shakes hands with `address` by the rules of nobody but itself, and says whose certificate it met.
-const HANDSHAKE: &str = r#"
-import socket, ssl
-def handshake(address, name, family=socket.AF_INET):
-    context = ssl._create_unverified_context()
-    with socket.socket(family, socket.SOCK_STREAM) as plain:
-        plain.settimeout(20)
-        plain.connect(address)
-        peer = plain.getpeername()[:2]
-        with context.wrap_socket(plain, server_hostname=name) as tls:
-            der = tls.getpeercert(True)
-    return dict(peer=peer, internal=b"Snowfence internal CA" in der)
-
-def address(variable):
-    host, port = os.environ[variable].rsplit(":", 1)
-    return host.strip("[]"), int(port)
-host = os.environ["SNOWFLAKE_HOST"]
-"#;
+use common::{HANDSHAKE, arrived, client, events, eventually};
 
 #[test]
 fn every_known_address_of_snowflake_leads_to_the_proxy() -> Result<()> {
@@ -204,6 +185,23 @@ fn without_the_agent_snowflake_cannot_be_reached_until_it_is_detached() -> Resul
     let again = sandbox.snowfence(["detach", "--format", "json"])?.into_stdout()?;
     assert!(again.contains("[]"), "a second time there is nothing to do: {again}");
     Ok(())
+}
+
+#[test]
+fn everything_is_covered_from_the_first_start_on() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let coverage = |sandbox: &Sandbox| -> Result<serde_json::Value> {
+        let said = sandbox.snowfence(["doctor", "--format", "json"])?.into_stdout()?;
+        Ok(serde_json::from_str::<serde_json::Value>(&said)?["agent"]["coverage"].clone())
+    };
+    let at_first = coverage(&sandbox)?;
+    assert_eq!(at_first["devices"], serde_json::json!(["outside"]), "{at_first}");
+    assert_eq!(at_first["namespaces"], 1, "{at_first}");
+    sandbox.pod("agent")?;
+    eventually("the pod and its device are covered too", || {
+        let now = coverage(&sandbox)?;
+        Ok(now["devices"] == serde_json::json!(["outside", "pod0"]) && now["namespaces"] == 2)
+    })
 }
 
 #[test]

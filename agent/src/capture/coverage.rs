@@ -293,6 +293,11 @@ impl Coverage {
         for inode in left {
             self.leave(inode);
         }
+        let unguarded = self.open.iter().filter(|(_, covered)| !covered.unguarded.is_empty());
+        let unguarded: Vec<u64> = unguarded.map(|(inode, _)| *inode).collect();
+        for inode in unguarded {
+            self.guard(inode);
+        }
         self.reconcile();
         if let Err(error) = self.endpoints.expire() {
             tracing::warn!(%error, "an old address is still covered");

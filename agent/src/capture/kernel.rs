@@ -143,7 +143,7 @@ impl Kernel {
                 KernelSettings { cgroup: covered.id, ..kernel_settings },
                 pins.join(LINKS),
                 same_cgroup,
-            ),
+            )?,
             messages,
         })
     }

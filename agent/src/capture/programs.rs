@@ -72,13 +72,13 @@ impl Programs {
         settings: KernelSettings,
         links: PathBuf,
         same_cgroup: bool,
-    ) -> Self {
-        Self { object, settings_map, settings, links, same_cgroup, guarded: HashMap::new() }
+    ) -> Result<Self, CaptureError> {
+        make_directory(&links)?;
+        Ok(Self { object, settings_map, settings, links, same_cgroup, guarded: HashMap::new() })
     }
 
     /// Attaches every program to the covered cgroup and pins its link, or puts it in the place of an earlier agent's.
     pub(super) fn attach(&mut self, cgroup: BorrowedFd<'_>) -> Result<(), CaptureError> {
-        make_directory(&self.links)?;
         for name in PROGRAMS {
             self.attach_one(name, cgroup)?;
         }
@@ -93,7 +93,7 @@ impl Programs {
         let program = program(&mut self.object, name)?;
         let pin = self.links.join(name);
         if self.same_cgroup && pin.exists() {
-            let fd = program.fd().map_err(|error| failed(io::Error::other(error)))?;
+            let fd = program.fd().map_err(|error| failed(told(&error)))?;
             match sys::open_pin(&pin).and_then(|link| sys::replace_program(link.as_fd(), fd.as_fd())) {
                 Ok(()) => return Ok(()),
                 // The cgroup was removed and made again, and the link died with it.
@@ -101,7 +101,7 @@ impl Programs {
                 Err(error) => return Err(failed(error)),
             }
         }
-        let link = attach_link(program, cgroup).map_err(|error| failed(io::Error::other(error)))?;
+        let link = attach_link(program, cgroup).map_err(|error| failed(told(&error)))?;
         pin_over(link, &pin).map_err(failed)
     }
 
@@ -157,7 +157,7 @@ impl Programs {
         let name = if is_hosts { of_host } else { inside };
         let pin = self.pin_on_device(cookie, device.index);
         let is_guarded = self.guarded.contains_key(&(cookie, device.index));
-        let Program::SchedClassifier(program) = program(&mut self.object, name).map_err(io::Error::other)?
+        let Program::SchedClassifier(program) = program(&mut self.object, name).map_err(|error| told(&error))?
         else {
             return Err(io::Error::other(missing(name)));
         };
@@ -168,7 +168,7 @@ impl Programs {
             }
             attach_tcx(program, device, &pin)?;
         } else {
-            attach_filter(program, device).map_err(io::Error::other)?;
+            attach_filter(program, device).map_err(|error| told(&error))?;
         }
         if !is_guarded {
             tracing::info!(device = device.name, netns_cookie = cookie, "the perimeter is on a device");
@@ -203,14 +203,14 @@ pub(super) fn verify(object: &mut Ebpf, release: &str) -> Result<(), CaptureErro
 
 fn load_packet_sockets(object: &mut Ebpf) -> Result<(), CaptureError> {
     let failed = |error| CaptureError::Attach { program: PACKET_SOCKETS, source: error };
-    let btf = Btf::from_sys_fs().map_err(|error| failed(io::Error::other(error)))?;
+    let btf = Btf::from_sys_fs().map_err(|error| failed(told(&error)))?;
     let Program::LsmCgroup(program) = program(object, PACKET_SOCKETS)? else {
         return Err(missing(PACKET_SOCKETS));
     };
     program.load(PACKET_SOCKETS_HOOK, &btf).map_err(|error| match error {
         // What the verifier says besides is in more than one line, and nothing where the kernel refuses at once.
         ProgramError::LoadError { io_error, .. } => failed(io_error),
-        other => failed(io::Error::other(other)),
+        other => failed(told(&other)),
     })
 }
 
@@ -284,7 +284,7 @@ fn direction(program: &CgroupSkb) -> CgroupSkbAttachType {
 
 fn attach_tcx(program: &mut SchedClassifier, device: &Device, pin: &Path) -> io::Result<()> {
     if pin.exists() {
-        let fd = program.fd().map_err(io::Error::other)?;
+        let fd = program.fd().map_err(|error| told(&error))?;
         match sys::open_pin(pin).and_then(|link| sys::replace_program(link.as_fd(), fd.as_fd())) {
             Ok(()) => return Ok(()),
             // The link of a device that had this number before.
@@ -294,9 +294,9 @@ fn attach_tcx(program: &mut SchedClassifier, device: &Device, pin: &Path) -> io:
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id =
-        program.attach_with_options(&device.name, TcAttachType::Egress, options).map_err(io::Error::other)?;
-    let link = program.take_link(id).map_err(io::Error::other)?;
-    pin_over(link.try_into().map_err(io::Error::other)?, pin)
+        program.attach_with_options(&device.name, TcAttachType::Egress, options).map_err(|error| told(&error))?;
+    let link = program.take_link(id).map_err(|error| told(&error))?;
+    pin_over(link.try_into().map_err(|error| told(&error))?, pin)
 }
 
 /// Makes the program a filter of the device, or puts it in the place of an earlier agent's.
@@ -316,12 +316,18 @@ fn attach_filter(program: &mut SchedClassifier, device: &Device) -> Result<(), P
     Ok(())
 }
 
+/// An error with all that is behind it, in one line.
+fn told(error: &dyn std::error::Error) -> io::Error {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    io::Error::other(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+}
+
 /// Pinned beside and then renamed over: an earlier link goes only when the new one is in place.
 fn pin_over(link: FdLink, pin: &Path) -> io::Result<()> {
     let mut next = pin.as_os_str().to_owned();
     next.push("_next");
     let next = PathBuf::from(next);
     let _ = fs::remove_file(&next);
-    link.pin(&next).map_err(io::Error::other)?;
+    link.pin(&next).map_err(|error| told(&error))?;
     fs::rename(&next, pin)
 }

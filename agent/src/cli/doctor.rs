@@ -43,10 +43,14 @@ pub(super) fn run(config: &ConfigFile, format: Format) -> Result<(), Failure> {
     }
     let bad: Vec<&str> =
         findings.iter().filter(|finding| finding.state == Health::Bad).map(|finding| finding.check).collect();
-    if bad.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::Failed(anyhow!("the agent cannot work here: {}", bad.join(", "))))
+    if !bad.is_empty() {
+        return Err(Failure::Failed(anyhow!("the agent cannot work here: {}", bad.join(", "))));
+    }
+    match status {
+        Ok(Some(Status { coverage, .. })) if coverage.failed > 0 || !coverage.unguarded.is_empty() => {
+            Err(Failure::Failed(anyhow!("the agent does not cover everything: its log says why")))
+        }
+        _ => Ok(()),
     }
 }
 

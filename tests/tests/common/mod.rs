@@ -36,6 +36,25 @@ def say(**facts):
     print(json.dumps(facts, default=str), flush=True)
 "#;
 
+/// Shakes hands with `address` by the rules of nobody but itself, and says whose certificate it met.
+pub const HANDSHAKE: &str = r#"
+import socket, ssl
+def handshake(address, name, family=socket.AF_INET):
+    context = ssl._create_unverified_context()
+    with socket.socket(family, socket.SOCK_STREAM) as plain:
+        plain.settimeout(20)
+        plain.connect(address)
+        peer = plain.getpeername()[:2]
+        with context.wrap_socket(plain, server_hostname=name) as tls:
+            der = tls.getpeercert(True)
+    return dict(peer=peer, internal=b"Snowfence internal CA" in der)
+
+def address(variable):
+    host, port = os.environ[variable].rsplit(":", 1)
+    return host.strip("[]"), int(port)
+host = os.environ["SNOWFLAKE_HOST"]
+"#;
+
 /// Runs Python after the prelude; what it says comes back as one JSON value a line.
 pub fn client(pod: &Pod, source: &str) -> Result<Vec<Value>> {
     let output = pod.python(&format!("{PRELUDE}\n{source}"))?.into_stdout()?;
