@@ -2,13 +2,12 @@
 
 mod common;
 
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use sandbox::Sandbox;
 
-use common::{HANDSHAKE, arrived, client, events, eventually};
+use common::{Ended, HANDSHAKE, arrived, client, events, eventually, ready};
 
 #[test]
 fn every_known_address_of_snowflake_leads_to_the_proxy() -> Result<()> {
@@ -108,8 +107,7 @@ fn a_shared_address_is_spliced_with_its_tls_intact() -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut server = Ended(server);
-    let mut ready = [0; 5];
-    server.0.stdout.as_mut().context("the server's output")?.read_exact(&mut ready)?;
+    ready(&mut server)?;
     let pod = sandbox.pod("web")?;
     let said = client(
         &pod,
@@ -130,16 +128,6 @@ say(**attempt(echo))
     )?;
     assert_eq!(said[0]["rows"], serde_json::json!([true, false, 100_000]), "{}", said[0]);
     Ok(())
-}
-
-/// A process that does not outlive the test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -228,8 +216,7 @@ fn an_agent_that_cannot_start_says_why_in_one_line() -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut squatter = Ended(squatter);
-    let mut ready = [0; 5];
-    squatter.0.stdout.as_mut().context("the squatter's output")?.read_exact(&mut ready)?;
+    ready(&mut squatter)?;
     let failed = format!("{:#}", sandbox.start_agent().err().context("it started")?);
     assert!(failed.contains("15443") && failed.contains("python3"), "{failed}");
     drop(squatter);

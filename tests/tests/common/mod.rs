@@ -2,10 +2,12 @@
 
 #![allow(dead_code, reason = "each scenario file uses its own part of this")]
 
+use std::io::Read;
+use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use sandbox::{Pod, Sandbox};
 use serde_json::Value;
 
@@ -64,6 +66,23 @@ pub fn client(pod: &Pod, source: &str) -> Result<Vec<Value>> {
 /// The same source as [`client`] runs, for a program that goes on by itself.
 pub fn source(source: &str) -> String {
     format!("{PRELUDE}\n{source}")
+}
+
+/// A process that does not outlive the test.
+pub struct Ended(pub Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until a process has said that it is ready.
+pub fn ready(process: &mut Ended) -> Result<()> {
+    let mut ready = [0; 5];
+    process.0.stdout.as_mut().context("a process whose output is read")?.read_exact(&mut ready)?;
+    Ok(())
 }
 
 /// Waits until something holds.
