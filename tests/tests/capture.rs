@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use sandbox::Sandbox;
 
-use common::{Ended, HANDSHAKE, arrived, client, events, eventually, ready};
+use common::{Ended, HANDSHAKE, arrived, client, events, eventually, journal, ready};
 
 #[test]
 fn every_known_address_of_snowflake_leads_to_the_proxy() -> Result<()> {
@@ -189,7 +189,135 @@ fn everything_is_covered_from_the_first_start_on() -> Result<()> {
     eventually("the pod and its device are covered too", || {
         let now = coverage(&sandbox)?;
         Ok(now["devices"] == serde_json::json!(["outside", "pod0"]) && now["namespaces"] == 2)
+    })?;
+    let left = std::path::Path::new("/sys/fs/bpf/SETTINGS");
+    assert!(!left.exists(), "`doctor` pins what it tries out");
+    Ok(())
+}
+
+#[test]
+fn nobody_speaks_for_another_by_having_its_port() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let (first, second) = (sandbox.pod("first")?, sandbox.pod("second")?);
+    let bound = |path: &str, hold: &str| {
+        format!(
+            r#"{HANDSHAKE}
+plain = socket.socket()
+plain.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+plain.bind(("127.0.0.1", 41999))
+plain.settimeout(20)
+plain.connect(address("SANDBOX_UPSTREAM"))
+tls = ssl._create_unverified_context().wrap_socket(plain, server_hostname=host)
+tls.sendall(f"GET /{path} HTTP/1.1\r\nHost: {{host}}\r\n\r\n".encode())
+tls.recv(1000)
+{hold}"#
+        )
+    };
+    let python = first.environment()["SANDBOX_PYTHON"].clone();
+    let hold = "open(os.environ['HOME'] + '/holds', 'w').close()\ntime.sleep(60)";
+    let _holder = first.start("holder", [python, "-c".into(), common::source(&bound("of-first", hold))])?;
+    first.run(["sh", "-c", "until [ -e $HOME/holds ]; do sleep 0.05; done"])?.into_stdout()?;
+    client(&second, &bound("of-second", ""))?;
+    // Nor by going to the listener from there.
+    let straight = "import socket\nplain = socket.socket()\nplain.bind(('127.0.0.1', 41998))\nsay(**attempt(lambda: plain.connect(('127.0.0.1', 15443))))";
+    assert_eq!(client(&second, straight)?[0]["error"], "ConnectionRefusedError");
+    eventually("each request is its own pod's", || {
+        let events = journal(&sandbox, "SELECT cgroup, detail FROM events WHERE kind = 'unknown_operation'")?;
+        let of = |path: &str| {
+            let event = events.iter().find(|event| event["detail"].as_str().is_some_and(|it| it.ends_with(path)));
+            event.and_then(|event| Some(event["cgroup"].as_str()?.rsplit('/').next()?.to_owned()))
+        };
+        Ok(of("/of-first").as_deref() == Some("first") && of("/of-second").as_deref() == Some("second"))
     })
+}
+
+/// Passes a connection to a process in a pod, which says whether it can be used.
+const PASSED: &str = r#"
+import socket, ssl, sys
+here = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+here.bind(sys.argv[1] + "/passed")
+here.listen()
+plain = socket.create_connection(("10.77.1.2", 443), 20)
+print("ready", flush=True)
+taker, _ = here.accept()
+socket.send_fds(taker, [b"x"], [plain.fileno()])
+taker.recv(1)
+"#;
+
+#[test]
+fn a_connection_that_an_uncovered_process_passes_on_is_of_no_use() -> Result<()> {
+    let mut sandbox = Sandbox::builder().without_agent().start()?;
+    let pod = sandbox.pod("agent")?;
+    // A process in the pod's network, but in a cgroup that is none of the agent's business.
+    let home = sandbox.state().pod("agent").join("home");
+    let namespace = format!("--net={}", sandbox::network::pod(sandbox.id(), "agent").display());
+    let passer = Command::new("nsenter")
+        .args([&namespace, "/usr/bin/python3", "-c", PASSED])
+        .arg(&home)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut passer = Ended(passer);
+    ready(&mut passer)?;
+    Command::new("chmod").arg("777").arg(home.join("passed")).status()?;
+    sandbox.start_agent()?;
+    let said = client(
+        &pod,
+        r#"
+import socket, ssl
+taker = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+taker.connect(os.environ["HOME"] + "/passed")
+_, descriptors, _, _ = socket.recv_fds(taker, 1, 1)
+plain = socket.socket(fileno=descriptors[0])
+plain.settimeout(5)
+context = ssl._create_unverified_context()
+say(**attempt(lambda: len(context.wrap_socket(plain, server_hostname=os.environ["SNOWFLAKE_HOST"]).getpeercert(True))))
+"#,
+    )?;
+    assert!(said[0]["error"].is_string(), "{}", said[0]);
+    let witnessed = sandbox.witness_log()?;
+    assert!(witnessed.is_empty(), "{witnessed:?}");
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_attempts_is_counted_to_the_last() -> Result<()> {
+    const ATTEMPTS: u64 = 3000;
+    let mut sandbox = Sandbox::builder()
+        .configure(|configuration| {
+            sandbox::configuration::put(configuration, "metrics", "listen", "127.0.0.1:9464".into())
+        })
+        .start()?;
+    let pod = sandbox.pod("agent")?;
+    let flood = format!(
+        r#"
+import contextlib, socket
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range({ATTEMPTS}):
+    with contextlib.suppress(OSError):
+        sender.sendto(b"x", ("10.77.1.2", 443))"#
+    );
+    client(&pod, &flood)?;
+    eventually("all are on record", || {
+        let events = journal(&sandbox, "SELECT detail, cgroup FROM events WHERE kind = 'datagram_refused'")?;
+        assert!(events.iter().all(|event| event["cgroup"].as_str().is_some_and(|it| it.ends_with("/pods/agent"))));
+        let counted = |event: &serde_json::Value| {
+            let number = event["detail"].as_str().unwrap_or_default().split(" more events").next()?.parse::<u64>();
+            Some(number.unwrap_or(1))
+        };
+        assert!(events.len() < 200, "{} single events", events.len());
+        Ok(events.iter().filter_map(counted).sum::<u64>() == ATTEMPTS)
+    })?;
+    let metrics = sandbox::network::inside(&sandbox::network::node(sandbox.id()), || {
+        Ok(ureq::get("http://127.0.0.1:9464/metrics").call()?.body_mut().read_to_string()?)
+    })?;
+    for line in [
+        format!("snowfence_attempts_total{{kind=\"datagram\"}} {ATTEMPTS}"),
+        format!("snowfence_events_total{{kind=\"datagram_refused\"}} {ATTEMPTS}"),
+        "# EOF".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|metric| metric == line), "{line} is not in\n{metrics}");
+    }
+    Ok(())
 }
 
 #[test]

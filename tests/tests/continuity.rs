@@ -45,7 +45,8 @@ struct AtWork<'a> {
 impl<'a> AtWork<'a> {
     fn start(pod: &'a Pod) -> Result<Self> {
         let python = pod.environment()["SANDBOX_PYTHON"].clone();
-        let process = pod.start("persistent", [python, "-c".into(), source(&format!("{HANDSHAKE}{PERSISTENT}"))])?;
+        let process =
+            pod.start("persistent", [python, "-c".into(), source(&format!("{HANDSHAKE}{PERSISTENT}"))])?;
         sleep(Duration::from_secs(1));
         Ok(Self { pod, process })
     }
@@ -105,7 +106,9 @@ say(**attempt(lambda: urllib.request.urlopen(os.environ["SANDBOX_CLICKHOUSE"] + 
     eventually("the agent is itself again", || Ok(is_led_to_the_agent(&dial(&pod)?)))?;
     eventually("the refusal is recorded", || {
         let events = journal(&sandbox, "SELECT cgroup FROM events WHERE kind = 'agent_silent'")?;
-        Ok(events.iter().any(|event| event["cgroup"].as_str().is_some_and(|path| path.ends_with("/pods/agent"))))
+        Ok(events
+            .iter()
+            .any(|event| event["cgroup"].as_str().is_some_and(|path| path.ends_with("/pods/agent"))))
     })?;
     nothing_went_by(&sandbox)
 }
@@ -155,7 +158,8 @@ say(rows=cursor.fetchall())
         "SELECT sql FROM statements WHERE id NOT IN (SELECT statement FROM outcomes WHERE status != 'unknown')",
     )?;
     assert!(open.is_empty(), "statements without an outcome: {open:?}");
-    let logins = sandbox.upstream_log()?.iter().filter(|line| line["path"] == "/session/v1/login-request").count();
+    let logins =
+        sandbox.upstream_log()?.iter().filter(|line| line["path"] == "/session/v1/login-request").count();
     assert_eq!(logins, 1, "nobody had to log in again");
     assert!(arrived(&sandbox)?.iter().any(|sql| sql == "select 'after'"));
     Ok(())
@@ -185,7 +189,8 @@ fn an_agent_without_descriptors_lets_nothing_by_and_recovers() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let pod = sandbox.pod("agent")?;
     assert!(is_led_to_the_agent(&dial(&pod)?));
-    let agent = sandbox.agent_pid().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("the agent's pid")?;
+    let agent =
+        sandbox.agent_pid().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("the agent's pid")?;
     let limit = |descriptors| {
         let limit = Rlimit { current: Some(descriptors), maximum: Some(4096) };
         prlimit(Some(agent), Resource::Nofile, limit).context("limit the agent's descriptors")
@@ -233,7 +238,9 @@ fn a_connection_that_is_older_than_the_agent_is_ended() -> Result<()> {
     assert!(!sandbox.upstream_log()?.iter().any(|line| line["path"] == "/old"), "the request has arrived");
     eventually("it is recorded", || {
         let events = journal(&sandbox, "SELECT cgroup FROM events WHERE kind = 'old_connection'")?;
-        Ok(events.iter().any(|event| event["cgroup"].as_str().is_some_and(|path| path.ends_with("/pods/agent"))))
+        Ok(events
+            .iter()
+            .any(|event| event["cgroup"].as_str().is_some_and(|path| path.ends_with("/pods/agent"))))
     })
 }
 
@@ -266,7 +273,9 @@ for _ in range(5):
     assert!(ended.success(), "{}", old.last_words());
     eventually("it is recorded", || {
         let events = journal(&sandbox, "SELECT cgroup FROM events WHERE kind = 'perimeter_dropped'")?;
-        Ok(events.iter().any(|event| event["cgroup"].as_str().is_some_and(|path| path.ends_with("/pods/agent"))))
+        Ok(events
+            .iter()
+            .any(|event| event["cgroup"].as_str().is_some_and(|path| path.ends_with("/pods/agent"))))
     })?;
     assert_eq!(sandbox.witness_log()?.len(), 1, "with one, none does");
     Ok(())

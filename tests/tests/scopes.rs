@@ -28,8 +28,9 @@ fn list(text: &str) -> Value {
 }
 
 fn with(scopes: Vec<Value>) -> Result<Sandbox> {
-    let configured = Sandbox::builder()
-        .configure(|configuration| sandbox::configuration::put(configuration, "capture", "scopes", scopes.into()));
+    let configured = Sandbox::builder().configure(|configuration| {
+        sandbox::configuration::put(configuration, "capture", "scopes", scopes.into())
+    });
     configured.start()
 }
 
@@ -50,9 +51,8 @@ fn a_scope_that_is_off_goes_its_own_way_and_its_neighbour_does_not() -> Result<(
     assert!(!sources.is_empty() && sources.iter().all(|source| source == "10.77.2.2"), "{sources:?}");
 
     // It may even say a name where nobody knows it; its neighbour may not.
-    let unknown = |number: u8| {
-        format!("{HANDSHAKE}say(**attempt(lambda: handshake(('10.77.3.{number}', 443), host)))")
-    };
+    let unknown =
+        |number: u8| format!("{HANDSHAKE}say(**attempt(lambda: handshake(('10.77.3.{number}', 443), host)))");
     assert_eq!(client(&free, &unknown(20))?[0]["rows"]["internal"], false);
     assert!(client(&bound, &unknown(21))?[0]["error"].is_string());
     Ok(())
@@ -75,7 +75,8 @@ fn the_default_may_be_off_for_a_host_on_which_few_are_covered() -> Result<()> {
 
 #[test]
 fn raw_sockets_are_allowed_where_a_scope_says_so() -> Result<()> {
-    let tools = scope("tools", &[("cgroups", list("/snowfence-*/pods/tools")), ("raw_sockets", "allow".into())]);
+    let tools =
+        scope("tools", &[("cgroups", list("/snowfence-*/pods/tools")), ("raw_sockets", "allow".into())]);
     let mut sandbox = with(vec![tools])?;
     let raw = r#"
 import socket
@@ -151,7 +152,8 @@ fn a_scope_that_matches_nothing_is_warned_of() -> Result<()> {
     let typo = scope("the batch jobs", &[("units", list("btach-*.service")), ("mode", "all".into())]);
     let sandbox = with(vec![typo])?;
     let log = sandbox.agent_log()?;
-    let warning = log.lines().find(|line| line.contains("the batch jobs")).context("nothing is said of it")?;
+    let warning =
+        log.lines().find(|line| line.contains("the batch jobs")).context("nothing is said of it")?;
     assert!(warning.contains("WARN") && warning.contains("matches no cgroup"), "{warning}");
     Ok(())
 }

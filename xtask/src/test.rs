@@ -26,12 +26,13 @@ const WHY: &str = "testing the whole system (network namespaces, control groups,
 /// The package whose integration tests need root.
 const END_TO_END: &str = "snowfence-tests";
 /// Tests of the agent that are ignored unless they are asked for by name.
-const JOURNAL_TESTS: [&str; 5] = [
+const ROOT_TESTS: [&str; 6] = [
     "audit::clickhouse::tests::engine::a_range_that_is_sent_twice_is_stored_once",
     "audit::clickhouse::tests::engine::another_journal_of_the_same_node_does_not_collide",
     "audit::clickhouse::tests::engine::killed_at_any_moment_each_record_arrives_exactly_once",
     "audit::clickhouse::tests::engine::records_of_any_kind_arrive_as_they_are",
     "audit::journal::tests::faults::a_full_disk_refuses_and_recovers",
+    "capture::endpoints::tests::a_hundred_thousand_learnt_names_push_out_the_oldest_and_never_what_is_known",
 ];
 /// How often a long step says that it is alive: on a terminal, and in a log.
 const GLANCE: Duration = Duration::from_millis(200);
@@ -86,7 +87,7 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
             command.args(["-m", "unittest", "discover"]).current_dir(root.join("tests/python"));
             report.step("Python unit tests", &mut command)?;
             if let Some(Ok(privilege)) = &privilege {
-                report.journal(privilege, root, &tests, &interpreters)?;
+                report.agent_as_root(privilege, root, &tests, &interpreters)?;
             }
         }
         Err(error) => report.fail("Python unit tests", &format!("{error:#}")),
@@ -212,16 +213,15 @@ impl Report {
         Ok(tests)
     }
 
-    /// The tests of the whole system, one program after the other: each has the machine to itself.
-    /// The tests of the journal that need root or the ClickHouse engine. Plain `cargo test` leaves them out.
-    fn journal(
+    /// The agent's tests that need root or the ClickHouse engine. Plain `cargo test` leaves them out.
+    fn agent_as_root(
         &mut self,
         privilege: &Privilege,
         root: &Path,
         tests: &[TestProgram],
         interpreters: &BTreeMap<String, PathBuf>,
     ) -> Result<()> {
-        let step = "tests of the journal with the ClickHouse engine and a full disk";
+        let step = "tests of the agent with the ClickHouse engine, a full disk, and full maps";
         let Some(agent) = tests.iter().find(|test| test.name == "snowfence (lib)") else {
             self.fail(step, "the agent's tests did not build");
             return Ok(());
@@ -234,11 +234,12 @@ impl Report {
         let mut command = privilege.command(&agent.program, &variables);
         command
             .args(["--ignored", "--exact", "--test-threads=1"])
-            .args(JOURNAL_TESTS)
+            .args(ROOT_TESTS)
             .current_dir(&agent.folder);
         self.step(step, &mut command).map(drop)
     }
 
+    /// The tests of the whole system, one program after the other: each has the machine to itself.
     fn end_to_end(&mut self, privilege: &Privilege, tests: &[TestProgram]) -> Result<()> {
         let mut variables = setup::variables_for_root();
         let mut programs = tests.iter().filter(|test| test.end_to_end).peekable();

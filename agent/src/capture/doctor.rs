@@ -9,7 +9,6 @@ use std::{
 
 use agent_common::maps;
 use aya::{
-    EbpfLoader, VerifierLogLevel,
     maps::{Map, MapType},
     sys::is_map_supported,
     util::KernelVersion,
@@ -19,8 +18,7 @@ use serde::Serialize;
 use super::{
     btf,
     host::{self, Covered},
-    kernel::{self, OBJECT},
-    programs, sockets,
+    kernel, programs, sockets,
 };
 
 /// What was found of one thing.
@@ -49,7 +47,7 @@ pub enum Health {
 
 /// Looks at everything. Needs to be root.
 pub fn examine(cgroup: &Path, bpffs: &Path) -> Vec<Finding> {
-    let mut findings = vec![privileges(), version(), hierarchy(cgroup), file_system(bpffs), object()];
+    let mut findings = vec![privileges(), version(), hierarchy(cgroup), file_system(bpffs)];
     if findings.iter().any(|finding| finding.state == Health::Bad) {
         // Whatever was tried now would fail for the same reason.
         return findings;
@@ -137,24 +135,12 @@ fn file_system(bpffs: &Path) -> Finding {
     }
 }
 
-fn object() -> Finding {
-    const CHECK: &str = "kernel programs";
-    if OBJECT.is_empty() {
-        return Finding::bad(CHECK, "not in this binary", "build it with `cargo xtask build`");
-    }
-    Finding::good(CHECK, "in this binary")
-}
-
 fn verifier() -> Finding {
     const CHECK: &str = "verifier";
-    let loaded = EbpfLoader::new()
-        .verifier_log_level(VerifierLogLevel::STATS)
-        .load(OBJECT)
-        .map_err(|error| error.to_string())
-        .and_then(|mut object| {
-            programs::verify(&mut object, &kernel::release()).map_err(|error| error.to_string())?;
-            Ok(programs::instructions(&object))
-        });
+    let loaded = kernel::trial().and_then(|mut object| {
+        programs::verify(&mut object, &kernel::release())?;
+        Ok(programs::instructions(&object))
+    });
     match loaded {
         Ok(instructions) => {
             let most = instructions.iter().max_by_key(|(_, count)| *count);
@@ -164,9 +150,11 @@ fn verifier() -> Finding {
                 format!("accepts all {} programs{}", instructions.len(), most.unwrap_or_default()),
             )
         }
-        Err(error) => {
-            Finding::bad(CHECK, error, "report this, with the kernel's release; another kernel may do")
-        }
+        Err(error) => Finding::bad(
+            CHECK,
+            error.to_string(),
+            "report this, with the kernel's release; another kernel may do",
+        ),
     }
 }
 
@@ -252,7 +240,7 @@ fn old_sockets() -> Finding {
         let address = listener.local_addr()?;
         let client = TcpStream::connect(address)?;
         let local = client.local_addr()?;
-        let object = EbpfLoader::new().load(OBJECT).map_err(io::Error::other)?;
+        let object = kernel::trial().map_err(io::Error::other)?;
         let Some(Map::SkStorage(marks)) = object.map(maps::OWN) else {
             return Err(io::ErrorKind::NotFound.into());
         };

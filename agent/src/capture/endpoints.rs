@@ -480,4 +480,34 @@ mod tests {
         }
         assert!(!EndpointClass::of(99).is_certain(), "what is not known is not believed");
     }
+
+    /// The sets as the kernel has them, in maps of their own.
+    fn sets() -> Endpoints {
+        let mut object = super::super::kernel::trial().unwrap();
+        let mut take = |name| object.take_map(name).unwrap();
+        let (v4, v6) = (take(maps::ENDPOINTS4), take(maps::ENDPOINTS6));
+        Endpoints::new(v4.try_into().unwrap(), v6.try_into().unwrap()).unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs root; run by `cargo xtask test`"]
+    fn a_hundred_thousand_learnt_names_push_out_the_oldest_and_never_what_is_known() {
+        let endpoints = sets();
+        endpoints.declare(&["192.0.2.0/24".parse().unwrap()]).unwrap();
+        let resolved = "198.51.100.7".parse().unwrap();
+        endpoints.resolve(resolved, "acme.snowflakecomputing.com").unwrap();
+        let address = |number: u32| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + number));
+        let keep = |number: u32| Duration::from_secs(3600 + u64::from(number) / 100);
+        for number in 0..100_000 {
+            endpoints.learn(address(number), "a.snowflakecomputing.com", keep(number)).unwrap();
+        }
+        assert_eq!(endpoints.list().len(), LEARNT + 2);
+        assert_eq!(endpoints.class_of("192.0.2.9".parse().unwrap()), Some(EndpointClass::Declared));
+        assert_eq!(endpoints.class_of(resolved), Some(EndpointClass::Resolved));
+        assert_eq!(endpoints.class_of(address(0)), None, "the oldest go");
+        assert_eq!(endpoints.class_of(address(99_999)), Some(EndpointClass::Learnt), "the newest stay");
+        // What is learnt of an address that is known says nothing new.
+        assert!(!endpoints.learn(resolved, "evil.snowflakecomputing.com", keep(0)).unwrap());
+        assert_eq!(endpoints.name_of(resolved).as_deref(), Some("acme.snowflakecomputing.com"));
+    }
 }

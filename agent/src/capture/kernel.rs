@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,7 +13,7 @@ use agent_common::{
     Suffix, TaskLayout, globals, maps,
 };
 use aya::{
-    EbpfLoader, Pod,
+    Ebpf, EbpfLoader, Pod, VerifierLogLevel,
     maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
@@ -21,6 +21,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use log::Log;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::{
     CaptureError, Settings, btf,
@@ -37,7 +38,7 @@ pub(super) const LINKS: &str = "links";
 /// The agent is believed to be alive for this long after a heartbeat.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snowfence.bpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snowfence.bpf.o"));
 
 /// The maps, in use, and the programs, to be attached.
 pub(super) struct Kernel {
@@ -147,6 +148,27 @@ impl Kernel {
             messages,
         })
     }
+}
+
+/// The programs with maps of their own, for trying things out: they are pinned where nobody else sees them, and gone with
+/// the value.
+pub(super) fn trial() -> Result<Ebpf, CaptureError> {
+    if OBJECT.is_empty() {
+        return Err(CaptureError::NotBuilt);
+    }
+    let hidden = || -> rustix::io::Result<OwnedFd> {
+        let bpffs = fsopen("bpf", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(bpffs.as_fd())?;
+        fsmount(bpffs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    };
+    let hidden = hidden().map_err(|error| CaptureError::io("make a BPF file system")(error.into()))?;
+    let pins = PathBuf::from(format!("/proc/self/fd/{}", hidden.as_raw_fd()));
+    EbpfLoader::new()
+        .default_map_pin_directory(&pins)
+        .map_pin_path(maps::OWN, pins.join(maps::OWN))
+        .verifier_log_level(VerifierLogLevel::STATS)
+        .load(OBJECT)
+        .map_err(|source| CaptureError::Programs { source })
 }
 
 /// Where the maps of this layout are pinned.

@@ -23,7 +23,7 @@ use aya::{
 use super::{
     CaptureError,
     devices::{self, Device, Framing},
-    kernel::{OBJECT, make_directory},
+    kernel::{self, make_directory},
     sys,
 };
 
@@ -157,7 +157,8 @@ impl Programs {
         let name = if is_hosts { of_host } else { inside };
         let pin = self.pin_on_device(cookie, device.index);
         let is_guarded = self.guarded.contains_key(&(cookie, device.index));
-        let Program::SchedClassifier(program) = program(&mut self.object, name).map_err(|error| told(&error))?
+        let Program::SchedClassifier(program) =
+            program(&mut self.object, name).map_err(|error| told(&error))?
         else {
             return Err(io::Error::other(missing(name)));
         };
@@ -235,7 +236,7 @@ pub(super) fn has_tcx() -> bool {
 
 /// Whether the kernel lets programs refuse packet sockets; the reason if not.
 pub(super) fn check_packet_sockets() -> Result<(), String> {
-    let mut object = Ebpf::load(OBJECT).map_err(|error| error.to_string())?;
+    let mut object = kernel::trial().map_err(|error| error.to_string())?;
     load_packet_sockets(&mut object).map_err(|error| error.to_string())
 }
 
@@ -293,8 +294,9 @@ fn attach_tcx(program: &mut SchedClassifier, device: &Device, pin: &Path) -> io:
         }
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id =
-        program.attach_with_options(&device.name, TcAttachType::Egress, options).map_err(|error| told(&error))?;
+    let id = program
+        .attach_with_options(&device.name, TcAttachType::Egress, options)
+        .map_err(|error| told(&error))?;
     let link = program.take_link(id).map_err(|error| told(&error))?;
     pin_over(link.try_into().map_err(|error| told(&error))?, pin)
 }
