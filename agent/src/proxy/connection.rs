@@ -18,7 +18,7 @@ use super::share::Share;
 use super::{Proxy, service, splice};
 use crate::audit::EventKind;
 use crate::capture::{Accepted, EndpointClass, Flow};
-use crate::tls::{HelloError, read_hello};
+use crate::tls::{Hello, HelloError, read_hello};
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection may be idle, or a request's header take. Drivers take the end of an idle connection well.
@@ -55,39 +55,34 @@ pub async fn serve(proxy: Arc<Proxy>, Accepted { stream, flow }: Accepted) {
 
 /// Serves a connection to an address of Snowflake's.
 async fn serve_endpoint(proxy: Arc<Proxy>, mut stream: TcpStream, flow: Flow, share: Arc<Share>) {
-    let hello = match read_hello(&mut stream).await {
-        Ok(hello) => hello,
-        // Nobody asked for anything.
-        Err(HelloError::Closed | HelloError::Io(_)) => return,
-        Err(error) => {
-            let detail = format!("to {}: {error}", flow.destination);
-            proxy.event(EventKind::NotTls, Some(&flow.workload), None, "", detail).await;
-            return;
+    let (kind, reason) = match read_hello(&mut stream).await {
+        Ok(Hello { server_name: Some(name), bytes }) if proxy.config.is_snowflake(&name) => {
+            let stream = Rewound::new(bytes, stream);
+            return terminate(proxy, stream, Peer { flow, server_name: name, share }).await;
         }
-    };
-    let stream = Rewound::new(hello.bytes, stream);
-    match hello.server_name {
-        None => {
-            let detail = format!("to {}: a ClientHello without a server name", flow.destination);
-            proxy.event(EventKind::NotTls, Some(&flow.workload), None, "", detail).await;
-        }
-        Some(name) if proxy.config.is_snowflake(&name) => {
-            terminate(proxy, stream, Peer { flow, server_name: name, share }).await;
-        }
-        Some(name) => {
+        Ok(Hello { server_name: Some(name), bytes }) => {
             let dial = || proxy.dialer.dial(flow.destination);
             let reason = match proxy.foreign.owner(flow.destination, Some(&name), dial()).await {
                 Ok(Owner::Other) => match dial().await {
-                    Ok(server) => return splice::pass(stream, server, &proxy.shutdown).await,
+                    Ok(server) => {
+                        let client = splice::Client { stream, said: bytes };
+                        return splice::relay(&proxy, &flow, client, server).await;
+                    }
                     Err(_) => "the server there cannot be reached".to_owned(),
                 },
                 Ok(Owner::Snowflake) => "the server there presents a certificate of Snowflake's".to_owned(),
                 Err(error) => error.to_string(),
             };
-            let detail = format!("to {}: server name {name}: {reason}", flow.destination);
-            proxy.event(EventKind::ForeignName, Some(&flow.workload), None, "", detail).await;
+            (EventKind::ForeignName, format!("server name {name}: {reason}"))
         }
-    }
+        Ok(_) => (EventKind::NotTls, "a ClientHello without a server name".to_owned()),
+        // Nobody asked for anything.
+        Err(HelloError::Closed | HelloError::Io(_)) => return,
+        Err(error) => (EventKind::NotTls, error.to_string()),
+    };
+    splice::abort(&stream);
+    let detail = format!("to {}: {reason}", flow.destination);
+    proxy.event(kind, Some(&flow.workload), None, "", detail).await;
 }
 
 /// Serves a connection to a Snowflake name.

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio_util::sync::CancellationToken;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::Proxy;
 use super::connection::{Peer, Rewound, terminate};
@@ -149,9 +148,9 @@ async fn owner(proxy: &Proxy, flow: &Flow, begun: &Peek) -> Option<Owner> {
 }
 
 /// A client, and what it has said that nobody was told yet.
-struct Client {
-    stream: TcpStream,
-    said: Vec<u8>,
+pub struct Client {
+    pub stream: TcpStream,
+    pub said: Vec<u8>,
 }
 
 impl Client {
@@ -191,21 +190,27 @@ impl Client {
     }
 }
 
-/// Passes bytes on both ways until both ends are done, the agent stops, or a tunnel to Snowflake begins.
-async fn relay(proxy: &Proxy, flow: &Flow, client: Client, server: TcpStream) {
-    let Client { stream, said } = client;
-    let (client_read, client_write) = stream.into_split();
-    let (server_read, server_write) = server.into_split();
-    let ended = tokio::select! {
-        ended = async {
-            tokio::join!(
-                watched(proxy, said, client_read, server_write),
-                copied(server_read, client_write),
-            )
-        } => ended,
-        () = proxy.shutdown.cancelled() => return,
+/// Passes bytes on both ways until both ends are done. If one fails, if the agent stops, or if a tunnel to Snowflake
+/// begins, neither may take that for an orderly end.
+pub async fn relay(proxy: &Proxy, flow: &Flow, client: Client, mut server: TcpStream) {
+    let Client { mut stream, said } = client;
+    let ended = {
+        let (client_read, client_write) = stream.split();
+        let (server_read, server_write) = server.split();
+        tokio::select! {
+            ended = async {
+                tokio::try_join!(
+                    watched(proxy, said, client_read, server_write),
+                    copied(server_read, client_write),
+                )
+            } => ended.map(drop),
+            () = proxy.shutdown.cancelled() => Err(Stopped::Agent),
+        }
     };
-    if let (Err(Stopped::Tunnel(name)), _) = ended {
+    let Err(stopped) = ended else { return };
+    abort(&stream);
+    abort(&server);
+    if let Stopped::Tunnel(name) = stopped {
         let detail = format!("to {}: a tunnel to {name}", flow.destination);
         proxy.event(EventKind::TunnelRefused, Some(&flow.workload), None, "", detail).await;
     }
@@ -214,6 +219,7 @@ async fn relay(proxy: &Proxy, flow: &Flow, client: Client, server: TcpStream) {
 enum Stopped {
     Tunnel(String),
     Io,
+    Agent,
 }
 
 impl From<io::Error> for Stopped {
@@ -226,15 +232,13 @@ impl From<io::Error> for Stopped {
 async fn watched(
     proxy: &Proxy,
     said: Vec<u8>,
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
 ) -> Result<(), Stopped> {
     let mut watch = Watch::default();
     let mut piece = said;
     loop {
         if let Some(name) = watch.tunnel_in(&piece, proxy) {
-            abort(from.as_ref());
-            abort(to.as_ref());
             return Err(Stopped::Tunnel(name));
         }
         to.write_all(&piece).await?;
@@ -246,6 +250,24 @@ async fn watched(
         }
         piece.truncate(count);
     }
+}
+
+/// From the server to the client.
+async fn copied(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Result<(), Stopped> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        let count = from.read(&mut piece).await?;
+        if count == 0 {
+            to.shutdown().await?;
+            return Ok(());
+        }
+        to.write_all(piece.get(..count).unwrap_or_default()).await?;
+    }
+}
+
+/// Has the connection end with a reset when it is dropped: what was cut off must not look like an orderly end.
+pub fn abort(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Looks for a tunnel to Snowflake in what a client says.
@@ -281,32 +303,4 @@ impl Watch {
             Hit::TooMany => Some("many names at once".to_owned()),
         })
     }
-}
-
-/// From the server to the client.
-async fn copied(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
-    loop {
-        let count = from.read(&mut piece).await?;
-        if count == 0 {
-            return to.shutdown().await;
-        }
-        to.write_all(piece.get(..count).unwrap_or_default()).await?;
-    }
-}
-
-/// Copies bytes both ways until both ends are done, or the agent stops.
-pub async fn pass(mut client: Rewound, mut server: TcpStream, shutdown: &CancellationToken) {
-    tokio::select! {
-        ended = tokio::io::copy_bidirectional(&mut client, &mut server) => {
-            tracing::debug!(?ended, "a spliced connection ended");
-        }
-        () = shutdown.cancelled() => {}
-    }
-}
-
-/// Has the connection end with a reset: what was refused must not look like an orderly end.
-fn abort(stream: &TcpStream) {
-    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
-    let _ = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Both);
 }
