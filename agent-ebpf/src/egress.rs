@@ -53,17 +53,19 @@ fn judge(skb: *mut __sk_buff) -> bool {
         tell(skb, event_kind::PACKET_GUARDED, &packet, None);
         return false;
     }
-    if packet.is_tcp()
-        && packet.length > 0
-        && let Some(found) = hello::look(skb, &packet)
-    {
-        if own::is_agents(skb) || scope::of_packet(settings, skb).mode == mode::OFF {
-            return true;
-        }
-        tell(skb, found.kind, &packet, Some(&found));
+    if !packet.is_tcp() || packet.length == 0 {
+        return true;
+    }
+    if own::is_closed(skb) {
         return false;
     }
-    true
+    let Some(found) = hello::look(skb, &packet) else { return true };
+    if own::is_agents(skb) || scope::of_packet(settings, skb).mode == mode::OFF {
+        return true;
+    }
+    own::close(skb);
+    tell(skb, found.kind, &packet, Some(&found));
+    false
 }
 
 /// The key under which the perimeter looks for the first packet of a connection that is not covered.

@@ -41,6 +41,10 @@ pub static SCOPES: HashMap<u64, Scope> = HashMap::pinned(16_384, 0);
 #[btf_map]
 pub static OWN: SkStorage<Own> = SkStorage::new();
 
+/// Sockets that asked for a Snowflake name on a way around. The mark goes with its socket.
+#[btf_map]
+pub static GUARDED: SkStorage<u8> = SkStorage::new();
+
 /// From connect to the first SYN: records by the cookie of their socket.
 #[map]
 pub static PENDING: LruHashMap<u64, FlowRecord> = LruHashMap::pinned(65_536, 0);

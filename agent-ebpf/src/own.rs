@@ -1,4 +1,4 @@
-//! The agent's own sockets.
+//! Marks on sockets: the agent's own, and those that nothing may leave any more.
 
 use agent_common::{Own, own_class};
 use aya_ebpf::{
@@ -7,7 +7,10 @@ use aya_ebpf::{
     helpers::{bpf_sk_fullsock, bpf_sk_storage_get},
 };
 
-use crate::maps::OWN;
+use crate::maps::{GUARDED, OWN};
+
+/// `BPF_SK_STORAGE_GET_F_CREATE`
+const CREATE: u64 = 1;
 
 /// The mark on a socket that the verifier knows to be a whole one.
 #[inline(always)]
@@ -35,4 +38,27 @@ pub fn socket_of(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
 #[inline(always)]
 pub fn is_agents(skb: *mut __sk_buff) -> bool {
     socket_of(skb).and_then(mark).is_some_and(|own| own.class == own_class::AGENT)
+}
+
+/// Remembers that nothing may leave a packet's socket any more. What is dropped is sent again, and not always in the same
+/// pieces: a piece that is harmless by itself would get through.
+#[inline(always)]
+pub fn close(skb: *mut __sk_buff) {
+    if let Some(socket) = socket_of(skb) {
+        guarded(socket, CREATE);
+    }
+}
+
+/// Whether nothing may leave a packet's socket any more.
+#[inline(always)]
+pub fn is_closed(skb: *mut __sk_buff) -> bool {
+    socket_of(skb).is_some_and(|socket| guarded(socket, 0))
+}
+
+/// Whether there is a mark, found or made.
+#[inline(always)]
+fn guarded(socket: *mut bpf_sock, flags: u64) -> bool {
+    let map = (&raw const GUARDED).cast_mut().cast::<c_void>();
+    // SAFETY: the map and the socket are what the helper takes; a mark that it makes is a zero, as none is given.
+    unsafe { !bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), flags).is_null() }
 }

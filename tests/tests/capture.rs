@@ -224,7 +224,8 @@ tls.recv(1000)
     eventually("each request is its own pod's", || {
         let events = journal(&sandbox, "SELECT cgroup, detail FROM events WHERE kind = 'unknown_operation'")?;
         let of = |path: &str| {
-            let event = events.iter().find(|event| event["detail"].as_str().is_some_and(|it| it.ends_with(path)));
+            let event =
+                events.iter().find(|event| event["detail"].as_str().is_some_and(|it| it.ends_with(path)));
             event.and_then(|event| Some(event["cgroup"].as_str()?.rsplit('/').next()?.to_owned()))
         };
         Ok(of("/of-first").as_deref() == Some("first") && of("/of-second").as_deref() == Some("second"))
@@ -299,9 +300,12 @@ for _ in range({ATTEMPTS}):
     client(&pod, &flood)?;
     eventually("all are on record", || {
         let events = journal(&sandbox, "SELECT detail, cgroup FROM events WHERE kind = 'datagram_refused'")?;
-        assert!(events.iter().all(|event| event["cgroup"].as_str().is_some_and(|it| it.ends_with("/pods/agent"))));
+        assert!(
+            events.iter().all(|event| event["cgroup"].as_str().is_some_and(|it| it.ends_with("/pods/agent")))
+        );
         let counted = |event: &serde_json::Value| {
-            let number = event["detail"].as_str().unwrap_or_default().split(" more events").next()?.parse::<u64>();
+            let number =
+                event["detail"].as_str().unwrap_or_default().split(" more events").next()?.parse::<u64>();
             Some(number.unwrap_or(1))
         };
         assert!(events.len() < 200, "{} single events", events.len());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use sandbox::process::Process;
-use sandbox::{Pod, Sandbox};
+use sandbox::{Pod, Sandbox, python};
 use serde_json::Value;
 
 use common::{HANDSHAKE, arrived, client, eventually, journal, source};
@@ -110,6 +110,29 @@ say(**attempt(lambda: urllib.request.urlopen(os.environ["SANDBOX_CLICKHOUSE"] + 
             .iter()
             .any(|event| event["cgroup"].as_str().is_some_and(|path| path.ends_with("/pods/agent"))))
     })?;
+    nothing_went_by(&sandbox)
+}
+
+#[test]
+fn what_is_sent_again_in_other_pieces_does_not_get_by() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let pod = sandbox.pod("agent")?;
+    // An agent that is awake ends such a connection before anything of it is sent again.
+    sandbox.signal_agent(Signal::STOP)?;
+    let path = python::programs();
+    let pod = pod.with("PYTHONPATH", path.to_str().context("a path that is UTF-8")?);
+    let said = client(
+        &pod,
+        r#"
+from bypass import tls, ways
+ways.UNKNOWN.number = 2
+stream = ways.dial(ways.UNKNOWN.v4)
+# Longer than a segment: it leaves in one piece, and is sent again in two, of which only the first is known for a hello.
+stream.sendall(tls.records(tls.hello(padding=2200)))
+stream.settimeout(5)
+say(**attempt(lambda: len(stream.recv(1000))))"#,
+    )?;
+    assert_eq!(said[0]["error"], "TimeoutError", "{}", said[0]);
     nothing_went_by(&sandbox)
 }
 

@@ -21,7 +21,8 @@ use common::{HANDSHAKE, client, eventually, journal};
 fn on_the_node(sandbox: &Sandbox, commands: &[String]) -> Result<()> {
     for command in commands {
         let namespace = format!("--net={}", network::node(sandbox.id()).display());
-        let done = Command::new("nsenter").args([&namespace, "ip"]).args(command.split_whitespace()).output()?;
+        let done =
+            Command::new("nsenter").args([&namespace, "ip"]).args(command.split_whitespace()).output()?;
         ensure!(done.status.success(), "ip {command}: {}", String::from_utf8_lossy(&done.stderr));
     }
     Ok(())
@@ -77,7 +78,10 @@ fn give_macvlan(sandbox: &Sandbox, pod: &str) -> Result<()> {
     let name = namespace.file_name().and_then(|name| name.to_str()).context("the pod's namespace")?;
     on_the_node(
         sandbox,
-        &["link add net1 link outside type macvlan mode bridge".into(), format!("link set net1 netns {name}")],
+        &[
+            "link add net1 link outside type macvlan mode bridge".into(),
+            format!("link set net1 netns {name}"),
+        ],
     )?;
     network::inside(&namespace, || {
         for command in ["address add 10.77.1.77/24 dev net1", "link set net1 up"] {
@@ -212,9 +216,8 @@ fn a_thousand_pods_leave_nothing_behind() -> Result<()> {
     assert!(opened > 500, "the agent met only {opened} of them");
     eventually("the agent has left all of them", || Ok(coverage(&sandbox)?["namespaces"] == 1))?;
     eventually("their descriptors are closed", || Ok(descriptors()? <= before + 8))?;
-    let kept = |entry: &fs::DirEntry| {
-        fs::read_link(entry.path()).is_ok_and(|target| target.starts_with("net:"))
-    };
+    let kept =
+        |entry: &fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|target| target.starts_with("net:"));
     let namespaces = fs::read_dir(format!("/proc/{agent}/fd"))?.flatten().filter(kept).count();
     assert!(namespaces <= 1, "the agent holds {namespaces} network namespaces");
     ensure!(Path::new(&format!("/proc/{agent}")).exists(), "the agent has died");

@@ -50,7 +50,9 @@ threading.Event().wait()
 #[test]
 fn other_connections_are_passed_on_as_they_are() -> Result<()> {
     let mut sandbox = Sandbox::builder()
-        .configure(|configuration| sandbox::configuration::put(configuration, "capture", "mode", "all".into()))
+        .configure(|configuration| {
+            sandbox::configuration::put(configuration, "capture", "mode", "all".into())
+        })
         .start()?;
     let namespace = format!("--net={}", network::outside(sandbox.id()).display());
     let servers = Command::new("nsenter")
@@ -103,7 +105,12 @@ for action in (greeted, told, echoed, fetched, reset, nobody):
 say(**attempt(lambda: urllib.request.urlopen(os.environ["SANDBOX_CLICKHOUSE"] + "/ping", timeout=20).read().decode()))
 "#,
     )?;
-    assert_eq!(said[0]["rows"], serde_json::json!(["220 mail.example ready\r\n", "250 HELO\r\n"]), "{}", said[0]);
+    assert_eq!(
+        said[0]["rows"],
+        serde_json::json!(["220 mail.example ready\r\n", "250 HELO\r\n"]),
+        "{}",
+        said[0]
+    );
     assert_eq!(
         said[1]["rows"],
         serde_json::json!(["10.77.2.2", ["10.77.1.4", 7001]]),
@@ -123,7 +130,9 @@ say(**attempt(lambda: urllib.request.urlopen(os.environ["SANDBOX_CLICKHOUSE"] + 
 #[test]
 fn the_drivers_work_as_ever() -> Result<()> {
     let mut sandbox = Sandbox::builder()
-        .configure(|configuration| sandbox::configuration::put(configuration, "capture", "mode", "all".into()))
+        .configure(|configuration| {
+            sandbox::configuration::put(configuration, "capture", "mode", "all".into())
+        })
         .start()?;
     let pod = sandbox.pod("agent")?;
     let said = client(&pod, "say(rows=connect().cursor().execute('select 1').fetchall())")?;
@@ -136,7 +145,9 @@ fn the_drivers_work_as_ever() -> Result<()> {
 #[test]
 fn udp_where_snowflake_could_be_is_refused_and_any_other_is_not() -> Result<()> {
     let mut sandbox = Sandbox::builder()
-        .configure(|configuration| sandbox::configuration::put(configuration, "capture", "mode", "all".into()))
+        .configure(|configuration| {
+            sandbox::configuration::put(configuration, "capture", "mode", "all".into())
+        })
         .start()?;
     let pod = sandbox.pod("agent")?;
     let said = client(

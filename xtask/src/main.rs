@@ -2,6 +2,7 @@
 
 mod build;
 mod ebpf;
+mod kernels;
 mod pages;
 mod privilege;
 mod programs;

@@ -70,8 +70,11 @@ Example:
   cargo xtask demo";
 
 pub const TEST: &str = "\
-Fails, and says so, where there is no root or no BPF; --unit runs what needs neither.
+Fails, and says so, where there is no root or no BPF; --unit runs what needs neither. The battery
+of bypasses runs on this machine's kernel and, in emulated machines, on Debian's 6.1 and 6.12,
+which are downloaded and kept in target/kernels; `kernels` runs only the latter.
 
 Examples:
   cargo xtask test
+  cargo xtask test kernels
   cargo xtask test --unit";

@@ -16,11 +16,12 @@ use crate::{build, privilege::Privilege, programs};
 const CACHE_VARIABLE: &str = "SNOWFENCE_CACHE";
 
 /// Something that has to be on the machine.
-struct Need {
-    what: &'static str,
+#[derive(Clone, Copy)]
+pub struct Need {
+    pub what: &'static str,
     /// Debian's package that has it.
-    package: &'static str,
-    is_there: fn() -> bool,
+    pub package: &'static str,
+    pub is_there: fn() -> bool,
 }
 
 const NEEDS: [Need; 7] = [
@@ -57,9 +58,14 @@ pub fn run(root: &Path) -> Result<()> {
     python(&sandbox).map(drop)
 }
 
-/// Installs missing packages.
+/// Installs what every job needs.
 pub fn packages() -> Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.is_there)()).collect();
+    install(&NEEDS)
+}
+
+/// Installs what is missing of this.
+pub fn install(needs: &[Need]) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.is_there)()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -110,9 +116,13 @@ pub fn variables_for_root() -> Vec<(OsString, OsString)> {
 }
 
 fn has_python() -> bool {
-    INTERPRETERS
-        .iter()
-        .any(|path| python_says(path, "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"))
+    interpreter().is_some()
+}
+
+/// The system's Python.
+pub fn interpreter() -> Option<PathBuf> {
+    let program = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))";
+    INTERPRETERS.iter().find(|path| python_says(path, program)).map(PathBuf::from)
 }
 
 /// Whether the system's default Python is new enough, with venv or without.

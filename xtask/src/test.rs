@@ -6,17 +6,18 @@ use std::{
     fs::{self, File},
     io::{IsTerminal as _, Write as _},
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
     build,
+    kernels::{self, Parts},
     privilege::Privilege,
     programs::{self, cargo},
     setup,
@@ -43,8 +44,16 @@ const PROGRESS_WIDTH: usize = 60;
 #[derive(Args, Debug)]
 pub struct Options {
     /// Only what needs neither root nor BPF.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "part")]
     unit: bool,
+    /// Only this part.
+    part: Option<Part>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Part {
+    /// The battery of bypasses on other kernels, in emulated machines.
+    Kernels,
 }
 
 /// Runs the checks. Fails when any of them did.
@@ -58,6 +67,11 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     if !options.unit {
         let mut build = Command::new(std::env::current_exe().context("find this program's own path")?);
         report.step("build the kernel programs and the agent", build.arg("build").current_dir(root))?;
+    }
+    if options.part == Some(Part::Kernels) {
+        let tests = report.build_tests(root)?;
+        report.kernels(root, &tests)?;
+        return Ok(report.summary(started.elapsed()));
     }
     report.step("formatting", cargo(root).args(["fmt", "--all", "--check"]))?;
     let kernel_programs = root.join("agent-ebpf/Cargo.toml");
@@ -94,7 +108,10 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     }
     match privilege {
         None => {}
-        Some(Ok(privilege)) => report.end_to_end(&privilege, &tests)?,
+        Some(Ok(privilege)) => {
+            report.end_to_end(&privilege, &tests)?;
+            report.kernels(root, &tests)?;
+        }
         Some(Err(error)) => {
             let message =
                 format!("{error:#}. `cargo xtask test --unit` runs what needs neither root nor BPF");
@@ -112,6 +129,16 @@ struct TestProgram {
     /// Its package's folder, which is where cargo would run it.
     folder: PathBuf,
     end_to_end: bool,
+}
+
+/// Something that is under way.
+struct Step<'a> {
+    name: &'a str,
+    /// Its command line.
+    shown: String,
+    log: PathBuf,
+    child: Child,
+    started: Instant,
 }
 
 /// What has been done so far.
@@ -135,26 +162,36 @@ impl Report {
 
     /// Runs a command to its end. Its tests are counted, or the step itself when it has none.
     fn step(&mut self, name: &str, command: &mut Command) -> Result<bool> {
+        let step = self.start(name, command)?;
+        self.end(step)
+    }
+
+    fn start<'a>(&mut self, name: &'a str, command: &mut Command) -> Result<Step<'a>> {
         self.steps += 1;
         let log = self.logs.join(format!("{:02}-{}.log", self.steps, file_name(name)));
         let output = File::create(&log).with_context(|| format!("make {}", log.display()))?;
         let errors = output.try_clone().context("share the log")?;
-        let started = Instant::now();
-        let mut progress = Progress::start(name);
-        let mut child = command
+        let shown = programs::shown(command);
+        let child = command
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
             .spawn()
-            .with_context(|| format!("start {}", programs::shown(command)))?;
+            .with_context(|| format!("start {shown}"))?;
+        Ok(Step { name, shown, log, child, started: Instant::now() })
+    }
+
+    fn end(&mut self, mut step: Step<'_>) -> Result<bool> {
+        let mut progress = Progress::start(step.name);
         let status = loop {
-            if let Some(status) = child.try_wait().context("wait for a step")? {
+            if let Some(status) = step.child.try_wait().context("wait for a step")? {
                 break status;
             }
             thread::sleep(GLANCE);
-            progress.tell(started.elapsed(), &log);
+            progress.tell(step.started.elapsed(), &step.log);
         };
         progress.end();
+        let Step { name, shown, log, started, .. } = step;
         let text = fs::read(&log).with_context(|| format!("read {}", log.display()))?;
         let text = String::from_utf8_lossy(&text);
         let counts = count_tests(&text);
@@ -172,11 +209,7 @@ impl Report {
         let verdict = if passed { "ok    " } else { "FAILED" };
         println!("{verdict} {name} ({:.1} s{tests})", started.elapsed().as_secs_f64());
         if !passed {
-            println!(
-                "{text}\n  ({}: {status}; the same output is in {})",
-                programs::shown(command),
-                log.display()
-            );
+            println!("{text}\n  ({shown}: {status}; the same output is in {})", log.display());
             self.failures.push(name.to_owned());
         }
         Ok(passed)
@@ -253,6 +286,31 @@ impl Report {
             self.step(&format!("end-to-end tests: {}", test.name), command.current_dir(&test.folder))?;
         }
         Ok(())
+    }
+
+    /// The battery on other kernels, side by side: an emulated machine keeps no more than a core busy.
+    fn kernels(&mut self, root: &Path, tests: &[TestProgram]) -> Result<()> {
+        let Some(battery) = tests.iter().find(|test| test.name == "bypass (test)") else {
+            self.fail("tests on other kernels", "the battery did not build");
+            return Ok(());
+        };
+        let sandbox = build::sandbox(root)?;
+        let agent = sandbox.with_file_name("snowfence");
+        let parts = Parts { root, battery: &battery.program, programs: [&agent, &sandbox] };
+        let machines = match kernels::machines(&parts) {
+            Ok(machines) => machines,
+            Err(error) => {
+                self.fail("tests on other kernels", &format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        let names: Vec<String> =
+            machines.iter().map(|(kernel, _)| format!("tests on kernel {kernel}")).collect();
+        let mut steps = Vec::new();
+        for (name, (_, mut command)) in names.iter().zip(machines) {
+            steps.push(self.start(name, &mut command)?);
+        }
+        steps.into_iter().try_for_each(|step| self.end(step).map(drop))
     }
 
     fn summary(&self, elapsed: Duration) -> ExitCode {

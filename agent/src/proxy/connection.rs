@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::foreign::Owner;
+use super::reading::Reading;
 use super::share::Share;
 use super::{Proxy, service, splice};
 use crate::audit::EventKind;
@@ -54,8 +55,8 @@ pub async fn serve(proxy: Arc<Proxy>, Accepted { stream, flow }: Accepted) {
 }
 
 /// Serves a connection to an address of Snowflake's.
-async fn serve_endpoint(proxy: Arc<Proxy>, mut stream: TcpStream, flow: Flow, share: Arc<Share>) {
-    let (kind, reason) = match read_hello(&mut stream).await {
+async fn serve_endpoint(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share: Arc<Share>) {
+    let (kind, reason) = match read_hello(&mut Reading(&stream)).await {
         Ok(Hello { server_name: Some(name), bytes }) if proxy.config.is_snowflake(&name) => {
             let stream = Rewound::new(bytes, stream);
             return terminate(proxy, stream, Peer { flow, server_name: name, share }).await;

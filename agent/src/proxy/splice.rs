@@ -12,6 +12,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use super::Proxy;
 use super::connection::{Peer, Rewound, terminate};
 use super::foreign::Owner;
+use super::reading::Reading;
 use super::share::Share;
 use super::tunnel::{self, Target};
 use crate::audit::EventKind;
@@ -162,7 +163,7 @@ impl Client {
             if begun != Peek::Partial {
                 return Ok(begun);
             }
-            let count = self.stream.read(&mut piece).await?;
+            let count = Reading(&self.stream).read(&mut piece).await?;
             if count == 0 {
                 // It has nothing more to say, but may listen on. Of TLS it has not said enough for that.
                 let is_tls = self.said.first() == Some(&HANDSHAKE);
@@ -179,7 +180,7 @@ impl Client {
             let count = tokio::select! {
                 biased;
                 begun = self.begin() => return begun,
-                count = server.read(&mut piece) => count?,
+                count = async { Reading(server).read(&mut piece).await } => count?,
             };
             if count == 0 {
                 return Ok(Peek::Other);
@@ -232,7 +233,7 @@ impl From<io::Error> for Stopped {
 async fn watched(
     proxy: &Proxy,
     said: Vec<u8>,
-    mut from: ReadHalf<'_>,
+    from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
 ) -> Result<(), Stopped> {
     let mut watch = Watch::default();
@@ -243,7 +244,7 @@ async fn watched(
         }
         to.write_all(&piece).await?;
         piece.resize(PIECE, 0);
-        let count = from.read(&mut piece).await?;
+        let count = Reading(from.as_ref()).read(&mut piece).await?;
         if count == 0 {
             to.shutdown().await?;
             return Ok(());
@@ -253,10 +254,10 @@ async fn watched(
 }
 
 /// From the server to the client.
-async fn copied(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Result<(), Stopped> {
+async fn copied(from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Result<(), Stopped> {
     let mut piece = vec![0; PIECE];
     loop {
-        let count = from.read(&mut piece).await?;
+        let count = Reading(from.as_ref()).read(&mut piece).await?;
         if count == 0 {
             to.shutdown().await?;
             return Ok(());

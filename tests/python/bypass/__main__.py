@@ -11,9 +11,6 @@ from datetime import datetime, timezone
 from . import addresses, datagrams, devices, hellos, listener, names, packets, requests, sockets, tunnels  # noqa: F401
 from .ways import UNKNOWN, WAYS, Way
 
-# Seconds. What a way causes, and what is written down of it, comes before the next begins.
-PAUSE = 0.2
-
 
 def listing() -> None:
     """All ways, a JSON object a line."""
@@ -24,7 +21,7 @@ def listing() -> None:
         print(json.dumps({"name": way.name, "what": way.what, **texts, "is": true}))
 
 
-def attempt(way: Way) -> dict[str, object]:
+def attempt(way: Way, pause: float) -> dict[str, object]:
     """Takes a way to its end."""
     began = now()
     try:
@@ -35,7 +32,8 @@ def attempt(way: Way) -> dict[str, object]:
     except Exception as error:  # noqa: BLE001
         end, detail = "impossible", f"{type(error).__name__}: {error}"
     facts = {"name": way.name, "end": end, "detail": detail, "number": UNKNOWN.number}
-    time.sleep(PAUSE)
+    # What it causes, and what is written down of it, comes before the next begins.
+    time.sleep(pause)
     return {**facts, "began": began, "ended": now()}
 
 
@@ -51,13 +49,14 @@ def main() -> None:
     commands.add_parser("list", help="print what there is, a JSON object a line")
     run = commands.add_parser("run", help="try some ways")
     run.add_argument("--number", type=int, default=2, help="the first of the unknown addresses to use, 2 to 254")
+    run.add_argument("--pause", type=float, default=0.2, help="seconds after each")
     run.add_argument("ways", nargs="+", metavar="NAME", choices=WAYS)
     options = parser.parse_args()
     if options.command != "run":
         return listing()
     for number, name in enumerate(options.ways, options.number):
         UNKNOWN.number = number
-        print(json.dumps(attempt(WAYS[name])), flush=True)
+        print(json.dumps(attempt(WAYS[name], options.pause)), flush=True)
     sys.stdout.flush()
     return None
 
