@@ -80,6 +80,17 @@ pub static RATES: LruPerCpuHashMap<RateKey, Rate> = LruPerCpuHashMap::with_max_e
 #[map]
 pub static ANNOUNCED: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4_096, 0);
 
+/// The namespace with a listener that was looked up last.
+#[map]
+pub static KNOWN: PerCpuArray<Known> = PerCpuArray::with_max_entries(1, 0);
+
+#[repr(C)]
+pub struct Known {
+    pub netns_cookie: u64,
+    /// The agent's sign of life by which it was known.
+    pub heartbeat: u64,
+}
+
 /// Messages to the agent that loaded these programs.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);

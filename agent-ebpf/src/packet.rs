@@ -12,8 +12,15 @@ const LIKE_UDP: [u8; 3] = [33, 132, 136];
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
-const IPV4_HEADER: u32 = 20;
+const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: u32 = 40;
+/// Those of IPv4 and TCP, without options; and that of IPv6.
+const HEADERS: usize = 40;
+/// The first byte of an IPv4 header without options.
+const PLAIN: u8 = 0x45;
+/// Bytes of TCP's header up to its flags, and of any other with ports.
+const TCP_FIELDS: usize = 14;
+const PORTS: usize = 4;
 const UDP_HEADER: u32 = 8;
 /// Extension headers that are walked; a packet with more is none that anybody sends.
 const EXTENSIONS: usize = 6;
@@ -41,22 +48,34 @@ impl Packet {
     /// Reads the headers of the IP packet that begins at `offset`. None if there is none, or not all of it.
     #[inline(always)]
     pub fn read(skb: *mut __sk_buff, offset: u32) -> Option<Self> {
-        let first: u8 = load(skb, offset)?;
-        match first >> 4 {
-            4 => Self::read4(skb, offset),
-            6 => Self::read6(skb, offset),
+        // One buffer for all: the stack of a program is small.
+        let mut bytes = [0; HEADERS];
+        // Of nearly every packet this is all there is to read: each call costs more than what is done with its bytes.
+        let is_whole = read_to(skb, offset, &mut bytes, HEADERS);
+        if !is_whole && !read_to(skb, offset, &mut bytes, IPV4_HEADER) {
+            return None;
+        }
+        match bytes[0] >> 4 {
+            4 => {
+                let packet = Self::of_header4(&bytes);
+                let has_ports = packet.protocol == TCP || packet.protocol == UDP;
+                if is_whole && bytes[0] == PLAIN && has_ports && !packet.is_fragment {
+                    return Some(packet.with_ports(skb, &bytes, IPV4_HEADER, offset + IPV4_HEADER as u32));
+                }
+                let position = offset + u32::from(bytes[0] & 0x0f) * 4;
+                packet.read_transport(skb, &mut bytes, position)
+            }
+            6 if is_whole => Self::read6(skb, &mut bytes, offset + IPV6_HEADER),
             _ => None,
         }
     }
 
     #[inline(always)]
-    fn read4(skb: *mut __sk_buff, offset: u32) -> Option<Self> {
-        let header: [u8; IPV4_HEADER as usize] = load(skb, offset)?;
-        let length = u32::from(header[0] & 0x0f) * 4;
+    fn of_header4(header: &[u8; HEADERS]) -> Self {
         let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-        let packet = Self {
-            source: address::mapped(word(&header, 12)),
-            destination: address::mapped(word(&header, 16)),
+        Self {
+            source: address::mapped(word(header, 12)),
+            destination: address::mapped(word(header, 16)),
             source_port: 0,
             destination_port: 0,
             sequence: 0,
@@ -65,16 +84,15 @@ impl Packet {
             is_fragment: fragment != 0,
             payload: 0,
             length: 0,
-        };
-        packet.read_transport(skb, offset + length)
+        }
     }
 
+    /// Reads what follows an IPv6 header: other headers may come before that of the transport.
     #[inline(always)]
-    fn read6(skb: *mut __sk_buff, offset: u32) -> Option<Self> {
-        let header: [u8; IPV6_HEADER as usize] = load(skb, offset)?;
+    fn read6(skb: *mut __sk_buff, header: &mut [u8; HEADERS], mut position: u32) -> Option<Self> {
         let mut packet = Self {
-            source: [word(&header, 8), word(&header, 12), word(&header, 16), word(&header, 20)],
-            destination: [word(&header, 24), word(&header, 28), word(&header, 32), word(&header, 36)],
+            source: [word(header, 8), word(header, 12), word(header, 16), word(header, 20)],
+            destination: [word(header, 24), word(header, 28), word(header, 32), word(header, 36)],
             source_port: 0,
             destination_port: 0,
             sequence: 0,
@@ -84,7 +102,6 @@ impl Packet {
             payload: 0,
             length: 0,
         };
-        let mut position = offset + IPV6_HEADER;
         for _ in 0..EXTENSIONS {
             match packet.protocol {
                 // Hop-by-hop options, routing, destination options: their length is in units of eight bytes.
@@ -102,33 +119,37 @@ impl Packet {
                 _ => break,
             }
         }
-        packet.read_transport(skb, position)
+        packet.read_transport(skb, header, position)
     }
 
     #[inline(always)]
-    fn read_transport(mut self, skb: *mut __sk_buff, position: u32) -> Option<Self> {
+    fn read_transport(self, skb: *mut __sk_buff, buffer: &mut [u8; HEADERS], position: u32) -> Option<Self> {
         if self.is_fragment {
             return Some(self);
         }
+        let length = match self.protocol {
+            TCP => TCP_FIELDS,
+            protocol if protocol == UDP || LIKE_UDP.contains(&protocol) => PORTS,
+            _ => return Some(self),
+        };
+        read_to(skb, position, buffer, length).then(|| self.with_ports(skb, buffer, 0, position))
+    }
+
+    /// Takes what the header of the transport says, which begins in `bytes` at `start` and in the packet at `position`.
+    #[inline(always)]
+    fn with_ports(mut self, skb: *mut __sk_buff, bytes: &[u8; HEADERS], start: usize, position: u32) -> Self {
+        self.source_port = u16::from_be_bytes([bytes[start], bytes[start + 1]]);
+        self.destination_port = u16::from_be_bytes([bytes[start + 2], bytes[start + 3]]);
+        self.payload = position + UDP_HEADER;
         if self.protocol == TCP {
-            let header: [u8; 14] = load(skb, position)?;
-            self.source_port = u16::from_be_bytes([header[0], header[1]]);
-            self.destination_port = u16::from_be_bytes([header[2], header[3]]);
-            self.sequence = word(&header, 4);
-            self.flags = header[13];
-            self.payload = position + u32::from(header[12] >> 4) * 4;
-        } else if self.protocol == UDP || LIKE_UDP.contains(&self.protocol) {
-            let header: [u8; 4] = load(skb, position)?;
-            self.source_port = u16::from_be_bytes([header[0], header[1]]);
-            self.destination_port = u16::from_be_bytes([header[2], header[3]]);
-            self.payload = position + UDP_HEADER;
-        } else {
-            return Some(self);
+            self.sequence = word(bytes, start + 4);
+            self.flags = bytes[start + 13];
+            self.payload = position + u32::from(bytes[start + 12] >> 4) * 4;
         }
         // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
         let end = unsafe { (*skb).len };
         self.length = end.saturating_sub(self.payload);
-        Some(self)
+        self
     }
 
     #[inline(always)]
@@ -161,6 +182,13 @@ impl Packet {
             _ => true,
         }
     }
+}
+
+/// Reads so many bytes into a buffer; says whether there were so many.
+#[inline(always)]
+fn read_to(skb: *mut __sk_buff, offset: u32, buffer: &mut [u8; HEADERS], length: usize) -> bool {
+    // SAFETY: the callers ask for no more than the buffer has room for.
+    unsafe { bpf_skb_load_bytes(skb.cast(), offset, buffer.as_mut_ptr().cast(), length as u32) == 0 }
 }
 
 /// Reads from the packet. None beyond its end.

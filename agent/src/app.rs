@@ -178,12 +178,9 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     let mut delivery = Delivery::new(&config, control)?;
     let metrics_listener = match config.metrics {
         Some(address) => {
-            let listening = control.spawn(metrics::listen(address)).await.map_err(io::Error::other);
-            Some(
-                listening
-                    .and_then(|listener| listener)
-                    .map_err(|source| AppError::Metrics { address, source })?,
-            )
+            // Where it will be served.
+            let _control = control.enter();
+            Some(metrics::listen(address).map_err(|source| AppError::Metrics { address, source })?)
         }
         None => None,
     };

@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    Environment, Pod, Sandbox, demo, launch,
+    Environment, Pod, Sandbox,
+    bench::{self, Plan, Probe},
+    demo, launch,
     python::{self},
     state::{self, State},
     supervisor,
@@ -42,8 +44,30 @@ enum Job {
         #[arg(long, value_name = "FILE")]
         binary: Option<PathBuf>,
     },
+    /// Measure what Snowfence costs.
+    Bench {
+        #[arg(value_enum)]
+        what: Measured,
+        /// Pairs of each figure.
+        #[arg(long, default_value_t = 200)]
+        pairs: usize,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// The agent's binary.
+        #[arg(long, value_name = "FILE")]
+        binary: Option<PathBuf>,
+    },
     /// Make the Python environments, and print where they are: name and interpreter.
     Python,
+    #[command(hide = true)]
+    Probe {
+        #[arg(value_enum)]
+        probe: Probe,
+        pairs: usize,
+        without: String,
+        with: String,
+    },
     #[command(hide = true)]
     Launch {
         place: String,
@@ -62,6 +86,12 @@ enum Job {
         #[arg(long)]
         own: bool,
     },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Measured {
+    /// The kernel programs.
+    Capture,
 }
 
 #[derive(Args, Debug)]
@@ -127,6 +157,13 @@ impl Arguments {
                 Ok(0)
             }
             Job::Demo { binary } => demo::run(binary, say).map(|all_held| u8::from(!all_held)),
+            Job::Bench { what: Measured::Capture, pairs, json, binary } => {
+                bench::capture(&Plan { pairs, json, binary, say }).map(|()| 0)
+            }
+            Job::Probe { probe, pairs, without, with } => {
+                println!("{}", serde_json::to_string(&probe.run(pairs, &without, &with)?)?);
+                Ok(0)
+            }
             Job::Python => {
                 python::prepare(&Environment::ALL, &say)?;
                 for environment in Environment::ALL {

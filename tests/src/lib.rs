@@ -24,6 +24,7 @@
 //! Whatever a sandbox makes in the kernel or on disk carries its id, so that it can be taken down by anybody who knows
 //! the id: on drop, on a signal, by `--down`, or at the next start when its owner was killed.
 
+pub mod bench;
 pub mod certificates;
 pub mod cgroup;
 pub mod command_line;

@@ -90,6 +90,41 @@ fn every_program_is_taken_by_the_kernel_and_attached() -> Result<()> {
 }
 
 #[test]
+fn the_threat_table_names_every_way_and_what_stops_it() -> Result<()> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../ARCHITECTURE.md");
+    let text = std::fs::read_to_string(path)?;
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .map(|line| line.split('|').map(str::trim).collect())
+        .filter(|row: &Vec<&str>| row.len() == 7)
+        .collect();
+    for way in ways()? {
+        let name = format!("`{}`", way.name);
+        let row = rows.iter().find(|row| row[5].split(' ').any(|shown| shown == name));
+        let row = row.with_context(|| format!("{name} is in no row of the threat table"))?;
+        let is_stopped = row[2] != "**not stopped**";
+        ensure!(is_stopped != way.is("only_all"), "{name}: mode endpoints, says the table: {}", row[2]);
+        ensure!(row[3] != "**not stopped**" && !row[4].is_empty(), "{name}: {row:?}");
+    }
+    // The others are tests, of which each is where it is said to be.
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
+    let sources: Vec<String> = std::fs::read_dir(folder)?
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|end| end == "rs"))
+        .map(|entry| std::fs::read_to_string(entry.path()))
+        .collect::<Result<_, _>>()?;
+    let names: Vec<String> = ways()?.into_iter().map(|way| way.name).collect();
+    for row in rows.iter().filter(|row| row[5].contains('`')) {
+        for shown in row[5].split('`').filter(|word| !word.trim().is_empty()) {
+            let is_test = sources.iter().any(|source| source.contains(&format!("fn {shown}()")));
+            ensure!(is_test || names.iter().any(|name| name == shown), "there is no test {shown}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn an_ordinary_user_finds_no_way_around() -> Result<()> {
     let mut battery = Battery::start("endpoints")?;
     battery.take(User::Ordinary, |way| !way.is("only_all"))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use sandbox::{Environment, launch};
@@ -40,6 +40,8 @@ fn the_unit_runs_the_agent_as_it_wants_to_be_run() -> Result<()> {
             is_understood(arguments.split(' '))?;
         }
     }
+    // The agent tells systemd that it is ready, and which process it is after an upgrade.
+    assert_eq!((values("Type"), values("NotifyAccess")), (vec!["notify"], vec!["all"]));
     let stop: u64 = values("TimeoutStopSec").concat().parse()?;
     assert!(stop > DRAIN, "{stop}");
     let bounding = values("CapabilityBoundingSet").concat();
@@ -153,10 +155,21 @@ fn the_manifest_runs_the_agent_as_it_wants_to_be_run() -> Result<()> {
     assert_eq!(agent["image"], prepare["image"], "one image for both");
     let kept: BTreeSet<_> = strings(&agent["securityContext"]["capabilities"]["add"]).into_iter().collect();
     assert!(CAPABILITIES.iter().all(|name| kept.contains(name)), "{kept:?}");
-    assert_eq!(
-        strings(&agent["readinessProbe"]["exec"]["command"]),
-        ["test", "-f", "/var/lib/snowfence/ready"]
-    );
+    let probe = strings(&agent["readinessProbe"]["exec"]["command"]).join(" ");
+    let state = tempfile::tempdir()?;
+    let ready = state.path().join("ready");
+    let probe = probe.strip_prefix("sh -c ").context("a shell")?;
+    let probe = replace(probe, "/var/lib/snowfence/ready", ready.to_str().context("a path in UTF-8")?)?;
+    let passes = || -> Result<bool> {
+        Ok(Command::new("sh").args(["-c", &probe]).stderr(Stdio::null()).status()?.success())
+    };
+    assert!(!passes()?, "nobody is ready yet");
+    fs::write(&ready, std::process::id().to_string())?;
+    assert!(passes()?, "an agent in the same container is ready");
+    let update = &of_kind(&documents, "DaemonSet")?["spec"]["updateStrategy"]["rollingUpdate"];
+    assert_eq!(update, &serde_json::json!({ "maxSurge": 1, "maxUnavailable": 0 }));
+    assert!(strings(&agent["args"]).contains(&"--take-over"), "{agent}");
+    assert!(agent.get("ports").is_none(), "two agents could not share them");
     assert!(agent.get("lifecycle").is_none());
     is_understood(strings(&agent["args"]).into_iter())?;
 

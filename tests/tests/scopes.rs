@@ -78,9 +78,9 @@ fn raw_sockets_are_allowed_where_a_scope_says_so() -> Result<()> {
     let tools =
         scope("tools", &[("cgroups", list("/snowfence-*/pods/tools")), ("raw_sockets", "allow".into())]);
     let mut sandbox = with(vec![tools])?;
-    let raw = r#"
+    let raw = r"
 import socket
-say(**attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).fileno() > 0))"#;
+say(**attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).fileno() > 0))";
     assert_eq!(client(&sandbox.root_pod("tools")?, raw)?[0]["rows"], true);
     assert_eq!(client(&sandbox.root_pod("other")?, raw)?[0]["error"], "PermissionError");
     Ok(())

@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::{ebpf, programs};
 
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Optimise the agent.
     #[arg(long)]
@@ -53,19 +53,18 @@ pub fn all(root: &Path, options: Options) -> Result<Binaries> {
     }
     programs::run(&mut command).context("build the agent")?;
     Ok(Binaries {
-        sandbox: sandbox(root)?,
+        sandbox: sandbox(root, Options::default())?,
         agent: programs::target(root)?.join(options.profile()).join("snowfence"),
     })
 }
 
 /// Builds the sandbox's binary alone.
-pub fn sandbox(root: &Path) -> Result<PathBuf> {
-    programs::run(programs::cargo(root).args([
-        "build",
-        "--locked",
-        "--package",
-        "snowfence-tests",
-        "--bins",
-    ]))?;
-    Ok(programs::target(root)?.join("debug/snowfence-sandbox"))
+pub fn sandbox(root: &Path, options: Options) -> Result<PathBuf> {
+    let mut command = programs::cargo(root);
+    command.args(["build", "--locked", "--package", "snowfence-tests", "--bins"]);
+    if options.release {
+        command.arg("--release");
+    }
+    programs::run(&mut command)?;
+    Ok(programs::target(root)?.join(options.profile()).join("snowfence-sandbox"))
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask …`: everything that cargo alone cannot do.
 
+mod bench;
 mod build;
 mod ebpf;
 mod kernels;
@@ -15,7 +16,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-/// Build, set-up, sandbox, demo and tests of Snowfence.
+/// Build, set-up, sandbox, demo, tests and benches of Snowfence.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = pages::XTASK)]
 struct Arguments {
@@ -40,6 +41,9 @@ enum Job {
     /// Check formatting, lints, unit tests, and the whole system.
     #[command(after_help = pages::TEST)]
     Test(test::Options),
+    /// Measure what Snowfence costs.
+    #[command(after_help = pages::BENCH)]
+    Bench(bench::Options),
     /// Take down sandboxes whose owner was killed.
     CleanSandboxes,
 }
@@ -62,6 +66,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Job::Sandbox(options) => sandbox::run(&root, options),
         Job::Demo(options) => sandbox::demo(&root, &options),
         Job::Test(options) => test::run(&root, &options),
+        Job::Bench(options) => bench::run(&root, &options),
         Job::CleanSandboxes => sandbox::clean(&root),
     }
 }

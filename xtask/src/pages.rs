@@ -4,7 +4,8 @@ pub const XTASK: &str = "\
 Examples:
   cargo xtask demo                                   see the whole product work
   cargo xtask sandbox -- sh -c '\"$SANDBOX_PYTHON\" script.py'
-  cargo xtask test                                   what the continuous integration runs";
+  cargo xtask test                                   what the continuous integration runs
+  cargo xtask bench                                  what it costs, on this machine";
 
 pub const BUILD: &str = "\
 Examples:
@@ -78,3 +79,12 @@ Examples:
   cargo xtask test
   cargo xtask test kernels
   cargo xtask test --unit";
+
+pub const BENCH: &str = "\
+Figures come in pairs, with Snowfence and without it, by turns, on an otherwise idle machine. They
+are told as differences and as ratios of a pair, with the smallest, the median and the largest:
+what they are on another machine is another matter.
+
+Examples:
+  cargo xtask bench capture
+  cargo xtask bench capture --pairs 1000 --json > capture.json";

@@ -108,7 +108,7 @@ fn prepare(root: &Path, options: build::Options) -> Result<Binaries> {
 }
 
 fn prepare_only_sandbox(root: &Path) -> Result<PathBuf> {
-    build::sandbox(root)
+    build::sandbox(root, build::Options::default())
 }
 
 fn become_sandbox(sandbox: &Path, arguments: &[OsString]) -> Result<ExitCode> {

@@ -54,7 +54,7 @@ const INTERPRETERS: [&str; 5] = [
 /// Installs all that any job needs.
 pub fn run(root: &Path) -> Result<()> {
     packages()?;
-    let sandbox = build::sandbox(root)?;
+    let sandbox = build::sandbox(root, build::Options::default())?;
     python(&sandbox).map(drop)
 }
 

@@ -90,7 +90,7 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
             Command::new(&test.program).current_dir(&test.folder),
         )?;
     }
-    let sandbox = build::sandbox(root)?;
+    let sandbox = build::sandbox(root, build::Options::default())?;
     match setup::python(&sandbox) {
         Ok(interpreters) => {
             let mut command =
@@ -294,7 +294,7 @@ impl Report {
             self.fail("tests on other kernels", "the battery did not build");
             return Ok(());
         };
-        let sandbox = build::sandbox(root)?;
+        let sandbox = build::sandbox(root, build::Options::default())?;
         let agent = sandbox.with_file_name("snowfence");
         let parts = Parts { root, battery: &battery.program, programs: [&agent, &sandbox] };
         let machines = match kernels::machines(&parts) {

@@ -1,7 +1,8 @@
 //! What this kernel has of what the capture needs, found out by trying.
 
 use std::{
-    io,
+    collections::BTreeMap,
+    fs, io,
     net::{TcpListener, TcpStream},
     os::fd::AsFd as _,
     path::Path,
@@ -9,14 +10,14 @@ use std::{
 
 use agent_common::maps;
 use aya::{
-    maps::{Map, MapType},
+    maps::{Map, MapInfo, MapType},
     sys::is_map_supported,
     util::KernelVersion,
 };
 use serde::Serialize;
 
 use super::{
-    btf,
+    CaptureError, btf,
     host::{self, Covered},
     kernel, programs, sockets,
 };
@@ -45,23 +46,34 @@ pub enum Health {
     Bad,
 }
 
+/// What everything is like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Examination {
+    pub findings: Vec<Finding>,
+    /// Where the programs could be loaded.
+    pub cost: Option<Cost>,
+}
+
+/// What the programs cost the kernel, whether they have anything to do or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    /// By program: the instructions that the verifier went through, of which there may be a million.
+    pub verified_instructions: BTreeMap<String, u32>,
+    /// By map: its memory when it is full, in bytes.
+    pub map_bytes: BTreeMap<String, u64>,
+}
+
 /// Looks at everything. Needs to be root.
-pub fn examine(cgroup: &Path, bpffs: &Path) -> Vec<Finding> {
+pub fn examine(cgroup: &Path, bpffs: &Path) -> Examination {
     let mut findings = vec![privileges(), version(), hierarchy(cgroup), file_system(bpffs)];
     if findings.iter().any(|finding| finding.state == Health::Bad) {
         // Whatever was tried now would fail for the same reason.
-        return findings;
+        return Examination { findings, cost: None };
     }
-    findings.extend([
-        verifier(),
-        socket_storage(),
-        containers(),
-        packet_sockets(),
-        devices(),
-        errors(),
-        old_sockets(),
-    ]);
-    findings
+    let cost = load();
+    findings.push(verifier(cost.as_ref()));
+    findings.extend([socket_storage(), containers(), packet_sockets(), devices(), errors(), old_sockets()]);
+    Examination { findings, cost: cost.ok() }
 }
 
 impl Finding {
@@ -135,19 +147,53 @@ fn file_system(bpffs: &Path) -> Finding {
     }
 }
 
-fn verifier() -> Finding {
+fn load() -> Result<Cost, CaptureError> {
+    let mut object = kernel::trial()?;
+    programs::verify(&mut object, &kernel::release())?;
+    let map_bytes = map_bytes().map_err(CaptureError::io("read the sizes of the maps"))?;
+    Ok(Cost { verified_instructions: programs::instructions(&object), map_bytes })
+}
+
+/// The memory of the maps that this process has open, which are those of the programs just loaded.
+fn map_bytes() -> io::Result<BTreeMap<String, u64>> {
+    const KIND: &str = "anon_inode:bpf-map";
+    let mut sizes = BTreeMap::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        if !fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == KIND) {
+            continue;
+        }
+        let text = fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name()))?;
+        let number = |field: &str| {
+            let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+            fields.find(|(name, _)| *name == field).and_then(|(_, value)| value.trim().parse::<u64>().ok())
+        };
+        let id = number("map_id").and_then(|id| u32::try_from(id).ok());
+        let info = id.and_then(|id| MapInfo::from_id(id).ok());
+        let name = info.as_ref().and_then(|info| info.name_as_str());
+        if let (Some(name), Some(bytes)) = (name, number("memlock")) {
+            sizes.insert(name.to_owned(), bytes);
+        }
+    }
+    Ok(sizes)
+}
+
+fn verifier(cost: Result<&Cost, &CaptureError>) -> Finding {
     const CHECK: &str = "verifier";
-    let loaded = kernel::trial().and_then(|mut object| {
-        programs::verify(&mut object, &kernel::release())?;
-        Ok(programs::instructions(&object))
-    });
-    match loaded {
-        Ok(instructions) => {
-            let most = instructions.iter().max_by_key(|(_, count)| *count);
+    const MEBIBYTE: f64 = 1_048_576.0;
+    match cost {
+        Ok(Cost { verified_instructions, map_bytes }) => {
+            let most = verified_instructions.iter().max_by_key(|(_, count)| **count);
             let most = most.map(|(name, count)| format!(", the longest {name} with {count} instructions"));
+            #[allow(clippy::cast_precision_loss, reason = "megabytes, with one digit")]
+            let memory = map_bytes.values().sum::<u64>() as f64 / MEBIBYTE;
             Finding::good(
                 CHECK,
-                format!("accepts all {} programs{}", instructions.len(), most.unwrap_or_default()),
+                format!(
+                    "accepts all {} programs{}; their maps take up to {memory:.1} MiB",
+                    verified_instructions.len(),
+                    most.unwrap_or_default()
+                ),
             )
         }
         Err(error) => Finding::bad(
@@ -266,7 +312,7 @@ mod tests {
 
     #[test]
     fn whatever_is_not_good_says_what_it_costs_and_how_to_mend_it() {
-        let findings = examine(Path::new("/"), Path::new("/sys/fs/bpf/snowfence"));
+        let Examination { findings, .. } = examine(Path::new("/"), Path::new("/sys/fs/bpf/snowfence"));
         assert!(findings.len() >= 5);
         for finding in findings {
             assert_eq!(finding.state == Health::Good, finding.mend.is_empty(), "{finding:?}");

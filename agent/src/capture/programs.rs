@@ -1,7 +1,7 @@
 //! The kernel programs, verified: attached to the covered cgroup, and to the devices by which packets leave.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs, io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
@@ -241,7 +241,7 @@ pub(super) fn check_packet_sockets() -> Result<(), String> {
 }
 
 /// How many instructions the verifier went through for each loaded program, where the kernel says so.
-pub(super) fn instructions(object: &Ebpf) -> Vec<(String, u32)> {
+pub(super) fn instructions(object: &Ebpf) -> BTreeMap<String, u32> {
     let loaded = object.programs().filter_map(|(name, program)| Some((name, program.info().ok()?)));
     loaded
         .map(|(name, info)| (name.to_owned(), info.verified_instruction_count().unwrap_or_default()))

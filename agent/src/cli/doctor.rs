@@ -8,11 +8,11 @@ use serde_json::json;
 use super::{ConfigFile, Failure, Format};
 use crate::admin::{AdminError, Answer, Client, Request, Status};
 use crate::app::State;
-use crate::capture::doctor::{Finding, Health, examine};
+use crate::capture::doctor::{Examination, Finding, Health, examine};
 
 pub(super) fn run(config: &ConfigFile, format: Format) -> Result<(), Failure> {
     let config = config.load()?;
-    let findings = examine(&config.capture.cgroup, &config.capture.bpffs);
+    let Examination { findings, cost } = examine(&config.capture.cgroup, &config.capture.bpffs);
     let socket = State(&config.agent.state_dir).socket();
     let status = match Client::connect(&socket).and_then(|client| client.ask(&Request::Status)) {
         Ok(Answer::Status(status)) => Ok(Some(*status)),
@@ -27,7 +27,7 @@ pub(super) fn run(config: &ConfigFile, format: Format) -> Result<(), Failure> {
                 Ok(status) => json!(status),
                 Err(error) => json!({ "error": error.to_string() }),
             };
-            writeln!(out, "{}", json!({ "findings": findings, "agent": agent }))?;
+            writeln!(out, "{}", json!({ "findings": findings, "cost": cost, "agent": agent }))?;
         }
         Format::Text => {
             for finding in &findings {

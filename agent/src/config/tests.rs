@@ -120,3 +120,82 @@ fn a_missing_key_and_a_syntax_error_name_their_place() {
 fn a_secret_shows_nothing() {
     assert_eq!(format!("{:?}", Secret::new("hunter2".into())), "Secret(…)");
 }
+
+#[test]
+fn scopes_say_what_is_wrong_with_them() {
+    let scopes = r#"
+[capture]
+mode = "all"
+
+[[capture.scopes]]
+name = ""
+cgroups = ["kubepods.slice/**"]
+
+[[capture.scopes]]
+name = "nobody"
+
+[[capture.scopes]]
+name = "units by their paths"
+units = ["/system.slice/backup.service"]
+
+[[capture.scopes]]
+name = "pods"
+pods = { namespaces = ["agents-["] }
+
+[metrics]
+listen = "9464"
+
+[kubernetes]
+node = ""
+api_server = "10.0.0.1:6443"
+"#;
+    let found = problems(&format!("{GOOD}{scopes}"));
+    let keys: Vec<_> = found.iter().map(|(_, key, _)| key.as_str()).collect();
+    assert_eq!(
+        keys,
+        [
+            "capture.scopes[0].name",
+            "capture.scopes[0].cgroups[0]",
+            "capture.scopes[1].name",
+            "capture.scopes[2].units[0]",
+            "capture.scopes[3].pods[0]",
+            "metrics.listen",
+            "kubernetes.node",
+            "kubernetes.api_server",
+        ],
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_scope_has_what_holds_for_all_where_it_says_nothing() {
+    let scopes = r#"
+[capture]
+mode = "all"
+raw_sockets = "refuse"
+
+[[capture.scopes]]
+name = "backup"
+units = ["backup-*"]
+mode = "off"
+"#;
+    let config = parse(Path::new("t.toml"), &format!("{GOOD}{scopes}")).unwrap();
+    let scope = &config.capture.scopes[0];
+    assert_eq!((scope.mode, scope.raw_sockets), (Mode::Off, RawSockets::Refuse));
+    assert!(scope.units.is_match("backup-nightly.service") && !scope.cgroups.is_match("/"));
+}
+
+#[test]
+fn suffixes_are_as_many_and_as_long_as_the_kernel_compares() {
+    let many: Vec<String> = (0..9).map(|length| format!("\"{}.example\"", "a".repeat(length + 1))).collect();
+    let long = format!("\"{}.example\"", "b".repeat(60));
+    let found =
+        problems(&format!("{GOOD}[capture]\nsuffixes = [\"snowflakecomputing.com\", {}]\n", many.join(", ")));
+    assert!(
+        found
+            .iter()
+            .any(|(_, key, message)| key == "capture.suffixes" && message.contains("different lengths"))
+    );
+    let found = problems(&format!("{GOOD}[capture]\nsuffixes = [\"snowflakecomputing.com\", {long}]\n"));
+    assert!(found.iter().any(|(_, key, _)| key == "capture.suffixes[1]"), "{found:?}");
+}
