@@ -123,14 +123,14 @@ fn what_is_sent_again_in_other_pieces_does_not_get_by() -> Result<()> {
     let pod = pod.with("PYTHONPATH", path.to_str().context("a path that is UTF-8")?);
     let said = client(
         &pod,
-        r#"
+        r"
 from bypass import tls, ways
 ways.UNKNOWN.number = 2
 stream = ways.dial(ways.UNKNOWN.v4)
 # Longer than a segment: it leaves in one piece, and is sent again in two, of which only the first is known for a hello.
 stream.sendall(tls.records(tls.hello(padding=2200)))
 stream.settimeout(5)
-say(**attempt(lambda: len(stream.recv(1000))))"#,
+say(**attempt(lambda: len(stream.recv(1000))))",
     )?;
     assert_eq!(said[0]["error"], "TimeoutError", "{}", said[0]);
     nothing_went_by(&sandbox)

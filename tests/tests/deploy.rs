@@ -170,6 +170,7 @@ fn the_manifest_runs_the_agent_as_it_wants_to_be_run() -> Result<()> {
     assert_eq!(update, &serde_json::json!({ "maxSurge": 1, "maxUnavailable": 0 }));
     assert!(strings(&agent["args"]).contains(&"--take-over"), "{agent}");
     assert!(agent.get("ports").is_none(), "two agents could not share them");
+    assert!(list(&agent["env"]).iter().any(|variable| variable["name"] == "NODE_NAME"), "{agent}");
     assert!(agent.get("lifecycle").is_none());
     is_understood(strings(&agent["args"]).into_iter())?;
 
@@ -361,7 +362,10 @@ fn check(files: &Files, configuration: &str) -> Result<()> {
     let policy = policy.to_str().context("expected a path in UTF-8")?;
     let file = files.0.path().join("snowfence.toml");
     fs::write(&file, replace(configuration, "\"/etc/snowfence/policy.cedar\"", &format!("{policy:?}"))?)?;
-    let output = agent()?.args(["config", "check", "--without-secrets", "--config"]).arg(file).output()?;
+    // As the manifest does.
+    let mut agent = agent()?;
+    agent.env("NODE_NAME", "worker-1").args(["config", "check", "--without-secrets", "--config"]).arg(file);
+    let output = agent.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
