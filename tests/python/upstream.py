@@ -1,8 +1,8 @@
 """The emulated Snowflake of the sandbox: fakesnow behind TLS, with what a real account has and fakesnow lacks.
 
     python upstream.py --listen 10.77.2.1:443 --listen '[fd77::1]:443' --certificate account.pem --key account.key \\
-        --account acme.eu-west-1.snowflakecomputing.com --credentials credentials.json --log upstream.jsonl \\
-        --database SANDBOX --schema PUBLIC --warehouse WH
+        --account acme.eu-west-1.snowflakecomputing.com --storage acme-stage.s3.eu-west-1.amazonaws.com \\
+        --credentials credentials.json --log upstream.jsonl --database SANDBOX --schema PUBLIC --warehouse WH
 
 The log has a line for each request ("event": "request", written before a statement runs and before the answer is
 sent), and lines for TCP connections ("connection"), TLS connections without a request ("silent") and bytes that are
@@ -26,6 +26,7 @@ from emulator.engine import Engine
 from emulator.request_log import RequestLog
 from emulator.seed import seed
 from emulator.sessions import Sessions
+from emulator.storage import Storage
 from emulator.transport import logging_protocol, logging_socket, tls_context
 
 
@@ -38,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--key", type=Path, required=True, help="PEM key of the certificate")
     parser.add_argument("--account", required=True, metavar="HOST", help="the account's host name")
     parser.add_argument("--alias", action="append", default=[], metavar="HOST", help="another name of the account")
+    parser.add_argument("--storage", required=True, metavar="HOST", help="the name of the storage behind it")
     parser.add_argument("--credentials", type=Path, required=True, help="JSON file of users and their secrets")
     parser.add_argument("--log", type=Path, required=True, help="JSON-lines file to append to")
     parser.add_argument("--database", required=True)
@@ -63,7 +65,8 @@ async def main(options: argparse.Namespace) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, sessions.expire_all)
     warehouse = options.warehouse.upper()
     hosts = [options.account, *options.alias]
-    application = Application(hosts, credentials, sessions, engine, log, warehouse, options.patience)
+    storage = Storage(options.storage.lower())
+    application = Application(hosts, credentials, sessions, engine, log, warehouse, options.patience, storage)
     await web.serve(application, listeners, stop, tls, logging_protocol(log), account=options.account)
 
 

@@ -6,6 +6,7 @@
 //!                          ├─ routes between them ┼── 10.77.1.5  identity provider
 //!                          │                      ├── 10.77.1.6  DNS
 //!                          └  no way out          ├── 10.77.1.7  HTTP and SOCKS proxy
+//!                                                 ├── 10.77.1.9  the storage behind Snowflake
 //!                                                 └── 10.77.3.x, fd77:3::x  Snowflake, where nobody knows of it
 //! ```
 //!

@@ -27,6 +27,8 @@ pub const CLICKHOUSE: &str = "10.77.1.4";
 pub const IDENTITY_PROVIDER: &str = "10.77.1.5";
 pub const DNS: &str = "10.77.1.6";
 pub const FORWARD_PROXY: &str = "10.77.1.7";
+/// The storage behind the emulated Snowflake.
+pub const STORAGE: &str = "10.77.1.9";
 /// The emulated Snowflake once more, at each address of these whose last part is 2 to 254. DNS has names for them, which
 /// nobody asks for by himself.
 pub const UNKNOWN: &str = "10.77.3.0/24";
@@ -168,9 +170,16 @@ route add unreachable default
 
 fn outside_commands() -> String {
     let mut commands = String::from("link set lo up\n");
-    for address in
-        [UPSTREAM, UPSTREAM_ALTERNATIVE, UPSTREAM_ALIAS, CLICKHOUSE, IDENTITY_PROVIDER, DNS, FORWARD_PROXY]
-    {
+    for address in [
+        UPSTREAM,
+        UPSTREAM_ALTERNATIVE,
+        UPSTREAM_ALIAS,
+        STORAGE,
+        CLICKHOUSE,
+        IDENTITY_PROVIDER,
+        DNS,
+        FORWARD_PROXY,
+    ] {
         let _ = writeln!(commands, "address add {address}/24 dev eth0");
     }
     let _ = writeln!(commands, "address add {UPSTREAM6}/64 dev eth0 nodad");

@@ -40,6 +40,8 @@ const LAST_LINES: usize = 15;
 /// The environments that the sandbox uses, each with a file of pinned requirements.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Environment {
+    /// ADBC, with the driver in Go.
+    Adbc,
     /// ClickHouse's engine.
     ClickHouse,
     /// snowflake-connector-python 4.x, pure Python.
@@ -53,11 +55,12 @@ pub enum Environment {
 }
 
 impl Environment {
-    pub const ALL: [Self; 5] =
-        [Self::ClickHouse, Self::Connector4, Self::Connector5, Self::Deploy, Self::Upstream];
+    pub const ALL: [Self; 6] =
+        [Self::Adbc, Self::ClickHouse, Self::Connector4, Self::Connector5, Self::Deploy, Self::Upstream];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::Adbc => "adbc",
             Self::ClickHouse => "clickhouse",
             Self::Connector4 => "connector4",
             Self::Connector5 => "connector5",

@@ -13,8 +13,8 @@ use crate::{
     cgroup::Cgroup,
     launch::Place,
     network::{
-        self, CLICKHOUSE, DNS, FORWARD_PROXY, IDENTITY_PROVIDER, NODE, NODE6, UNKNOWN, UNKNOWN6, UPSTREAM,
-        UPSTREAM_ALIAS, UPSTREAM_ALTERNATIVE, UPSTREAM6,
+        self, CLICKHOUSE, DNS, FORWARD_PROXY, IDENTITY_PROVIDER, NODE, NODE6, STORAGE, UNKNOWN, UNKNOWN6,
+        UPSTREAM, UPSTREAM_ALIAS, UPSTREAM_ALTERNATIVE, UPSTREAM6,
     },
     process::{Plan, Process},
     python::{self, Environment},
@@ -25,6 +25,8 @@ pub const ACCOUNT: &str = "acme.eu-west-1";
 pub const ACCOUNT_HOST: &str = "acme.eu-west-1.snowflakecomputing.com";
 /// Another name of the account, which leads to an address that the agent does not know at first.
 pub const ACCOUNT_ALIAS: &str = "org-acme.snowflakecomputing.com";
+/// The storage behind the account, of which no client is to see anything.
+pub const STORAGE_HOST: &str = "acme-stage.s3.eu-west-1.amazonaws.com";
 pub const AUDIENCE: &str = "snowfence";
 pub const DATABASE: &str = "ANALYTICS";
 pub const SCHEMA: &str = "PUBLIC";
@@ -140,6 +142,7 @@ impl Service {
                     ("--key", text(&files.key)?),
                     ("--record", format!("{ACCOUNT_HOST}={UPSTREAM},{UPSTREAM6}")),
                     ("--record", format!("{ACCOUNT_ALIAS}={UPSTREAM_ALIAS}")),
+                    ("--record", format!("{STORAGE_HOST}={STORAGE}")),
                     ("--numbered", numbered()),
                     ("--ttl", TTL.to_owned()),
                 ])
@@ -165,6 +168,7 @@ impl Service {
                     ("--listen", format!("[{UPSTREAM6}]:443")),
                     ("--listen", format!("{UPSTREAM_ALTERNATIVE}:443")),
                     ("--listen", format!("{UPSTREAM_ALIAS}:443")),
+                    ("--listen", format!("{STORAGE}:443")),
                     ("--network", UNKNOWN.to_owned()),
                     ("--network", UNKNOWN6.to_owned()),
                     ("--certificate", text(&files.certificate)?),
@@ -175,6 +179,7 @@ impl Service {
                     words.extend(options([
                         ("--account", ACCOUNT_HOST.to_owned()),
                         ("--alias", ACCOUNT_ALIAS.to_owned()),
+                        ("--storage", STORAGE_HOST.to_owned()),
                         ("--credentials", text(&state.secret("credentials.json"))?),
                         ("--database", DATABASE.to_owned()),
                         ("--schema", SCHEMA.to_owned()),

@@ -190,6 +190,19 @@ fn the_manifest_runs_the_agent_as_it_wants_to_be_run() -> Result<()> {
 }
 
 #[test]
+fn the_fleets_ca_may_sign_for_all_that_the_agent_wants_it_to() -> Result<()> {
+    let manifest = read("deploy/kubernetes/snowfence.yaml")?;
+    let constraints =
+        manifest.lines().find(|line| line.contains("nameConstraints")).context("constraints")?;
+    let defaults = schema()?;
+    let suffixes = defaults.pointer("/$defs/Capture/properties/suffixes/default").context("suffixes")?;
+    for suffix in strings(suffixes) {
+        assert!(constraints.contains(&format!("permitted;DNS:{suffix}")), "{suffix} is not in {constraints}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_the_manifest_configures_is_valid_and_finds_its_files() -> Result<()> {
     let documents = manifest_documents()?;
     let (map, secret) = (of_kind(&documents, "ConfigMap")?, of_kind(&documents, "Secret")?);

@@ -304,3 +304,29 @@ say(**attempt(lambda: cursor.execute("select 1; drop table customers", num_state
     }
     Ok(())
 }
+
+#[test]
+fn a_client_that_does_not_trust_the_ca_is_on_record() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let pod = sandbox.pod("stranger")?;
+    let said = client(
+        &pod,
+        r#"
+import socket, ssl
+def shake():
+    with socket.create_connection((os.environ["SNOWFLAKE_HOST"], 443), timeout=20) as plain:
+        # Which trusts nobody.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, server_hostname=os.environ["SNOWFLAKE_HOST"])
+say(**attempt(shake))"#,
+    )?;
+    assert_eq!(said[0]["error"], "SSLCertVerificationError", "{}", said[0]);
+    eventually("the event is recorded", || {
+        let events =
+            journal(&sandbox, "SELECT account, cgroup, detail FROM events WHERE kind = 'handshake_failed'")?;
+        Ok(events.iter().any(|event| {
+            event["account"] == "acme.eu-west-1.snowflakecomputing.com"
+                && event["cgroup"].as_str().is_some_and(|it| it.ends_with("/pods/stranger"))
+                && event["detail"].as_str().is_some_and(|it| it.contains("UnknownCA"))
+        }))
+    })
+}

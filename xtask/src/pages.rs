@@ -46,6 +46,7 @@ fresh home, and only these variables:
   SANDBOX_WITNESS_LOG     what arrived at any of these by another way than the agent (JSON lines)
   SANDBOX_CLICKHOUSE, SANDBOX_HTTP_PROXY, SANDBOX_SOCKS_PROXY, SANDBOX_DNS_OVER_HTTPS
                           URLs of ClickHouse, and of proxies and a resolver outside the pod
+  SANDBOX_DNS             the resolver
   SANDBOX_CONFIG, SANDBOX_BIN
                           the agent's configuration and binary
 
@@ -58,7 +59,7 @@ capture.cgroup, capture.bpffs, capture.nameservers, tls.upstream_ca_bundle, poli
 
 Examples:
   cargo xtask sandbox -- sh -c '\"$SANDBOX_PYTHON\" script.py'
-  cargo xtask sandbox --driver 4 --policy deploy/policy.cedar -- sh
+  cargo xtask sandbox --driver 4 --policy deploy/examples/policy.cedar -- sh
   cargo xtask sandbox --root -- sh -c 'cd tests/python && python3 -m bypass run packet_socket'
   cargo xtask sandbox --keep -- true
   cargo xtask sandbox --in a1B2c3 -- sh
@@ -72,8 +73,9 @@ Example:
 
 pub const TEST: &str = "\
 Fails, and says so, where there is no root or no BPF; --unit runs what needs neither. The battery
-of bypasses runs on this machine's kernel and, in emulated machines, on Debian's 6.1 and 6.12,
-which are downloaded and kept in target/kernels; `kernels` runs only the latter.
+of bypasses runs on this machine's kernel and, as root of a container, on Debian's 6.1 and 6.12 in
+emulated machines: this needs Debian on x86-64. These kernels are downloaded and kept in
+target/kernels; `kernels` runs only that part.
 
 Examples:
   cargo xtask test

@@ -156,6 +156,8 @@ pub enum EventKind {
     Diverted,
     /// The address is Snowflake's, the name asked for is not.
     ForeignName,
+    /// A client broke off the TLS handshake: as a rule it does not trust the internal CA.
+    HandshakeFailed,
     /// `Host` or `:authority` differs from the name of the TLS handshake.
     HostMismatch,
     LoginRefused,
@@ -242,6 +244,7 @@ impl EventKind {
             Self::DatagramRefused => "datagram_refused",
             Self::Diverted => "diverted",
             Self::ForeignName => "foreign_name",
+            Self::HandshakeFailed => "handshake_failed",
             Self::HostMismatch => "host_mismatch",
             Self::LoginRefused => "login_refused",
             Self::MalformedRequest => "malformed_request",

@@ -22,16 +22,16 @@ const TABLE_ROWS: usize = 10_000;
 pub(super) enum Command {
     /// Show the last statements and events, and go on showing new ones with --follow
     #[command(after_help = "Examples:
-  snowfence audit tail --follow
-  snowfence audit tail --last 100 --verdict deny --since 2h --format json")]
+  sudo snowfence audit tail --follow
+  sudo snowfence audit tail --last 100 --verdict deny --since 2h --format json")]
     Tail(TailArguments),
     /// Ask the journal a question in SQL (read-only SQLite)
     #[command(
         after_help = "Tables: sessions, statements, outcomes, events; view: trail (statements with their outcomes).
 
 Examples:
-  snowfence audit query 'SELECT time, subject, verdict, sql FROM trail ORDER BY time DESC LIMIT 20'
-  snowfence audit query 'SELECT effect, count(*) FROM trail GROUP BY effect' --format json"
+  sudo snowfence audit query 'SELECT time, subject, verdict, sql FROM trail ORDER BY time DESC LIMIT 20'
+  sudo snowfence audit query 'SELECT effect, count(*) FROM trail GROUP BY effect' --format json"
     )]
     Query(QueryArguments),
 }

@@ -13,7 +13,7 @@ use crate::tls::Authority;
 pub(super) enum Command {
     /// Print the internal CA's certificate in PEM, for the clients' trust stores
     #[command(
-        after_help = "The agent makes the CA at its first start.\n\nExample:\n  snowfence ca print > snowfence-ca.pem"
+        after_help = "The agent makes the CA at its first start.\n\nExample:\n  sudo snowfence ca print > snowfence-ca.pem"
     )]
     Print {
         #[command(flatten)]

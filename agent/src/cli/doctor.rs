@@ -9,11 +9,13 @@ use super::{ConfigFile, Failure, Format};
 use crate::admin::{AdminError, Answer, Client, Request, Status};
 use crate::app::State;
 use crate::capture::doctor::{Examination, Finding, Health, examine};
+use crate::config::Places;
 
 pub(super) fn run(config: &ConfigFile, format: Format) -> Result<(), Failure> {
-    let config = config.load()?;
-    let Examination { findings, cost } = examine(&config.capture.cgroup, &config.capture.bpffs);
-    let socket = State(&config.agent.state_dir).socket();
+    // Also of use before there is a configuration.
+    let places = if config.is_missing() { Places::default() } else { config.load()?.into() };
+    let Examination { findings, cost } = examine(&places.cgroup, &places.bpffs);
+    let socket = State(&places.state_dir).socket();
     let status = match Client::connect(&socket).and_then(|client| client.ask(&Request::Status)) {
         Ok(Answer::Status(status)) => Ok(Some(*status)),
         Ok(_) => Err(AdminError::Unexpected),

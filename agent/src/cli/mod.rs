@@ -36,7 +36,7 @@ struct Arguments {
 enum Command {
     /// Run the agent until it is told to stop (SIGTERM); SIGHUP reloads the policy, SIGUSR2 upgrades
     #[command(
-        after_help = "SNOWFENCE_LOG says what is logged: error, warn, info (default), debug, or by module.\n\nAn upgrade without a gap: put the new binary in the place of the old one and send SIGUSR2, or start\nthe new one with --take-over beside the old one.\n\nExamples:\n  sudo snowfence run --config /etc/snowfence/snowfence.toml\n  sudo systemctl kill --signal=USR2 --kill-whom=main snowfence"
+        after_help = "SNOWFENCE_LOG says what is logged: error, warn, info (default), debug, or by module.\n\nAn upgrade without a gap: put the new binary in the place of the old one and send SIGUSR2, or start\nthe new one with --take-over beside the old one, which then waits to be stopped.\n\nExamples:\n  sudo snowfence run --config /etc/snowfence/snowfence.toml\n  sudo systemctl kill --signal=USR2 --kill-whom=main snowfence"
     )]
     Run {
         #[command(flatten)]
@@ -47,7 +47,7 @@ enum Command {
     },
     /// Take the kernel programs down: connections to Snowflake go their own way again
     #[command(
-        after_help = "Without this, a stopped agent leaves connections to Snowflake refused.\n\nExample:\n  sudo snowfence detach"
+        after_help = "Without this, a stopped agent leaves connections to Snowflake refused, and all connections of\nworkloads in mode \"all\".\n\nExample:\n  sudo snowfence detach"
     )]
     Detach {
         #[command(flatten)]
@@ -57,7 +57,7 @@ enum Command {
     },
     /// Say what this host has of what the agent needs, what is missing, what that weakens, and how to mend it
     #[command(
-        after_help = "Ends with 1 if the agent cannot work here.\n\nExamples:\n  sudo snowfence doctor\n  sudo snowfence doctor --format json | jq '.findings[] | select(.state != \"good\")'"
+        after_help = "Ends with 1 if the agent cannot work here, or if the one that runs does not cover everything.\n\nExamples:\n  sudo snowfence doctor\n  sudo snowfence doctor --format json | jq '.findings[] | select(.state != \"good\")'"
     )]
     Doctor {
         #[command(flatten)]
@@ -85,6 +85,9 @@ enum Command {
     Version(Output),
 }
 
+/// Where the configuration is, unless it is said otherwise.
+const CONFIG: &str = "/etc/snowfence/snowfence.toml";
+
 #[derive(Args)]
 struct ConfigFile {
     /// The configuration file
@@ -93,7 +96,7 @@ struct ConfigFile {
         short,
         value_name = "FILE",
         env = "SNOWFENCE_CONFIG",
-        default_value = "/etc/snowfence/snowfence.toml"
+        default_value = CONFIG
     )]
     config: PathBuf,
 }
@@ -181,6 +184,11 @@ fn version(format: Format) -> Result<(), Failure> {
 impl ConfigFile {
     fn load(&self) -> Result<Config, Failure> {
         Ok(config::load(&self.config)?)
+    }
+
+    /// Whether nobody has named one, and there is none.
+    fn is_missing(&self) -> bool {
+        self.config.as_os_str() == CONFIG && !self.config.exists()
     }
 }
 

@@ -186,6 +186,27 @@ pub enum ConfigError {
     Invalid { path: PathBuf, problems: Vec<Problem> },
 }
 
+/// Where the agent's state and its kernel part are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    pub state_dir: PathBuf,
+    pub cgroup: PathBuf,
+    pub bpffs: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        let (agent, capture) = (raw::Agent::default(), raw::Capture::default());
+        Self { state_dir: agent.state_dir, cgroup: capture.cgroup, bpffs: capture.bpffs }
+    }
+}
+
+impl From<Config> for Places {
+    fn from(config: Config) -> Self {
+        Self { state_dir: config.agent.state_dir, cgroup: config.capture.cgroup, bpffs: config.capture.bpffs }
+    }
+}
+
 /// Reads and checks a configuration file.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let text = std::fs::read_to_string(path)

@@ -92,11 +92,9 @@ pub async fn terminate(proxy: Arc<Proxy>, stream: Rewound, peer: Peer) {
     let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            tracing::warn!(
-                cgroup = peer.flow.workload.cgroup, pid = peer.flow.workload.pid, name = peer.server_name, %error,
-                "the client broke off the TLS handshake: does it trust the internal CA (`snowfence ca print`)?"
-            );
-            return;
+            let detail = format!("{error}; does the client trust the internal CA (`snowfence ca print`)?");
+            let (workload, account) = (&peer.flow.workload, &peer.server_name);
+            return proxy.event(EventKind::HandshakeFailed, Some(workload), None, account, detail).await;
         }
         Err(_) => return,
     };

@@ -17,6 +17,7 @@ mod dial;
 mod foreign;
 mod login;
 mod noise;
+mod parts;
 mod reading;
 mod service;
 mod sessions;

@@ -1,9 +1,11 @@
 //! One request: which operation it is, whose session it is on, and who handles it.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::channel::Channel;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::http::request::Parts;
@@ -14,14 +16,15 @@ use super::body::{self, Body, BodyError};
 use super::connection::Peer;
 use super::sessions::{Session, SessionError, TokenKind, UpstreamTokens};
 use super::upstream::{Answer, Outgoing, UpstreamError};
-use super::{Proxy, login, statement};
+use super::{Proxy, login, parts, statement};
 use crate::audit::EventKind;
 use crate::snowflake::{
-    Malformed, Operation, Refusal, Renewal, Reply, aborted_request, classify, known_query, renewal_body,
-    snowflake_token, telemetry_answer,
+    Malformed, Operation, QueryId, Refusal, Renewal, Reply, aborted_request, classify, known_query,
+    renewal_body, snowflake_token, telemetry_answer,
 };
 
-pub type Reaction = Response<Full<Bytes>>;
+/// An answer for the client, whole or as it comes.
+pub type Reaction = Response<Either<Full<Bytes>, Channel<Bytes, io::Error>>>;
 
 /// A request of a client, with what every handler needs.
 pub struct Exchange<'a> {
@@ -63,6 +66,10 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
     let exchange = Exchange { proxy, peer, operation, parts };
     match &exchange.operation {
         Operation::Login => login::login(exchange, body).await,
+        Operation::Part(name) => {
+            let name = name.clone();
+            parts::fetch(exchange, &name).await
+        }
         Operation::Renew => renew(exchange, body).await,
         // What drivers report of themselves ends here, unread.
         Operation::Telemetry => {
@@ -135,7 +142,10 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
         (Operation::Monitor(query), _) => statement::observe(exchange.proxy, query, &answer),
         _ => {}
     }
-    exchange.pass(&answer, reply).await
+    match &exchange.operation {
+        Operation::Result(_) => exchange.pass_result(&session, &answer, reply).await,
+        _ => exchange.pass(&answer, reply).await,
+    }
 }
 
 async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
@@ -245,7 +255,10 @@ impl Exchange<'_> {
     /// Passes an answer of Snowflake's to the client, unless what was read of it says that it carries a secret.
     pub async fn pass(&self, answer: &Answer, reply: Result<Reply, Malformed>) -> Reaction {
         match reply {
-            Ok(Reply { secret: None, .. }) => with_status(answer.status, answer.body.clone()),
+            Ok(Reply { secret: None, in_parts: false, .. }) => {
+                with_status(answer.status, answer.body.clone())
+            }
+            Ok(Reply { secret: None, .. }) => refused(&Refusal::request(withheld("chunks"))),
             Ok(Reply { secret: Some(key), .. }) => refused(&Refusal::request(withheld(&key))),
             // Not Snowflake's envelope: an error page, say. Its status tells the driver whether to try again.
             Err(error) => {
@@ -254,6 +267,27 @@ impl Exchange<'_> {
                 self.event(EventKind::UpstreamFailed, None, detail.clone()).await;
                 let status = if answer.status.is_success() { StatusCode::BAD_GATEWAY } else { answer.status };
                 plain(status, &detail)
+            }
+        }
+    }
+
+    /// Passes the answer to a statement, or its result, of which the client may fetch the parts.
+    pub async fn pass_result(
+        &self,
+        session: &Session,
+        answer: &Answer,
+        reply: Result<Reply, Malformed>,
+    ) -> Reaction {
+        let Ok(Reply { in_parts: true, secret: None, query_id, .. }) = &reply else {
+            return self.pass(answer, reply).await;
+        };
+        let query = query_id.as_ref().map_or("", QueryId::as_str);
+        match parts::lease(self, session, query, &answer.body) {
+            Ok(body) => with_status(answer.status, body.into()),
+            Err(error) => {
+                let detail = format!("the result of query {query} is in parts that cannot be read: {error}");
+                self.event(EventKind::UpstreamFailed, Some(session), detail).await;
+                refused(&Refusal::request(withheld("chunks")))
             }
         }
     }
@@ -300,7 +334,7 @@ impl Exchange<'_> {
 /// Why an answer does not reach the client.
 pub fn withheld(key: &str) -> String {
     format!(
-        "Snowfence withheld Snowflake's answer: it carries `{key}`, a secret or the way to storage outside the account's host. This version relays neither file transfers nor results that come in chunks: if it is a large result, ask for fewer rows"
+        "Snowfence withheld Snowflake's answer: it carries `{key}`, a secret or the way to storage outside the account's host. This version relays no file transfers"
     )
 }
 
@@ -313,7 +347,7 @@ pub fn json_answer(body: Vec<u8>) -> Reaction {
 }
 
 /// An error of HTTP, in the envelope that drivers expect.
-fn plain(status: StatusCode, message: &str) -> Reaction {
+pub fn plain(status: StatusCode, message: &str) -> Reaction {
     let code = format!("{:06}", status.as_u16());
     let body =
         json!({ "data": null, "code": code, "message": format!("Snowfence: {message}"), "success": false });
@@ -321,7 +355,7 @@ fn plain(status: StatusCode, message: &str) -> Reaction {
 }
 
 fn with_status(status: StatusCode, body: Bytes) -> Reaction {
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(Either::Left(Full::new(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

@@ -355,6 +355,11 @@ impl Sessions {
         self.pending.remove(query)
     }
 
+    /// What seals things for clients to keep.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
     /// Says what is known of queries, and from now on what changes, to a successor.
     pub fn hand_over(&self, successor: mpsc::UnboundedSender<Legacy>) {
         // What changes meanwhile is told twice, and the same each time.

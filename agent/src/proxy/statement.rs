@@ -178,7 +178,7 @@ async fn forward(
         let status = OutcomeStatus::Unknown;
         append(exchange.proxy, Outcome { status, message, ..outcome(id, started) });
     }
-    exchange.pass(&answer, reply).await
+    exchange.pass_result(session, &answer, reply).await
 }
 
 /// Records the outcome of a statement that was answered, unless it is still to come.

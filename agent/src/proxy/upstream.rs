@@ -10,8 +10,9 @@ use std::{fmt, io};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use hyper::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -22,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::dial::Dialer;
+use super::parts::Part;
 use crate::audit::{Recorded, Verdict};
 use crate::capture::Names;
 use crate::config::Secret;
@@ -109,17 +111,25 @@ impl Upstream {
         self.send(request).await
     }
 
+    /// Asks the storage behind Snowflake for a part of a result that Snowflake has given.
+    pub async fn part(&self, part: &Part, more: HeaderMap) -> Result<Response<Incoming>, UpstreamError> {
+        // An address is a secret, so it is in no error.
+        let uri: Uri = part
+            .url
+            .parse()
+            .map_err(|_| UpstreamError::Request("the address of a part is invalid".into()))?;
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = uri;
+        *request.headers_mut() = part.headers.clone();
+        request.headers_mut().extend(more);
+        let response = tokio::time::timeout(ANSWER_DEADLINE, self.client.request(request));
+        response.await.map_err(|_| UpstreamError::Slow)?.map_err(|error| unanswered(&error))
+    }
+
     async fn send(&self, outgoing: Outgoing<'_>) -> Result<Answer, UpstreamError> {
         let request = outgoing.into_request()?;
         let exchange = async {
-            let response = self.client.request(request).await.map_err(|error| {
-                let reason = innermost(&error);
-                if error.is_connect() {
-                    UpstreamError::Connect(reason)
-                } else {
-                    UpstreamError::Broken(reason)
-                }
-            })?;
+            let response = self.client.request(request).await.map_err(|error| unanswered(&error))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|error| {
                 if error.is::<http_body_util::LengthLimitError>() {
@@ -220,6 +230,11 @@ impl Connection for Verified {
         let connected = Connected::new();
         if self.0.get_ref().1.alpn_protocol() == Some(b"h2") { connected.negotiated_h2() } else { connected }
     }
+}
+
+fn unanswered(error: &hyper_util::client::legacy::Error) -> UpstreamError {
+    let reason = innermost(error);
+    if error.is_connect() { UpstreamError::Connect(reason) } else { UpstreamError::Broken(reason) }
 }
 
 /// The reason at the end of a chain of errors.

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::rand;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -94,6 +96,28 @@ impl Vault {
         let path = self.path(session.id);
         write(&path, &[nonce.as_ref().as_slice(), &bytes].concat())
             .map_err(|source| VaultError::Io { path, source })
+    }
+
+    /// Seals something for a client to keep, who can use it for nothing but for what it is meant for.
+    pub fn seal(&self, purpose: &str, mut bytes: Vec<u8>) -> Result<String, VaultError> {
+        let nonce = self
+            .key
+            .seal_in_place_append_tag(self.meant_for(purpose), &mut bytes)
+            .map_err(|_| VaultError::Seal)?;
+        Ok(URL_SAFE_NO_PAD.encode([nonce.as_ref().as_slice(), &bytes].concat()))
+    }
+
+    /// What was sealed for this purpose, in this boot.
+    pub fn open_sealed(&self, purpose: &str, sealed: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let mut bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(sealed).ok()?);
+        let (nonce, sealed) = bytes.split_at_mut_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let plain = self.key.open_in_place(nonce, self.meant_for(purpose), sealed).ok()?;
+        Some(Zeroizing::new(plain.to_vec()))
+    }
+
+    fn meant_for(&self, purpose: &str) -> Aad<String> {
+        Aad::from(format!("{} for a client: {purpose}", self.boot))
     }
 
     pub fn remove(&self, id: Uuid) {
@@ -184,6 +208,22 @@ mod tests {
         assert!(!file.windows(4).any(|window| window == b"real"));
         vault.remove(session.id);
         assert!(vault.load().is_empty());
+    }
+
+    #[test]
+    fn what_a_client_keeps_is_good_for_its_purpose_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let vault = Vault::open(directory.path()).unwrap();
+        let sealed = vault.seal("this", b"secret".to_vec()).unwrap();
+        assert!(!sealed.contains("secret"));
+        assert_eq!(
+            **Vault::open(directory.path()).unwrap().open_sealed("this", &sealed).unwrap(),
+            *b"secret"
+        );
+        assert!(vault.open_sealed("that", &sealed).is_none());
+        for broken in ["", "AAAA", "ä", &sealed[1..], &format!("{sealed}A")] {
+            assert!(vault.open_sealed("this", broken).is_none(), "{broken}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use hyper::Method;
 
+use super::parts::{PATH as PARTS, part_name};
+
 /// The operations that the agent understands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
@@ -23,6 +25,8 @@ pub enum Operation {
     AbortQuery(QueryId),
     /// `GET /monitoring/queries/{id}`
     Monitor(QueryId),
+    /// `GET /snowfence/parts/{name}`: a part of a result, which the agent fetches from the storage behind Snowflake.
+    Part(String),
     /// `POST /telemetry/send`, `POST /telemetry/send/sessionless`
     Telemetry,
 }
@@ -63,6 +67,9 @@ pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Oper
         ("POST", ["queries", query, "abort-request"]) => Ok(Operation::AbortQuery(id(query)?)),
         ("GET", ["queries", query, "result"]) => Ok(Operation::Result(id(query)?)),
         ("GET", ["monitoring", "queries", query]) => Ok(Operation::Monitor(id(query)?)),
+        ("GET", ["snowfence", "parts", name]) => {
+            part_name(name).map(|name| Operation::Part(name.to_owned())).ok_or_else(unknown)
+        }
         ("POST", ["telemetry", "send"] | ["telemetry", "send", "sessionless"]) => Ok(Operation::Telemetry),
         _ => Err(unknown()),
     }
@@ -107,6 +114,7 @@ impl Operation {
             Self::Abort => "/queries/v1/abort-request".into(),
             Self::AbortQuery(QueryId(id)) => format!("/queries/{id}/abort-request"),
             Self::Monitor(QueryId(id)) => format!("/monitoring/queries/{id}"),
+            Self::Part(name) => format!("{PARTS}{name}"),
             Self::Telemetry => "/telemetry/send".into(),
         }
     }

@@ -4,6 +4,7 @@ use serde_json::value::RawValue;
 
 use super::json::{Malformed, Object};
 use super::operation::QueryId;
+use super::parts::{self, InParts};
 
 /// Keys of `data` that carry, or lead to, secrets of the storage behind Snowflake or of the session.
 const SECRET: [&str; 16] = [
@@ -38,6 +39,8 @@ pub struct Reply {
     pub rows: Option<u64>,
     /// The statement still runs; the result is asked for later.
     pub in_progress: bool,
+    /// Its result is in parts in the storage behind Snowflake: what leads there is a secret too, and is replaced.
+    pub in_parts: bool,
     /// The key under which the answer carries a secret. Such an answer must not reach the client.
     pub secret: Option<String>,
 }
@@ -53,7 +56,9 @@ impl Reply {
         let is_secret = |(key, value): &(&str, &RawValue)| {
             SECRET.contains(&key.to_ascii_lowercase().as_str()) && !is_empty(value.get())
         };
-        let secret = body.keys().chain(data.keys()).find(is_secret).map(|(key, _)| key.to_owned());
+        // Of those that lead to parts only the known spelling is, in the known place.
+        let in_data = data.keys().filter(|(key, _)| !parts::KEYS.contains(key));
+        let secret = body.keys().chain(in_data).find(is_secret).map(|(key, _)| key.to_owned());
         // A driver follows it with its token, wherever it leads.
         let result_url: Option<String> = data.field("getResultUrl");
         let leads_away = result_url.is_some_and(|url| !url.starts_with('/') || url.starts_with("//"));
@@ -68,6 +73,7 @@ impl Reply {
             message: body.field("message").unwrap_or_default(),
             query_id: query_id.and_then(|id| QueryId::parse(&id)),
             result_ids: result_ids.unwrap_or_default().split(',').filter_map(QueryId::parse).collect(),
+            in_parts: InParts::is_in(&data),
             rows: data.field("total").or_else(|| data.field("returned")),
             secret,
         })
@@ -102,7 +108,7 @@ impl Ending {
 }
 
 /// Null, false, or nothing in it.
-fn is_empty(json: &str) -> bool {
+pub(super) fn is_empty(json: &str) -> bool {
     let compact: String = json.chars().filter(|character| !character.is_whitespace()).take(8).collect();
     matches!(compact.as_str(), "null" | "false" | "\"\"" | "[]" | "{}")
 }
@@ -136,7 +142,8 @@ mod tests {
     #[test]
     fn an_answer_with_a_secret_says_so() {
         for body in [
-            r#"{"data":{"chunks":[{"url":"https://bucket/?sig=x"}]},"success":true}"#,
+            r#"{"data":{"Chunks":[{"url":"https://bucket/?sig=x"}]},"success":true}"#,
+            r#"{"chunks":[{"url":"https://bucket/?sig=x"}],"success":true}"#,
             r#"{"data":{"stageInfo":{"creds":{}}},"success":true}"#,
             r#"{"data":{"StageInfo":{"creds":{}}},"success":true}"#,
             r#"{"data":{"sessionToken":"x"},"success":true}"#,
@@ -146,5 +153,8 @@ mod tests {
             assert!(Reply::parse(body.as_bytes()).unwrap().secret.is_some(), "{body}");
         }
         assert!(Reply::parse(b"<html>").is_err());
+        let in_parts = r#"{"data":{"chunks":[{"url":"https://bucket/?sig=x"}],"qrmk":"k"},"success":true}"#;
+        let reply = Reply::parse(in_parts.as_bytes()).unwrap();
+        assert_eq!((reply.in_parts, reply.secret), (true, None));
     }
 }

@@ -20,6 +20,7 @@ from emulator.queries import Queries, Query
 from emulator.request import BadRequest, Request, read_request
 from emulator.request_log import RequestLog, readable_body
 from emulator.sessions import Session, Sessions
+from emulator.storage import Storage
 from web import Answer, Receive, Scope, Send
 
 LOGGER = logging.getLogger("upstream")
@@ -66,7 +67,9 @@ class Application:
         log: RequestLog,
         warehouse: str,
         patience: float,
+        storage: Storage,
     ) -> None:
+        self._storage = storage
         self._hosts = [host.lower() for host in hosts]
         self._credentials = credentials
         self._sessions = sessions
@@ -74,7 +77,7 @@ class Application:
         self._log = log
         self._warehouse = warehouse
         self._patience = patience
-        self._queries = Queries(engine, hosts, account_name(hosts[0]))
+        self._queries = Queries(engine, hosts, account_name(hosts[0]), storage)
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/session/v1/login-request"): self._login,
             ("POST", "/session/token-request"): self._renew,
@@ -88,6 +91,10 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await read_request(scope, receive)
+        if request.headers.get("host", "").lower() == self._storage.host:
+            self._record(request)
+            await self._storage.serve(request, send)
+            return
         try:
             answer = await self._dispatch(request)
         except Exception:

@@ -11,10 +11,11 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator import protocol, statements
+from emulator import parts, protocol, statements
 from emulator.engine import Engine, status_result
 from emulator.protocol import Refusal
 from emulator.sessions import Session
+from emulator.storage import Storage
 
 LOGGER = logging.getLogger("upstream.queries")
 KEPT_QUERIES = 10_000
@@ -79,7 +80,8 @@ class Query:
 class Queries:
     """All queries of the server, with the engine that runs them."""
 
-    def __init__(self, engine: Engine, hosts: list[str], account: str) -> None:
+    def __init__(self, engine: Engine, hosts: list[str], account: str, storage: Storage) -> None:
+        self._storage = storage
         self._engine = engine
         self._hosts = hosts
         self._account = account
@@ -188,7 +190,7 @@ class Queries:
             if isinstance(action, statements.Scan):
                 return self._scan(query, action.query_id)
             if isinstance(action, statements.Allowlist):
-                return status_result(json.dumps(allowlist(self._hosts)), 0x1000, "SYSTEM$ALLOWLIST()")
+                return status_result(json.dumps(allowlist(self._hosts, self._storage.host)), 0x1000, "SYSTEM$ALLOWLIST()")
             if action is not None:
                 return status_result("Statement executed successfully.", 0x4000)
         async with session.lock:
@@ -231,15 +233,15 @@ class Queries:
             "sendResultTime": int(time.time() * 1000),
             "queryContext": {"entries": [{"id": 0, "timestamp": int(time.time() * 1_000_000), "priority": 0}]},
         }
-        return data | final
+        return parts.cut(data | final, query.id, str(query.request["sqlText"]), self._storage)
 
 
-def allowlist(hosts: list[str]) -> list[dict[str, Any]]:
+def allowlist(hosts: list[str], storage: str) -> list[dict[str, Any]]:
     """What `SYSTEM$ALLOWLIST()` says: the account's own hosts, and some of those that every account needs besides."""
     kinds = ["SNOWFLAKE_DEPLOYMENT", *["SNOWFLAKE_DEPLOYMENT_REGIONLESS"] * (len(hosts) - 1)]
     listed = [{"type": kind, "host": host, "port": 443} for kind, host in zip(kinds, hosts)]
     return listed + [
-        {"type": "STAGE", "host": "acme-stage.s3.eu-west-1.amazonaws.com", "port": 443},
+        {"type": "STAGE", "host": storage, "port": 443},
         {"type": "OCSP_CACHE", "host": "ocsp.snowflakecomputing.com", "port": 80},
     ]
 

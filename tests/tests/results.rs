@@ -1,0 +1,237 @@
+//! Large results: they come whole, in any format, by the agent alone; and what leads to them is of use to nobody else.
+
+mod common;
+
+use anyhow::{Context, Result};
+use sandbox::{Environment, Sandbox, network};
+use serde_json::Value;
+
+use common::{client, eventually, journal};
+
+/// So many that most of them are in parts.
+const ROWS: u64 = 90_000;
+
+/// Speaks the protocol by itself. `ask` sends a statement, `fetch` asks for a part.
+const RAW: &str = r#"
+import gzip, http.client, ssl, urllib.parse, urllib.request, uuid
+host = os.environ["SNOWFLAKE_HOST"]
+trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+
+def send(method, target, headers, body=None):
+    connection = http.client.HTTPSConnection(host, context=trust, timeout=60)
+    connection.request(method, target, body, headers)
+    answer = connection.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read()
+
+def post(path, data, token):
+    headers = {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
+    target = f"{path}?requestId={uuid.uuid4()}"
+    return send("POST", target, headers, json.dumps(data))[2].decode()
+
+def login():
+    data = dict(ACCOUNT_NAME="acme", LOGIN_NAME="x", AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"])
+    return json.loads(post("/session/v1/login-request", dict(data=data), "None"))["data"]["token"]
+
+def ask(token, sql):
+    return post("/queries/v1/query-request", dict(sqlText=sql, asyncExec=False, sequenceId=1), token)
+
+def fetch(url, headers):
+    status, headers, body = send("GET", urllib.parse.urlsplit(url).path, headers)
+    if headers.get("Content-Encoding", headers.get("content-encoding")) == "gzip":
+        body = gzip.decompress(body)
+    return status, body
+"#;
+
+fn rows(comment: &str) -> String {
+    format!(
+        "select {comment} seq4() as n, 'row ' || seq4() as t, case when seq4() % 7 = 0 then null else seq4() * 1.5 end as x from table(generator(rowcount => {ROWS}))"
+    )
+}
+
+/// Reads it all, row by row; says what there is of it.
+fn read(statement: &str) -> String {
+    format!(
+        r#"
+def read(cursor):
+    rows = cursor.execute({statement:?}).fetchall()
+    return [len(rows), len({{row[0] for row in rows}}), sum(int(row[0]) for row in rows),
+            sum(row[2] is None for row in rows), rows[70000][1] == f"row {{rows[70000][0]}}"]
+"#
+    )
+}
+
+fn expected() -> Value {
+    serde_json::json!([ROWS, ROWS, ROWS * (ROWS - 1) / 2, ROWS.div_ceil(7), true])
+}
+
+/// What arrived at the storage: requests, of which none is from anybody but the agent.
+fn storage_requests(sandbox: &Sandbox) -> Result<Vec<Value>> {
+    let requests = sandbox.upstream_log()?.into_iter().filter(|line| {
+        line["event"] == "request" && line["path"].as_str().is_some_and(|it| it.starts_with("/results/"))
+    });
+    let requests: Vec<Value> = requests.collect();
+    for request in &requests {
+        let peer = request["peer"].as_str().context("a peer")?;
+        assert!(peer.starts_with(&format!("{}:", network::NODE)), "{peer} is not the agent");
+    }
+    Ok(requests)
+}
+
+fn comes_whole(driver: Environment) -> Result<()> {
+    let mut sandbox = Sandbox::builder().driver(driver).start()?;
+    let pod = sandbox.pod("reports")?;
+    let said = client(
+        &pod,
+        &format!(
+            r#"{}
+connection = connect()
+cursor = connection.cursor()
+say(**attempt(lambda: read(cursor)))
+cursor.execute("alter session set python_connector_query_result_format = 'JSON'")
+say(**attempt(lambda: read(cursor)))
+say(**attempt(lambda: cursor.execute("select count(*) from customers").fetchall()))"#,
+            read(&rows(""))
+        ),
+    )?;
+    assert_eq!(said[0]["rows"], expected(), "Arrow: {}", said[0]);
+    assert_eq!(said[1]["rows"], expected(), "JSON: {}", said[1]);
+    assert_eq!(said[2]["rows"][0][0].to_string().trim_matches('"'), "300", "{}", said[2]);
+    assert!(storage_requests(&sandbox)?.len() >= 8);
+    let outcomes = journal(
+        &sandbox,
+        "SELECT status, rows FROM outcomes JOIN statements ON statements.id = outcomes.statement
+         WHERE sql LIKE '%generator%'",
+    )?;
+    assert!(outcomes.len() == 2 && outcomes.iter().all(|one| one["rows"] == ROWS), "{outcomes:?}");
+    Ok(())
+}
+
+#[test]
+fn a_large_result_comes_whole_to_connector_5() -> Result<()> {
+    comes_whole(Environment::Connector5)
+}
+
+#[test]
+fn a_large_result_comes_whole_to_connector_4() -> Result<()> {
+    comes_whole(Environment::Connector4)
+}
+
+#[test]
+fn a_large_result_comes_whole_by_adbc() -> Result<()> {
+    let mut sandbox = Sandbox::builder().driver(Environment::Adbc).start()?;
+    let pod = sandbox.pod("reports")?;
+    let output = pod.python(&format!(
+        r#"
+import json, os
+import adbc_driver_snowflake.dbapi as snowflake
+of = os.environ
+options = {{
+    "account": of["SNOWFLAKE_ACCOUNT"], "auth_type": "auth_oauth", "client_option.auth_token": of["SNOWFLAKE_TOKEN"],
+    "db": of["SNOWFLAKE_DATABASE"], "schema": of["SNOWFLAKE_SCHEMA"],
+}}
+options = {{f"adbc.snowflake.sql.{{name}}": value for name, value in options.items()}}
+with snowflake.connect(db_kwargs={{"username": of["SNOWFLAKE_USER"], **options}}) as connection:
+    cursor = connection.cursor()
+    cursor.execute({:?})
+    n, t, x = cursor.fetch_arrow_table().columns
+    numbers = [int(value) for value in n.to_pylist()]
+    print(json.dumps([len(n), len(set(numbers)), sum(numbers), x.null_count, t[70000].as_py() == f"row {{numbers[70000]}}"]))
+"#,
+        rows("")
+    ))?;
+    let said: Value = serde_json::from_str(output.into_stdout()?.trim())?;
+    assert_eq!(said, expected());
+    assert!(storage_requests(&sandbox)?.len() >= 4);
+    Ok(())
+}
+
+#[test]
+fn a_part_that_breaks_off_is_taken_up_where_it_broke() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let pod = sandbox.pod("reports")?;
+    let said = client(
+        &pod,
+        &format!(
+            "{}\nsay(**attempt(lambda: read(connect().cursor())))",
+            read(&rows("/* parts break off */ /* parts by key */"))
+        ),
+    )?;
+    assert_eq!(said[0]["rows"], expected(), "{}", said[0]);
+    let requests = storage_requests(&sandbox)?;
+    let resumed = requests.iter().filter(|request| request["headers"]["range"].is_string()).count();
+    assert_eq!(
+        (resumed, requests.len()),
+        (5, 10),
+        "each of the parts broke once, and was asked for its rest"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_leads_to_a_part_is_of_use_to_its_own_workload_alone() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let (pod, other) = (sandbox.pod("reports")?, sandbox.pod("other")?);
+    let said = client(
+        &pod,
+        &format!(
+            r#"{RAW}
+token = login()
+answer = ask(token, {statement:?})
+data = json.loads(answer)["data"]
+urls, headers = [chunk["url"] for chunk in data["chunks"]], data["chunkHeaders"]
+status, body = fetch(urls[0], headers)
+mixed = json.loads(ask(token, {statement:?}))["data"]
+say(urls=urls, headers=headers, keys=sorted(data), part=sorted(data["chunks"][0]),
+    leaks=[word for word in ("amazonaws", "Signature", "customer", "AES256") if word in answer],
+    status=status, length=len(body), expected=data["chunks"][0]["uncompressedSize"],
+    without=fetch(urls[0], {{}})[0], changed=fetch(urls[0][:-1] + "A", headers)[0],
+    mixed=fetch(urls[0], mixed["chunkHeaders"])[0], no_such=fetch(urls[0][:-10], headers)[0])"#,
+            statement = rows("")
+        ),
+    )?;
+    let said = &said[0];
+    assert_eq!(said["leaks"], serde_json::json!([]), "{said}");
+    assert_eq!(said["status"], 200, "{said}");
+    assert_eq!(said["length"], said["expected"], "{said}");
+    let keys = said["keys"].as_array().context("keys")?;
+    assert!(!keys.iter().any(|key| key == "qrmk"), "{keys:?}");
+    assert_eq!(
+        said["part"],
+        serde_json::json!(["compressedSize", "rowCount", "uncompressedSize", "url"]),
+        "{said}"
+    );
+    for refused in ["without", "changed", "mixed", "no_such"] {
+        assert_eq!(said[refused], 422, "{refused}: {said}");
+    }
+
+    let by_another = client(
+        &other,
+        &format!(
+            "{RAW}\nstatus, body = fetch({}, json.loads({:?}))\nsay(status=status, body=body.decode())",
+            said["urls"][0],
+            said["headers"].to_string()
+        ),
+    )?;
+    assert_eq!(by_another[0]["status"], 422, "{}", by_another[0]);
+    eventually("it is on record", || {
+        let events = journal(&sandbox, "SELECT cgroup, detail FROM events WHERE kind = 'session_refused'")?;
+        Ok(events.iter().any(|event| {
+            event["cgroup"].as_str().is_some_and(|it| it.ends_with("/pods/other"))
+                && event["detail"].as_str().is_some_and(|it| it.contains("another workload"))
+        }))
+    })?;
+
+    // The agent that comes after knows them too.
+    sandbox.kill_agent()?;
+    sandbox.start_agent()?;
+    let later = client(
+        &pod,
+        &format!(
+            "{RAW}\nsay(status=fetch({}, json.loads({:?}))[0])",
+            said["urls"][1],
+            said["headers"].to_string()
+        ),
+    )?;
+    assert_eq!(later[0]["status"], 200, "{}", later[0]);
+    Ok(())
+}
