@@ -75,6 +75,8 @@ pub mod own_class {
     pub const AGENT: u32 = 1;
     /// It carries a workload's connection to the address in the [`Own`], and to no endpoint behind that.
     pub const SPLICE: u32 = 2;
+    /// It speaks for the agent to others than Snowflake.
+    pub const PLAIN: u32 = 3;
 }
 
 /// Indices of the per-CPU counters. The first ones count events by their kind, sent to the agent or not.

@@ -138,6 +138,13 @@ fn judge(context: &SockAddrContext, destination: [u32; 4]) -> Verdict {
     let scope = scope::of_task(settings);
     let class = if is_captured(port) { endpoint_class(destination) } else { None };
     let is_all = scope.mode == mode::ALL && !is_by_agent(settings);
+    if scope.mode == mode::ALL && !is_all {
+        // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
+        let socket = unsafe { (*fields).__bindgen_anon_1.sk };
+        if !socket.is_null() && own::mark(socket).is_none() {
+            own::let_pass(socket);
+        }
+    }
     if scope.mode == mode::OFF || class.is_none() && !is_all {
         return Verdict::Untouched;
     }
@@ -146,14 +153,17 @@ fn judge(context: &SockAddrContext, destination: [u32; 4]) -> Verdict {
     }
     if !is_stream {
         // Whoever is only said to be Snowflake's may be spoken to; and in mode `all` what is not captured as TCP is not.
-        let is_certain = class.is_some_and(|class| class < endpoint_class::LEARNT);
-        if !is_certain && !(is_all && is_captured(port)) {
+        if !is_certain(class) && !(is_all && is_captured(port)) {
             return Verdict::Untouched;
         }
         datagram::refuse(context, destination, port);
         return Verdict::Refused(0);
     }
     if !is_alive(settings) {
+        if !is_all && !is_certain(class) {
+            // Hearsay: nobody is there to look at what is said, and the guard still meets Snowflake's names.
+            return Verdict::Untouched;
+        }
         report(context, event_kind::AGENT_SILENT, destination, port);
         return Verdict::Refused(ECONNREFUSED);
     }
@@ -194,6 +204,12 @@ fn redirect(context: &SockAddrContext, settings: &Settings, destination: [u32; 4
 fn probed(context: &SockAddrContext, destination: [u32; 4], port: u16) -> Verdict {
     report(context, event_kind::LISTENER_PROBED, destination, port);
     Verdict::Refused(ECONNREFUSED)
+}
+
+/// Whether an address of this class is Snowflake's, and not only by hearsay.
+#[inline(always)]
+fn is_certain(class: Option<u32>) -> bool {
+    class.is_some_and(|class| class < endpoint_class::LEARNT)
 }
 
 /// Whether the socket is one of the agent's own.

@@ -3,7 +3,7 @@
 //!
 //! It sees packets as they leave the network namespace of their socket: after any translation of addresses there.
 
-use agent_common::{SynKey, event_kind, mode, own_class};
+use agent_common::{Settings, SynKey, event_kind, mode, own_class};
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 
 use crate::{
@@ -31,7 +31,9 @@ fn judge(skb: *mut __sk_buff) -> bool {
     }
     let is_syn = packet.is_syn();
     let may_reach = packet.may_reach(is_captured);
-    if is_syn && may_reach && settings.scoped != 0 && scope::of_packet(settings, skb).mode == mode::OFF {
+    // Later ones too where they meet the perimeter, which may have forgotten the first.
+    let is_noted = packet.is_tcp() && packet.matters() && (is_syn || is_endpoint(packet.destination));
+    if may_reach && is_noted && settings.scoped != 0 && scope::of_packet(settings, skb).mode == mode::OFF {
         let _ = UNCOVERED_SYNS.insert(syn_key(&packet), 0, 0);
         return true;
     }
@@ -45,6 +47,10 @@ fn judge(skb: *mut __sk_buff) -> bool {
             tell(skb, event_kind::SPLICE_DIVERTED, &packet, None);
             return false;
         }
+    }
+    if goes_around(settings, skb, &packet, may_reach) {
+        tell(skb, event_kind::PACKET_GUARDED, &packet, None);
+        return false;
     }
     if may_reach && packet.matters() && is_endpoint(packet.destination) {
         if own::is_agents(skb) || scope::of_packet(settings, skb).mode == mode::OFF {
@@ -66,6 +72,15 @@ fn judge(skb: *mut __sk_buff) -> bool {
     own::close(skb);
     tell(skb, found.kind, &packet, Some(&found));
     false
+}
+
+/// Whether it begins something, in mode `all`, that was not led through the agent: whatever `connect` was told, the packet
+/// leaves for somewhere else.
+#[inline(always)]
+fn goes_around(settings: &Settings, skb: *mut __sk_buff, packet: &Packet, may_reach: bool) -> bool {
+    let begins = packet.opens() || may_reach && packet.is_datagram();
+    let may_be_all = settings.scoped != 0 || settings.scope.mode == mode::ALL;
+    begins && may_be_all && scope::of_packet(settings, skb).mode == mode::ALL && !own::is_marked(skb)
 }
 
 /// The key under which the perimeter looks for the first packet of a connection that is not covered.

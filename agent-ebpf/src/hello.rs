@@ -16,8 +16,10 @@ use crate::{
 /// Bytes up to the version in the hello: of the record, of the handshake message, and the version.
 const PREFIX: u32 = 11;
 const RANDOM: u32 = 32;
-/// A record that changes the cipher may stand before a second hello.
-const CHANGE_CIPHER_SPEC: u32 = 6;
+const RECORD_HEADER: u32 = 5;
+/// Records that may stand before a hello, and their length.
+const PREFACES: u32 = 4;
+const LONGEST_PREFACE: u8 = 16;
 /// Extensions that are looked at. No client sends half as many.
 const EXTENSIONS: u32 = 64;
 /// The longest name of a host.
@@ -72,9 +74,21 @@ extern "C" fn snowflake_name(skb: *mut __sk_buff, payload: u32) -> u64 {
 
 #[inline(always)]
 fn look_at(settings: &Settings, skb: *mut __sk_buff, payload: u32) -> Option<Found> {
-    let start: [u8; 8] = load(skb, payload)?;
+    let mut payload = payload;
+    let mut start: [u8; 8] = load(skb, payload)?;
+    // What servers read over: a change of ciphers before a second hello, a warning, an empty record.
+    for _ in 0..PREFACES {
+        let is_preface = start[1] == 3
+            && start[3] == 0
+            && (matches!(start[0], 0x14 | 0x15) && start[4] <= LONGEST_PREFACE
+                || start[0] == 0x16 && start[4] == 0);
+        if !is_preface {
+            break;
+        }
+        payload += RECORD_HEADER + u32::from(start[4]);
+        start = load(skb, payload)?;
+    }
     let found = match start[0] {
-        0x14 if start[1] == 3 && start[4] == 1 => server_name(skb, payload + CHANGE_CIPHER_SPEC)?,
         0x16 if start[1] == 3 && start[5] == 1 => server_name(skb, payload)?,
         b'C' if start == *METHOD => tunnel(skb, payload + METHOD.len() as u32)?,
         // SOCKS 5: connect, to a name of which the length stands before it.

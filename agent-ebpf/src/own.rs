@@ -34,6 +34,22 @@ pub fn socket_of(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
     (!socket.is_null()).then_some(socket)
 }
 
+/// Marks a socket by which the agent speaks to others than Snowflake, where it is itself in mode `all`: else the guard would
+/// take it for a workload's that goes around.
+#[inline(always)]
+pub fn let_pass(socket: *mut bpf_sock) {
+    let map = (&raw const OWN).cast_mut().cast::<c_void>();
+    let mut own = Own { class: own_class::PLAIN, port: 0, reserved: 0, address: [0; 16], cgroup_id: 0 };
+    // SAFETY: as for `mark`; what a mark is made with is copied.
+    unsafe { bpf_sk_storage_get(map, socket.cast(), (&raw mut own).cast(), CREATE) };
+}
+
+/// Whether a packet is from a socket of the agent's, of any kind.
+#[inline(always)]
+pub fn is_marked(skb: *mut __sk_buff) -> bool {
+    socket_of(skb).and_then(mark).is_some()
+}
+
 /// Whether a packet is from a socket that may send anything anywhere.
 #[inline(always)]
 pub fn is_agents(skb: *mut __sk_buff) -> bool {

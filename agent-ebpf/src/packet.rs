@@ -26,6 +26,7 @@ const UDP_HEADER: u32 = 8;
 const EXTENSIONS: usize = 6;
 
 const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
 
 pub struct Packet {
     pub source: [u32; 4],
@@ -113,8 +114,12 @@ impl Packet {
                 44 => {
                     let extension: [u8; 4] = load(skb, position)?;
                     packet.protocol = extension[0];
-                    packet.is_fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0;
                     position += 8;
+                    if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
+                        // What follows is no header, and of what protocol it is only the first part says.
+                        packet.is_fragment = true;
+                        break;
+                    }
                 }
                 _ => break,
             }
@@ -123,7 +128,12 @@ impl Packet {
     }
 
     #[inline(always)]
-    fn read_transport(self, skb: *mut __sk_buff, buffer: &mut [u8; HEADERS], position: u32) -> Option<Self> {
+    fn read_transport(
+        mut self,
+        skb: *mut __sk_buff,
+        buffer: &mut [u8; HEADERS],
+        position: u32,
+    ) -> Option<Self> {
         if self.is_fragment {
             return Some(self);
         }
@@ -132,7 +142,12 @@ impl Packet {
             protocol if protocol == UDP || LIKE_UDP.contains(&protocol) => PORTS,
             _ => return Some(self),
         };
-        read_to(skb, position, buffer, length).then(|| self.with_ports(skb, buffer, 0, position))
+        if read_to(skb, position, buffer, length) {
+            return Some(self.with_ports(skb, buffer, 0, position));
+        }
+        // Its ports are in another part, if there is one.
+        self.is_fragment = true;
+        Some(self)
     }
 
     /// Takes what the header of the transport says, which begins in `bytes` at `start` and in the packet at `position`.
@@ -163,6 +178,18 @@ impl Packet {
         self.is_tcp() && self.flags & SYN != 0
     }
 
+    /// The first packet of a connection that its sender begins.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.is_tcp() && self.flags & (SYN | ACK) == SYN
+    }
+
+    /// Whether it is a whole one of those that need no connection.
+    #[inline(always)]
+    pub fn is_datagram(&self) -> bool {
+        !self.is_fragment && (self.protocol == UDP || LIKE_UDP.contains(&self.protocol))
+    }
+
     /// Whether it begins a connection or carries anything. The rest (an acknowledgement, the end of a connection) comes
     /// from what is left of the agent's own sockets too, and gets nobody anywhere.
     #[inline(always)]
@@ -174,10 +201,13 @@ impl Packet {
     /// does not show its port.
     #[inline(always)]
     pub fn may_reach(&self, is_captured: impl FnOnce(u16) -> bool) -> bool {
+        if self.is_fragment {
+            return true;
+        }
         match self.protocol {
             ICMP | ICMPV6 => false,
             protocol if protocol == TCP || protocol == UDP || LIKE_UDP.contains(&protocol) => {
-                self.is_fragment || is_captured(self.destination_port)
+                is_captured(self.destination_port)
             }
             _ => true,
         }

@@ -18,6 +18,8 @@ use crate::{
 
 /// Leave the packet to whatever program comes next, by either way of attaching.
 const NEXT: i32 = -1;
+/// Pass it on without asking anybody else.
+const PASS: i32 = 0;
 const DROP: i32 = 2;
 
 const ETHERNET_HEADER: u32 = 14;
@@ -37,15 +39,21 @@ pub fn perimeter_ip(context: TcContext) -> i32 {
     verdict(context.skb.skb, 0, true)
 }
 
-/// The same for devices in other namespaces, whose numbers mean nothing to the host.
+/// The same for devices in other namespaces, whose numbers mean nothing to the host. What passes goes on at once: a filter
+/// of the pod's own that came after this could write another address into it.
 #[classifier]
 pub fn perimeter_inside(context: TcContext) -> i32 {
-    over_ethernet(context.skb.skb, false)
+    at_last(over_ethernet(context.skb.skb, false))
 }
 
 #[classifier]
 pub fn perimeter_ip_inside(context: TcContext) -> i32 {
-    verdict(context.skb.skb, 0, false)
+    at_last(verdict(context.skb.skb, 0, false))
+}
+
+#[inline(always)]
+fn at_last(verdict: i32) -> i32 {
+    if verdict == NEXT { PASS } else { verdict }
 }
 
 #[inline(always)]
@@ -114,19 +122,21 @@ fn is_known_uncovered(packet: &Packet) -> bool {
         source_port: packet.source_port,
         destination_port: packet.destination_port,
     };
+    let syn = syn_key(packet);
     // SAFETY: nothing is read through the references; only whether there are entries counts.
     unsafe {
-        if packet.is_syn() {
-            let is_uncovered = UNCOVERED_SYNS.get(syn_key(packet)).is_some();
-            if is_uncovered {
-                let _ = UNCOVERED_FLOWS.insert(key, 0, 0);
-            } else if UNCOVERED_FLOWS.get(key).is_some() {
-                // Another connection has the ports of an earlier one.
-                let _ = UNCOVERED_FLOWS.remove(key);
-            }
-            return is_uncovered;
+        let is_known = UNCOVERED_FLOWS.get(key).is_some();
+        if is_known && !packet.is_syn() {
+            return true;
         }
-        UNCOVERED_FLOWS.get(key).is_some()
+        let is_uncovered = packet.matters() && UNCOVERED_SYNS.get(syn).is_some();
+        if is_uncovered {
+            let _ = UNCOVERED_FLOWS.insert(key, 0, 0);
+        } else if is_known {
+            // Another connection has the ports of an earlier one.
+            let _ = UNCOVERED_FLOWS.remove(key);
+        }
+        is_uncovered
     }
 }
 

@@ -233,10 +233,10 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         shares: Shares::default(),
         counts: Counts::default(),
         credentials,
-        upstream: Upstream::new(dialer.clone(), Arc::clone(&names), upstream_tls),
+        upstream: Upstream::new(dialer.clone(), Arc::clone(&names), Arc::clone(&upstream_tls)),
         dialer,
         endpoints: capture.endpoints(),
-        foreign: Foreign::new(config.capture.suffixes.clone())?,
+        foreign: Foreign::new(config.capture.suffixes.clone(), upstream_tls),
         tasks: TaskTracker::new(),
         shutdown: CancellationToken::new(),
         config: Arc::clone(&config),
@@ -277,11 +277,13 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         None => format!("version {}", env!("CARGO_PKG_VERSION")),
     };
     note(&journal, EventKind::AgentStarted, detail).await?;
-    write_ready(&state)?;
+    // Before the one before this one ends: else its end would be taken for the service's.
     supervisor::ready();
     if let Some(predecessor) = predecessor {
         predecessor.relieve().map_err(AppError::Succession)?;
     }
+    // After it knows that it is relieved: who waits for this file may stop it then.
+    write_ready(&state)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.agent.node, "ready");
     Ok(Running { config, capture, proxy, journal, delivery, serving, background, signals, succession })
 }
@@ -292,11 +294,8 @@ impl Running {
         let mut launched = None;
         let successor = loop {
             tokio::select! {
-                told = self.signals.next() => match told {
-                    Some(Told::Reload) => reload(&self.proxy, &self.config).await,
-                    Some(Told::Replace) => launched = supervisor::launch(&self.config.path).or(launched),
-                    Some(Told::Stop) | None => break None,
-                },
+                // Who is relieved and told to stop at once is relieved.
+                biased;
                 Some(step) = self.succession.recv() => match step {
                     Succession::Begins(ended) => {
                         self.delivery.stop().await;
@@ -305,6 +304,11 @@ impl Running {
                     }
                     Succession::Fails => self.delivery.start(&self.journal)?,
                     Succession::Done { pid } => break Some(pid),
+                },
+                told = self.signals.next() => match told {
+                    Some(Told::Reload) => reload(&self.proxy, &self.config).await,
+                    Some(Told::Replace) => launched = supervisor::launch(&self.config.path).or(launched),
+                    Some(Told::Stop) | None => break None,
                 },
             }
         };

@@ -4,9 +4,11 @@
 mod common;
 
 use std::process::{Command, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use sandbox::{Sandbox, network, services};
 use serde_json::Value;
 
@@ -159,6 +161,69 @@ say(**attempt(lambda: udp.sendto(b"x", ("10.77.1.4", 443))))
         "learnt",
         "never confirmed"
     );
+
+    // While the agent is stuck, hearsay is nobody's reason to refuse.
+    sandbox.signal_agent(Signal::STOP)?;
+    sleep(Duration::from_millis(2500));
+    let said = client(
+        &victim,
+        r#"
+import socket
+say(**attempt(lambda: socket.create_connection(("10.77.1.4", 443), 5).getpeername()[1]))"#,
+    )?;
+    sandbox.signal_agent(Signal::CONT)?;
+    assert_eq!(said[0]["rows"], 443, "{}", said[0]);
+    Ok(())
+}
+
+/// Is at an address of somebody else's, in its own network alone, with a certificate for any name.
+const IMPOSTOR: &str = r#"
+import ssl, subprocess, tempfile, threading
+folder = tempfile.mkdtemp()
+name = "evil.snowflakecomputing.com"
+subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+    "-subj", "/CN=" + name, "-addext", "subjectAltName=DNS:" + name,
+    "-keyout", folder + "/key.pem", "-out", folder + "/certificate.pem"], check=True, capture_output=True)
+subprocess.run(["ip", "address", "add", "10.77.1.4/32", "dev", "lo"], check=True)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(folder + "/certificate.pem", folder + "/key.pem")
+listener = socket.create_server(("10.77.1.4", 443))
+def serve():
+    while True:
+        plain, _ = listener.accept()
+        try:
+            context.wrap_socket(plain, server_side=True).close()
+        except OSError:
+            plain.close()
+threading.Thread(target=serve, daemon=True).start()
+def ask(name):
+    with socket.create_connection(("10.77.1.4", 443), 20) as plain:
+        with ssl._create_unverified_context().wrap_socket(plain, server_hostname=name) as tls:
+            return len(tls.getpeercert(True))
+for name in ("www.example.com", None, "other.example"):
+    say(**attempt(lambda: ask(name)))
+"#;
+
+#[test]
+fn a_liar_with_a_certificate_of_its_own_convinces_nobody() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let liar = sandbox.root_pod("liar")?;
+    client(&liar, &format!("{LIAR}tell(answer('evil.snowflakecomputing.com', '10.77.1.4'))"))?;
+    eventually("the lie is learnt", || Ok(of_network(&listed(&sandbox)?, "10.77.1.4/32").is_some()))?;
+    client(&liar, &format!("import socket\n{IMPOSTOR}"))?;
+    let endpoints = listed(&sandbox)?;
+    let learnt = of_network(&endpoints, "10.77.1.4/32").context("it is gone")?;
+    assert_eq!(learnt["class"], "learnt", "{learnt}");
+    // Nor has it spoilt the address for anybody else: ClickHouse is there.
+    let said = client(
+        &sandbox.pod("victim")?,
+        r#"
+import socket, urllib.request
+say(**attempt(lambda: urllib.request.urlopen(os.environ["SANDBOX_CLICKHOUSE"] + "/ping", timeout=20).read().decode()))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+say(**attempt(lambda: udp.sendto(b"x", ("10.77.1.4", 443))))"#,
+    )?;
+    assert_eq!((&said[0]["rows"], &said[1]["rows"]), (&"Ok.\n".into(), &1.into()), "{said:?}");
     Ok(())
 }
 

@@ -74,6 +74,18 @@ fn the_default_may_be_off_for_a_host_on_which_few_are_covered() -> Result<()> {
 }
 
 #[test]
+fn where_everybody_is_off_everybody_goes_his_own_way() -> Result<()> {
+    let mut sandbox = Sandbox::builder()
+        .configure(|configuration| {
+            sandbox::configuration::put(configuration, "capture", "mode", "off".into())
+        })
+        .start()?;
+    let free = sandbox.pod("free")?;
+    assert!(!is_captured(&free)?, "past the perimeter too");
+    Ok(())
+}
+
+#[test]
 fn raw_sockets_are_allowed_where_a_scope_says_so() -> Result<()> {
     let tools =
         scope("tools", &[("cgroups", list("/snowfence-*/pods/tools")), ("raw_sockets", "allow".into())]);

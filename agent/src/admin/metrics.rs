@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -17,11 +18,15 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
 
 use super::status::EndpointCounts;
 use crate::capture::{AttemptKind, Capture, Endpoints};
 use crate::proxy::Counts;
 
+/// Scrapes that are answered at a time.
+const AT_ONCE: usize = 16;
+const PAUSE: Duration = Duration::from_secs(1);
 /// Scrapes that wait.
 const BACKLOG: u32 = 64;
 const FORMAT: HeaderValue =
@@ -47,9 +52,21 @@ impl Metrics {
     /// Serves scrapes until it is aborted.
     pub async fn serve(self, listener: TcpListener) {
         let metrics = Arc::new(self);
-        while let Ok((stream, _)) = listener.accept().await {
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Descriptors come back.
+                    tracing::warn!(%error, "a scrape cannot be answered");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
             let metrics = Arc::clone(&metrics);
             tokio::spawn(async move {
+                let _place = place;
                 let service = service_fn(|request| {
                     let answer = metrics.answer(&request);
                     async move { Ok::<_, std::convert::Infallible>(answer) }

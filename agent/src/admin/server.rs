@@ -79,11 +79,12 @@ impl Server {
                     continue;
                 }
                 let (agent, runtime, busy) = (Arc::clone(&agent), runtime.clone(), Arc::clone(&busy));
+                let place = Place(busy);
                 let answering = thread::Builder::new().name("admin".to_owned()).spawn(move || {
+                    let _place = place;
                     if let Err(error) = agent.answer(stream, &runtime) {
                         tracing::debug!(%error, "somebody who asked has gone");
                     }
-                    busy.fetch_sub(1, Ordering::Relaxed);
                 });
                 if let Err(error) = answering {
                     tracing::warn!(%error, "a question is not answered");
@@ -91,6 +92,15 @@ impl Server {
             }
         })?;
         Ok(())
+    }
+}
+
+/// One of the questions that are answered at a time, until it is dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -180,7 +190,8 @@ impl Agent {
         runtime.block_on(delivery_ended).map_err(io::Error::other)?;
         let handed = self.hand_journal_over(&mut stream, runtime);
         if handed.is_ok() && matches!(wire::receive(&mut stream), Ok(Some(Step::Done))) {
-            return self.tell(Succession::Done { pid }, runtime);
+            self.tell(Succession::Done { pid }, runtime)?;
+            return wire::send(&mut stream, &Step::Done);
         }
         tracing::warn!(pid, "the agent that was to take over has failed: this one goes on");
         self.tell(Succession::Fails, runtime)?;

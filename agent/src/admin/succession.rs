@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,10 @@ use crate::capture::{HandedListener, Inheritance};
 use crate::proxy::Legacy;
 use crate::wire::{self, DESCRIPTORS};
 
-/// What the successor says after the first request.
+/// How long a predecessor may take to say that it is relieved.
+const RELIEF: Duration = Duration::from_secs(5);
+
+/// What the successor says after the first request; the last, it is told in return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Step {
@@ -104,9 +108,14 @@ impl Predecessor {
         }
     }
 
-    /// Tells it to stop accepting.
+    /// Tells it to stop accepting, and waits until it knows: whatever it is told next must not pass for a stop.
     pub fn relieve(mut self) -> io::Result<()> {
-        wire::send(&mut self.stream, &Step::Done)
+        wire::send(&mut self.stream, &Step::Done)?;
+        self.stream.set_read_timeout(Some(RELIEF))?;
+        if let Err(error) = wire::receive::<Step>(&mut self.stream) {
+            tracing::warn!(%error, "the agent before this one does not say that it is relieved");
+        }
+        Ok(())
     }
 }
 

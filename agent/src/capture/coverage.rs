@@ -172,9 +172,10 @@ impl Coverage {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let task = tokio::select! {
+                // What workloads cause at will comes last, and what is due now and then comes first.
                 biased;
+                _ = ticks.tick() => Task::Scan,
                 Some(events) = inbox.namespaces.recv() => Task::Hear(events),
-                Some(event) = inbox.guarded.recv() => Task::End(Box::new(event)),
                 Some(inode) = inbox.devices.recv() => Task::Guard(inode),
                 Some(question) = inbox.questions.recv() => Task::Answer(question),
                 () = created(made.as_ref()) => {
@@ -186,7 +187,7 @@ impl Coverage {
                     sleep(SETTLE).await;
                     Task::Sweep
                 }
-                _ = ticks.tick() => Task::Scan,
+                Some(event) = inbox.guarded.recv() => Task::End(Box::new(event)),
             };
             // They read files and change namespaces, which no worker should wait for.
             self = spawn_blocking(move || {
@@ -425,21 +426,30 @@ impl Coverage {
 
     /// Whether a socket goes around the agent.
     fn is_old(&self, socket: &TcpSocket) -> bool {
-        let goes_to_endpoint =
-            || self.endpoints.class_of(socket.peer.ip()).is_some_and(super::EndpointClass::is_certain);
-        !socket.is_own
-            && self.settings.ports.contains(&socket.peer.port())
-            && goes_to_endpoint()
-            && self.is_covered(socket)
+        if socket.is_own
+            || !self.settings.ports.contains(&socket.peer.port())
+            || socket.peer.ip().is_loopback()
+        {
+            return false;
+        }
+        match self.mode_of(socket) {
+            mode::OFF => false,
+            // What goes there now is looked at by the agent; what went there before was not.
+            mode::ALL => true,
+            _ => self.endpoints.class_of(socket.peer.ip()).is_some_and(super::EndpointClass::is_certain),
+        }
     }
 
-    fn is_covered(&self, socket: &TcpSocket) -> bool {
+    fn mode_of(&self, socket: &TcpSocket) -> u8 {
         // What does not say where it belongs is taken for covered, and so is what belonged to a cgroup that is gone.
-        let path = socket.cgroup_id.and_then(|id| self.cgroups.path(id, 0));
-        path.is_none_or(|path| {
-            let is_inside = Path::new(&path).starts_with(self.cgroups.path_of(&self.covered));
-            is_inside && self.scopes.of(&path, &self.pods.borrow()).mode != mode::OFF
-        })
+        let Some(path) = socket.cgroup_id.and_then(|id| self.cgroups.path(id, 0)) else {
+            return mode::ENDPOINTS;
+        };
+        if Path::new(&path).starts_with(self.cgroups.path_of(&self.covered)) {
+            self.scopes.of(&path, &self.pods.borrow()).mode
+        } else {
+            mode::OFF
+        }
     }
 
     fn tell_of(&self, socket: &TcpSocket) {
@@ -460,10 +470,8 @@ impl Coverage {
 
     /// Ends the socket whose packet the guard dropped: its process tries again, and is redirected then.
     fn end_guarded(&mut self, event: &Event) {
-        // First where its workload is, then everywhere: a socket may have been handed on.
-        let home = self.namespaces_of(event.cgroup_id);
-        let everywhere = self.open.values().map(|covering| Arc::clone(&covering.namespace));
-        for namespace in home.into_iter().chain(everywhere) {
+        // Where its workload is. One that was handed on elsewhere waits in vain, for nothing leaves it any more.
+        for namespace in self.namespaces_of(event.cgroup_id) {
             let ended = namespace.inside(|| {
                 let sockets = sockets::list(self.marks.as_fd()).unwrap_or_default();
                 let found = sockets.iter().find(|socket| socket.cookie() == event.socket_cookie);

@@ -27,7 +27,7 @@ const NAMESPACE_DESCRIPTOR: u16 = 3;
 const ETHERNET: u16 = 1;
 const LOOPBACK: u16 = 772;
 /// What has no header of its own before that of IP: PPP, tunnels, 6in4, GRE, raw IP, and none.
-const WITHOUT_HEADER: [u16; 6] = [512, 768, 776, 778, 519, 65534];
+const WITHOUT_HEADER: [u16; 8] = [512, 519, 768, 769, 776, 778, 823, 65534];
 /// Two ends that lead into each other: what goes in here comes out in another namespace of this host.
 const PAIRS: [&str; 2] = ["veth", "netkit"];
 

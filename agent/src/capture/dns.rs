@@ -1,13 +1,13 @@
 //! What DNS answers say of Snowflake's names.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::IpAddr,
     time::Duration,
 };
 
 use hickory_resolver::proto::{
-    op::{Message, MessageType, Query},
+    op::{Message, MessageType},
     rr::{
         Name, RData, Record,
         rdata::svcb::{SVCB, SvcParamValue},
@@ -18,12 +18,15 @@ use crate::config::is_under;
 
 /// Names that a chain of aliases may lead over.
 const ALIASES: usize = 16;
+/// Names under the suffixes that one message may speak of, and what may be learnt from it. No real one has as many.
+const NAMES: usize = 32;
+const SIGHTINGS: usize = 256;
 /// Answers over TCP that are put together at a time, and the bytes of one.
 const STREAMS: usize = 1024;
 const STREAM_BYTES: usize = 64 * 1024;
 
 /// An address that a name under one of the suffixes leads to.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Sighting {
     /// In lower case, without a dot at its end.
     pub(super) name: String,
@@ -38,48 +41,54 @@ pub(super) fn sightings(message: &[u8], suffixes: &[String]) -> Vec<Sighting> {
         return Vec::new();
     }
     let records: Vec<&Record> = message.answers.iter().chain(&message.additionals).collect();
-    let names = message.queries.iter().map(Query::name).chain(records.iter().map(|record| &record.name));
-    let mut known: Vec<(Name, String)> = Vec::new();
-    for name in names {
-        let text = text(name);
-        if suffixes.iter().any(|suffix| is_under(&text, suffix))
-            && !known.iter().any(|(_, known)| *known == text)
-        {
-            known.push((name.to_lowercase(), text));
+    // Each name once, so that no answer costs more than it is long.
+    let mut by_name: HashMap<Name, Vec<&Record>> = HashMap::new();
+    for record in &records {
+        by_name.entry(record.name.to_lowercase()).or_default().push(record);
+    }
+    let asked = message.queries.iter().map(|query| query.name().to_lowercase());
+    let mut known: BTreeMap<String, Name> = BTreeMap::new();
+    for name in asked.chain(records.iter().map(|record| record.name.to_lowercase())) {
+        let text = text(&name);
+        if known.len() < NAMES && suffixes.iter().any(|suffix| is_under(&text, suffix)) {
+            known.entry(text).or_insert(name);
         }
     }
-    let mut found = Vec::new();
-    for (name, text) in known {
-        for alias in aliases(name, &records) {
-            for record in records.iter().filter(|record| record.name.to_lowercase() == alias) {
-                let good_for = Duration::from_secs(record.ttl.into());
-                for address in addresses(&record.data) {
-                    let sighting = Sighting { name: text.clone(), address, good_for };
-                    if !found.contains(&sighting) {
-                        found.push(sighting);
-                    }
+    let mut found = HashSet::new();
+    let mut ordered = Vec::new();
+    for (text, name) in known {
+        for record in aliases(name, &by_name).iter().filter_map(|alias| by_name.get(alias)).flatten() {
+            let good_for = Duration::from_secs(record.ttl.into());
+            for address in addresses(&record.data) {
+                if ordered.len() == SIGHTINGS {
+                    return ordered;
+                }
+                let sighting = Sighting { name: text.clone(), address, good_for };
+                if found.insert(sighting.clone()) {
+                    ordered.push(sighting);
                 }
             }
         }
     }
-    found
+    ordered
 }
 
 /// A name and all that it is an alias of, as far as the records say.
-fn aliases(name: Name, records: &[&Record]) -> Vec<Name> {
+fn aliases(name: Name, records: &HashMap<Name, Vec<&Record>>) -> Vec<Name> {
     let mut all = vec![name];
     let mut next = 0;
-    while let Some(name) = all.get(next).cloned()
-        && all.len() < ALIASES
-    {
+    while let Some(name) = all.get(next) {
         next += 1;
-        for record in records.iter().filter(|record| record.name.to_lowercase() == name) {
-            let target = match &record.data {
-                RData::CNAME(target) => target.0.to_lowercase(),
-                RData::HTTPS(service) => service.0.target_name.to_lowercase(),
-                RData::SVCB(service) => service.target_name.to_lowercase(),
-                _ => continue,
-            };
+        let targets = records.get(name).into_iter().flatten().filter_map(|record| match &record.data {
+            RData::CNAME(target) => Some(target.0.to_lowercase()),
+            RData::HTTPS(service) => Some(service.0.target_name.to_lowercase()),
+            RData::SVCB(service) => Some(service.target_name.to_lowercase()),
+            _ => None,
+        });
+        for target in targets.collect::<Vec<_>>() {
+            if all.len() == ALIASES {
+                return all;
+            }
             if !all.contains(&target) {
                 all.push(target);
             }

@@ -50,7 +50,7 @@ pub struct Endpoint {
 #[derive(Clone)]
 pub struct Endpoints {
     sets: Arc<Mutex<Sets>>,
-    /// Told of each network that comes in, or is trusted from now on.
+    /// Told of each network that is trusted from now on.
     changed: Arc<Notify>,
 }
 
@@ -59,8 +59,15 @@ struct Sets {
     v6: LpmTrie<MapData, [u8; 16], KernelEndpoint>,
     /// The same again: a trie does not tell a network from another that contains it.
     known: BTreeMap<IpNet, Entry>,
-    /// Those that were learnt, by when they go.
-    learnt: BTreeSet<(u64, IpNet)>,
+    /// Those that were learnt, by when they go; what is only hearsay first.
+    learnt: BTreeSet<(Proof, u64, IpNet)>,
+}
+
+/// Whether what was learnt has been proved.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Proof {
+    None,
+    Certificate,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -78,8 +85,7 @@ impl Endpoints {
         v6: LpmTrie<MapData, [u8; 16], KernelEndpoint>,
     ) -> Result<Self, CaptureError> {
         let known = read(&v4, &v6)?;
-        let learnt = known.iter().filter(|(_, entry)| entry.class.is_learnt());
-        let learnt = learnt.map(|(network, entry)| (entry.expires, *network)).collect();
+        let learnt = known.iter().filter_map(|(network, entry)| entry.place(*network)).collect();
         Ok(Self { sets: Arc::new(Mutex::new(Sets { v4, v6, known, learnt })), changed: Arc::default() })
     }
 
@@ -106,12 +112,10 @@ impl Endpoints {
         };
         let expires = now.saturating_add(keep.as_secs());
         while sets.learnt.len() >= LEARNT && !sets.known.contains_key(&network) {
-            let Some((_, oldest)) = sets.learnt.first().copied() else { break };
+            let Some((_, _, oldest)) = sets.learnt.first().copied() else { break };
             sets.remove(oldest)?;
         }
         sets.put(network, Entry { class, name: name.to_owned(), learnt, expires })?;
-        drop(sets);
-        self.changed.notify_one();
         Ok(class == EndpointClass::Learnt)
     }
 
@@ -144,10 +148,14 @@ impl Endpoints {
     pub(super) fn expire(&self) -> Result<(), CaptureError> {
         let now = now();
         let mut sets = self.sets();
-        while let Some((expires, network)) = sets.learnt.first().copied()
-            && expires <= now
-        {
-            sets.remove(network)?;
+        for proof in [Proof::None, Proof::Certificate] {
+            let from = (proof, 0, IpNet::V4(Ipv4Net::default()));
+            while let Some((found, expires, network)) = sets.learnt.range(from..).next().copied()
+                && found == proof
+                && expires <= now
+            {
+                sets.remove(network)?;
+            }
         }
         Ok(())
     }
@@ -169,7 +177,7 @@ impl Endpoints {
         self.sets().known.iter().map(|(network, entry)| entry.shown(*network)).collect()
     }
 
-    /// Waits until a network has come in, or is trusted, that was not when this was called last.
+    /// Waits until a network is trusted that was not when this was called last.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -246,16 +254,12 @@ impl Sets {
                 self.v6.insert(&key6(net), value, 0).map_err(CaptureError::map(maps::ENDPOINTS6))
             }
         }?;
-        if entry.class.is_learnt() {
-            self.learnt.insert((entry.expires, network));
+        let place = entry.place(network);
+        let before = self.known.insert(network, entry).and_then(|before| before.place(network));
+        if let Some(before) = before {
+            self.learnt.remove(&before);
         }
-        let (is_learnt, expires) = (entry.class.is_learnt(), entry.expires);
-        if let Some(before) = self.known.insert(network, entry)
-            && before.class.is_learnt()
-            && !(is_learnt && before.expires == expires)
-        {
-            self.learnt.remove(&(before.expires, network));
-        }
+        self.learnt.extend(place);
         Ok(())
     }
 
@@ -264,8 +268,8 @@ impl Sets {
             IpNet::V4(net) => self.v4.remove(&key4(net)).map_err(CaptureError::map(maps::ENDPOINTS4)),
             IpNet::V6(net) => self.v6.remove(&key6(net)).map_err(CaptureError::map(maps::ENDPOINTS6)),
         }?;
-        if let Some(entry) = self.known.remove(&network) {
-            self.learnt.remove(&(entry.expires, network));
+        if let Some(place) = self.known.remove(&network).and_then(|entry| entry.place(network)) {
+            self.learnt.remove(&place);
         }
         Ok(())
     }
@@ -305,6 +309,16 @@ fn read(
 }
 
 impl Entry {
+    /// Where it stands among those that were learnt, if it was.
+    fn place(&self, network: IpNet) -> Option<(Proof, u64, IpNet)> {
+        let proof = match self.class {
+            EndpointClass::Learnt => Proof::None,
+            EndpointClass::Confirmed => Proof::Certificate,
+            EndpointClass::Declared | EndpointClass::Resolved => return None,
+        };
+        Some((proof, self.expires, network))
+    }
+
     fn of(value: &KernelEndpoint) -> Self {
         Self {
             class: EndpointClass::of(value.class),

@@ -108,7 +108,8 @@ impl Kernel {
             listen_port: settings.listen_port,
             reserved: 0,
             scope: scopes::value(settings.mode, settings.raw_sockets),
-            scoped: u8::from(!settings.scopes.is_empty()),
+            // Also where nothing is covered: what the perimeter lets pass is noted by the guard.
+            scoped: u8::from(!settings.scopes.is_empty() || settings.mode == crate::config::Mode::Off),
             reserved2: [0; 3],
             patience: u64::try_from(PATIENCE.as_nanos()).unwrap_or(u64::MAX),
             suffix_lengths: suffix_lengths(&settings.suffixes),

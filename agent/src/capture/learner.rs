@@ -20,8 +20,6 @@ const SHORTEST: Duration = Duration::from_hours(1);
 const LONGEST: Duration = Duration::from_hours(24);
 /// Where the proof is asked for, unless it was seen elsewhere.
 const PORT: u16 = 443;
-/// Answers that are read at once.
-const AT_ONCE: usize = 256;
 
 /// An address that is said to be Snowflake's, to be asked who it is.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,16 +57,12 @@ impl Learner {
         };
         let mut streams = dns::Streams::default();
         while let Ok(mut ready) = answers.readable_mut().await {
-            let mut read = 0;
-            while read < AT_ONCE
-                && let Some(item) = ready.get_inner_mut().next()
-            {
-                read += 1;
-                self.hear(&item, &suffixes, &mut streams);
-            }
-            if read < AT_ONCE {
+            let Some(item) = ready.get_inner_mut().next() else {
                 ready.clear_ready();
-            }
+                continue;
+            };
+            self.hear(&item, &suffixes, &mut streams);
+            drop(item);
             // A flood must not keep the others of this thread waiting.
             tokio::task::yield_now().await;
         }

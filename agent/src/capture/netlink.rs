@@ -95,13 +95,22 @@ impl Netlink {
         }
     }
 
-    /// Reads what has been heard; says whether there was anything.
+    /// Reads what has been heard; says whether there was anything, or would have been.
     pub(super) fn drain(&self) -> bool {
         let mut heard = false;
-        while let Ok(messages) = self.receive() {
-            heard |= !messages.is_empty();
+        loop {
+            match self.receive() {
+                Ok(messages) => heard |= !messages.is_empty(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                // There was more than it had room for: told once, before what is left.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => heard = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "devices of a namespace are not heard of as they come");
+                    return true;
+                }
+            }
         }
-        heard
     }
 
     fn send(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::foreign::Owner;
 use super::{Proxy, workload};
 use crate::audit::{Event, EventKind, Workload};
 use crate::capture::{Attempt, AttemptKind, Suspect, Told};
@@ -46,11 +45,9 @@ impl Proxy {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let proxy = Arc::clone(&self);
             tokio::spawn(async move {
-                let owner = proxy.foreign.owner(address, Some(&name), proxy.dialer.dial(address)).await;
-                tracing::debug!(%address, name, ?owner, "asked an address who it is");
-                if matches!(owner, Ok(Owner::Snowflake))
-                    && let Err(error) = proxy.endpoints.confirm(address.ip())
-                {
+                let is_proved = proxy.foreign.proves(address, &name, proxy.dialer.dial(address)).await;
+                tracing::debug!(%address, name, is_proved, "asked an address who it is");
+                if is_proved && let Err(error) = proxy.endpoints.confirm(address.ip()) {
                     tracing::warn!(%address, %error, "an address of Snowflake's is not covered");
                 }
                 drop(place);

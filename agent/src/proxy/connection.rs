@@ -66,7 +66,7 @@ async fn serve_endpoint(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share:
             let reason = match proxy.foreign.owner(flow.destination, Some(&name), dial()).await {
                 Ok(Owner::Other) => match dial().await {
                     Ok(server) => {
-                        let client = splice::Client { stream, said: bytes };
+                        let client = splice::Client::new(stream, bytes);
                         return splice::relay(&proxy, &flow, client, server).await;
                     }
                     Err(_) => "the server there cannot be reached".to_owned(),

@@ -1,13 +1,16 @@
 //! Who is at an address: for a connection to one of Snowflake's addresses that asks for another name (a shared address, or
 //! domain fronting), and for an address that is only said to be Snowflake's.
 //!
-//! The agent makes a handshake of its own with that address and name, once. If the certificate that it meets is for a
-//! name of Snowflake's, so is the server. Nothing is sent after the handshake.
+//! The agent makes a handshake of its own with that address and name, from its own network, once. If the certificate that
+//! it meets is for a name of Snowflake's, so is the server. Nothing is sent after the handshake.
+//!
+//! That is enough to refuse a connection. To hold an address for Snowflake's from now on, for everybody, it takes a
+//! certificate that is valid: [`Foreign::proves`].
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moka::future::Cache;
@@ -28,11 +31,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Tells who is at an address.
 pub struct Foreign {
-    tls: Arc<ClientConfig>,
-    /// The same without a server name.
-    nameless: Arc<ClientConfig>,
+    provider: Arc<CryptoProvider>,
+    /// By which the servers of accounts are verified.
+    verified: Arc<ClientConfig>,
     suffixes: Vec<String>,
     verdicts: Cache<(SocketAddr, Option<String>), Owner>,
+    proofs: Cache<(SocketAddr, String), bool>,
 }
 
 /// Whose a server is.
@@ -52,20 +56,15 @@ pub enum ForeignError {
 }
 
 impl Foreign {
-    pub fn new(suffixes: Vec<String>) -> Result<Self, crate::tls::TlsError> {
+    pub fn new(suffixes: Vec<String>, verified: Arc<ClientConfig>) -> Self {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_no_client_auth();
-        let mut nameless = tls.clone();
-        nameless.enable_sni = false;
         let verdicts = Cache::builder().max_capacity(VERDICTS).time_to_live(VERDICT).build();
-        Ok(Self { tls: Arc::new(tls), nameless: Arc::new(nameless), suffixes, verdicts })
+        let proofs = Cache::builder().max_capacity(VERDICTS).time_to_live(VERDICT).build();
+        Self { provider, verified, suffixes, verdicts, proofs }
     }
 
-    /// Finds out whose the server is that answers to this name, or to none. `dial` opens the connection, if one is needed.
+    /// Finds out whose the server is that answers to this name, or to none. `dial` opens the connection, if one is needed:
+    /// from the agent's own network, for what is found out holds for everybody.
     pub async fn owner(
         &self,
         address: SocketAddr,
@@ -77,52 +76,87 @@ impl Foreign {
         asked.map_err(|error| ForeignError::clone(&error))
     }
 
-    async fn ask(
+    /// The same by a connection from anywhere, of which nothing is remembered.
+    pub async fn ask(
         &self,
         address: SocketAddr,
         name: Option<&str>,
         dial: impl Future<Output = io::Result<TcpStream>>,
     ) -> Result<Owner, ForeignError> {
+        let seen = Arc::new(AnyCertificate { provider: Arc::clone(&self.provider), names: Mutex::default() });
         let handshake = async {
-            let (tls, name) = match name {
-                Some(name) => {
-                    (&self.tls, ServerName::try_from(name.to_owned()).map_err(|_| ForeignError::Unknown)?)
-                }
-                None => (&self.nameless, ServerName::from(address.ip())),
-            };
+            let mut tls = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+                .with_safe_default_protocol_versions()
+                .map_err(|_| ForeignError::Unknown)?
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
+                .with_no_client_auth();
+            // What is no name of a host is asked for by none here, and answered by servers as if there were none.
+            let name = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+            tls.enable_sni = name.is_some();
+            let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
             let stream = dial.await.map_err(|_| ForeignError::Unreachable)?;
-            let connector = TlsConnector::from(Arc::clone(tls));
-            let stream = connector.connect(name, stream).await.map_err(|_| ForeignError::Unknown)?;
-            let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-            let names = certificates.first().map(certificate_names).unwrap_or_default();
-            let is_snowflake = |name: &String| {
-                let name = name.trim_start_matches("*.");
-                self.suffixes.iter().any(|suffix| is_under(name, suffix))
-            };
-            match names.as_slice() {
-                [] => Err(ForeignError::Unknown),
-                names if names.iter().any(is_snowflake) => Ok(Owner::Snowflake),
-                _ => Ok(Owner::Other),
-            }
+            TlsConnector::from(Arc::new(tls)).connect(name, stream).await.map_err(|_| ForeignError::Unknown)
         };
-        tokio::time::timeout(DEADLINE, handshake).await.map_err(|_| ForeignError::Unknown)?
+        // A handshake that fails later has shown a certificate all the same.
+        let ended = tokio::time::timeout(DEADLINE, handshake).await;
+        let names = std::mem::take(&mut *seen.names.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_snowflake = |name: &String| {
+            let name = name.trim_start_matches("*.");
+            self.suffixes.iter().any(|suffix| is_under(name, suffix))
+        };
+        match (names.as_slice(), ended) {
+            ([], Ok(Err(error))) => Err(error),
+            ([], Ok(Ok(_))) => Err(ForeignError::Unknown),
+            ([], Err(_)) => Err(ForeignError::Unreachable),
+            (names, _) if names.iter().any(is_snowflake) => Ok(Owner::Snowflake),
+            _ => Ok(Owner::Other),
+        }
+    }
+
+    /// Whether the server has a valid certificate for a name of Snowflake's. `dial` opens the connection from the agent's
+    /// own network.
+    pub async fn proves(
+        &self,
+        address: SocketAddr,
+        name: &str,
+        dial: impl Future<Output = io::Result<TcpStream>>,
+    ) -> bool {
+        if !self.suffixes.iter().any(|suffix| is_under(name, suffix)) {
+            return false;
+        }
+        let handshake = async {
+            let name = ServerName::try_from(name.to_owned()).map_err(|_| ForeignError::Unknown)?;
+            let stream = dial.await.map_err(|_| ForeignError::Unreachable)?;
+            let connected = TlsConnector::from(Arc::clone(&self.verified)).connect(name, stream);
+            let connected = tokio::time::timeout(DEADLINE, connected).await;
+            Ok::<_, ForeignError>(connected.is_ok_and(|connected| connected.is_ok()))
+        };
+        let key = (address, name.to_owned());
+        // That it cannot be reached now says nothing of later.
+        self.proofs.try_get_with(key, handshake).await.unwrap_or(false)
     }
 }
 
-/// Accepts every certificate: only the names in it are looked at, nothing is sent, and nothing is trusted. The
-/// signatures are checked, so the server holds the certificate's key.
+/// Accepts every certificate, and keeps its names: nothing is sent, and nothing is trusted. The signatures are checked, so
+/// the server holds the certificate's key.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+struct AnyCertificate {
+    provider: Arc<CryptoProvider>,
+    names: Mutex<Vec<String>>,
+}
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
+        end_entity: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let names = certificate_names(end_entity);
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -132,7 +166,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -141,10 +180,15 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -11,13 +11,13 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::Proxy;
 use super::connection::{Peer, Rewound, terminate};
-use super::foreign::Owner;
+use super::foreign::{ForeignError, Owner};
 use super::reading::Reading;
 use super::share::Share;
 use super::tunnel::{self, Target};
 use crate::audit::EventKind;
 use crate::capture::{EndpointClass, Flow};
-use crate::tls::{Hit, Peek, Scanner, peek};
+use crate::tls::{Hit, Peek, Peeker, Scanner};
 
 /// Bytes that are moved at once.
 const PIECE: usize = 16 * 1024;
@@ -39,7 +39,7 @@ enum Beginning {
 pub async fn serve(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share: Arc<Share>) {
     let (dialer, target) = (proxy.dialer.clone(), flow.clone());
     let mut dialing = Box::pin(async move { dialer.dial_for(&target).await });
-    let mut client = Client { stream, said: Vec::new() };
+    let mut client = Client::new(stream, Vec::new());
     // Neither waits for the other: there are protocols in which the server speaks first.
     let (server, mut beginning) = tokio::select! {
         biased;
@@ -114,10 +114,8 @@ async fn judge(proxy: &Proxy, flow: &Flow, begun: &Peek, greeted: bool) -> Judge
         return Judged::Snowflake(name.clone());
     }
     match owner(proxy, flow, begun).await {
-        Some(Owner::Snowflake) => {
-            if let Err(error) = proxy.endpoints.confirm(flow.destination.ip()) {
-                tracing::warn!(%error, "an address of Snowflake's is not covered");
-            }
+        Ok(Owner::Other) => Judged::Other,
+        Ok(Owner::Snowflake) => {
             let detail = match (begun, names.first()) {
                 (Peek::Hello(_), Some(name)) => {
                     format!("server name {name}: the server there presents a certificate of Snowflake's")
@@ -125,41 +123,64 @@ async fn judge(proxy: &Proxy, flow: &Flow, begun: &Peek, greeted: bool) -> Judge
                 (Peek::Hello(_), None) => "no server name, and the server there is Snowflake's".to_owned(),
                 _ => "not TLS, and the server there is Snowflake's".to_owned(),
             };
-            let kind = if names.is_empty() { EventKind::NotTls } else { EventKind::ForeignName };
-            Judged::Refused(kind, detail)
+            Judged::Refused(kind_of(names), detail)
         }
-        _ => Judged::Other,
+        Err(error) => {
+            let name = names.first().map_or("no server name", String::as_str);
+            Judged::Refused(kind_of(names), format!("{name}: {error}"))
+        }
     }
 }
 
-/// Whose the server is; none where it cannot be told, or nobody asked for TLS at an address that nobody says is
-/// Snowflake's.
-async fn owner(proxy: &Proxy, flow: &Flow, begun: &Peek) -> Option<Owner> {
+fn kind_of(names: &[String]) -> EventKind {
+    if names.is_empty() { EventKind::NotTls } else { EventKind::ForeignName }
+}
+
+/// Whose the server is. What is no TLS, and at an address that nobody says is Snowflake's, is not Snowflake's.
+async fn owner(proxy: &Proxy, flow: &Flow, begun: &Peek) -> Result<Owner, ForeignError> {
     let address = flow.destination;
     if flow.class == Some(EndpointClass::Learnt)
         && let Some(name) = proxy.endpoints.name_of(address.ip())
-        && let Ok(Owner::Snowflake) =
-            proxy.foreign.owner(address, Some(&name), proxy.dialer.dial(address)).await
+        && proxy.foreign.proves(address, &name, proxy.dialer.dial(address)).await
     {
-        return Some(Owner::Snowflake);
+        if let Err(error) = proxy.endpoints.confirm(address.ip()) {
+            tracing::warn!(%error, "an address of Snowflake's is not covered");
+        }
+        return Ok(Owner::Snowflake);
     }
-    let Peek::Hello(names) = begun else { return None };
-    let dial = proxy.dialer.dial_for(flow);
-    proxy.foreign.owner(address, names.first().map(String::as_str), dial).await.ok()
+    let Peek::Hello(names) = begun else { return Ok(Owner::Other) };
+    let name = names.first().map(String::as_str);
+    // From here, where nobody but the server has a say. There is a server, and it speaks no TLS that anybody knows: so it
+    // is not Snowflake's.
+    match proxy.foreign.owner(address, name, proxy.dialer.dial(address)).await {
+        Err(ForeignError::Unknown) => return Ok(Owner::Other),
+        Err(ForeignError::Unreachable) => {}
+        told => return told,
+    }
+    // From where the workload is, and for this connection alone: there it may be anybody.
+    proxy.foreign.ask(address, name, proxy.dialer.dial_for(flow)).await
 }
 
 /// A client, and what it has said that nobody was told yet.
 pub struct Client {
-    pub stream: TcpStream,
-    pub said: Vec<u8>,
+    stream: TcpStream,
+    said: Vec<u8>,
+    /// Has looked at so much of it.
+    peeker: Peeker,
+    looked: usize,
 }
 
 impl Client {
+    pub fn new(stream: TcpStream, said: Vec<u8>) -> Self {
+        Self { stream, said, peeker: Peeker::default(), looked: 0 }
+    }
+
     /// Reads until it is known how the client begins. Can be dropped and called again.
     async fn begin(&mut self) -> io::Result<Peek> {
         let mut piece = vec![0; PIECE];
         loop {
-            let begun = peek(&self.said);
+            let begun = self.peeker.feed(self.said.get(self.looked..).unwrap_or_default());
+            self.looked = self.said.len();
             if begun != Peek::Partial {
                 return Ok(begun);
             }
@@ -194,7 +215,7 @@ impl Client {
 /// Passes bytes on both ways until both ends are done. If one fails, if the agent stops, or if a tunnel to Snowflake
 /// begins, neither may take that for an orderly end.
 pub async fn relay(proxy: &Proxy, flow: &Flow, client: Client, mut server: TcpStream) {
-    let Client { mut stream, said } = client;
+    let Client { mut stream, said, .. } = client;
     let ended = {
         let (client_read, client_write) = stream.split();
         let (server_read, server_write) = server.split();

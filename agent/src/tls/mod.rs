@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub use authority::Authority;
 pub use hello::{Hello, HelloError, read_hello};
 pub use leaf::server_config;
-pub use names::{Peek, peek};
+pub use names::{Peek, Peeker};
 pub use scan::{Hit, Scanner};
 pub use upstream::{certificate_names, client_config};
 

@@ -4,20 +4,28 @@
 //! connection that is passed on asks for a Snowflake name: what a strict reader would refuse must not pass for something
 //! else here. It knows record and handshake framing (RFC 8446, 4.1.2 and 5.1) and the server name (RFC 6066, 3).
 
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
+const MAJOR: u8 = 3;
+/// Set in the first byte of a hello of SSL 2, by which later versions may be asked for too.
+const SSL2: u8 = 0x80;
 const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
 /// TLS allows 64 KiB for a hello; what frames it takes more, if it is cut into small records.
 const LONGEST_HELLO: usize = 64 * 1024;
-pub(super) const LONGEST: usize = 2 * LONGEST_HELLO;
+const LONGEST: usize = 2 * LONGEST_HELLO;
 /// The largest record: 16 KiB, and what TLS 1.2 allows on top.
 const LONGEST_RECORD: usize = 16 * 1024 + 2048;
+/// What may stand before a hello, and servers read over, is shorter.
+const LONGEST_PREFACE: usize = 16;
 
 /// What some first bytes are.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Peek {
     /// They may become a hello.
+    #[default]
     Partial,
     /// They are none.
     Other,
@@ -27,63 +35,89 @@ pub enum Peek {
     Malformed,
 }
 
-/// Looks at the first bytes of a connection.
-pub fn peek(bytes: &[u8]) -> Peek {
-    let mut hello = Vec::new();
-    let mut rest = bytes;
-    loop {
-        match record(rest) {
-            Record::Partial(payload) => {
-                hello.extend_from_slice(payload);
-                return match message(&hello) {
+/// Looks at the first bytes of a connection as they come, at each of them once.
+#[derive(Debug, Default)]
+pub struct Peeker {
+    /// Of the record under way, as far as it has come.
+    header: Vec<u8>,
+    /// What is still to come of its payload.
+    left: usize,
+    /// The payloads of handshake records.
+    hello: Vec<u8>,
+    /// How many bytes there were.
+    total: usize,
+    peek: Peek,
+}
+
+impl Peeker {
+    /// Takes what comes next; says what it is, with what came before.
+    pub fn feed(&mut self, mut bytes: &[u8]) -> Peek {
+        while self.peek == Peek::Partial && !bytes.is_empty() {
+            let taken = if self.left == 0 { self.take_header(bytes) } else { self.take_payload(bytes) };
+            self.total += taken;
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if self.peek == Peek::Partial && self.total > LONGEST {
+                self.peek = Peek::Malformed;
+            }
+        }
+        self.peek.clone()
+    }
+
+    /// Takes a byte of a record's header; returns how many.
+    fn take_header(&mut self, bytes: &[u8]) -> usize {
+        let Some(byte) = bytes.first() else { return 0 };
+        self.header.push(*byte);
+        let begun = !self.hello.is_empty();
+        match *self.header.as_slice() {
+            [HANDSHAKE] | [HANDSHAKE, MAJOR, ..] if self.header.len() < 5 => {}
+            [CHANGE_CIPHER_SPEC | ALERT] | [CHANGE_CIPHER_SPEC | ALERT, MAJOR, ..]
+                if self.header.len() < 5 && !begun => {}
+            [first] | [first, _] | [first, _, CLIENT_HELLO] if first & SSL2 != 0 && self.total < 3 => {}
+            // That of SSL 2 has no names.
+            [first, length, CLIENT_HELLO, MAJOR] if first & SSL2 != 0 && self.total < 4 => {
+                self.left = usize::from(u16::from_be_bytes([first & !SSL2, length])).saturating_sub(2).max(1);
+            }
+            [kind @ (HANDSHAKE | CHANGE_CIPHER_SPEC | ALERT), MAJOR, _, high, low] => {
+                let length = usize::from(u16::from_be_bytes([high, low]));
+                let longest = if kind == HANDSHAKE { LONGEST_RECORD } else { LONGEST_PREFACE };
+                if length > longest {
+                    self.peek = self.not_a_record();
+                } else if length == 0 {
+                    self.header.clear();
+                } else {
+                    self.left = length;
+                }
+            }
+            _ => self.peek = self.not_a_record(),
+        }
+        1
+    }
+
+    /// What comes between the parts of a message is an error; before the first it is another protocol.
+    fn not_a_record(&self) -> Peek {
+        if self.hello.is_empty() { Peek::Other } else { Peek::Malformed }
+    }
+
+    fn take_payload(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.left);
+        self.left -= taken;
+        match self.header.first() {
+            Some(&HANDSHAKE) => {
+                self.hello.extend_from_slice(bytes.get(..taken).unwrap_or_default());
+                self.peek = match message(&self.hello) {
                     Message::Whole(body) => names(body).map_or(Peek::Malformed, Peek::Hello),
                     Message::Other => Peek::Other,
                     Message::TooLong => Peek::Malformed,
-                    Message::Partial if bytes.len() > LONGEST => Peek::Malformed,
                     Message::Partial => Peek::Partial,
                 };
             }
-            // What comes between the parts of a message is an error.
-            Record::Other if hello.is_empty() => return Peek::Other,
-            Record::Other => return Peek::Malformed,
-            Record::Whole(payload, after) => {
-                hello.extend_from_slice(payload);
-                rest = after;
-            }
+            Some(first) if first & SSL2 != 0 && self.left == 0 => self.peek = Peek::Hello(Vec::new()),
+            _ => {}
         }
-        match message(&hello) {
-            Message::Whole(body) => return names(body).map_or(Peek::Malformed, Peek::Hello),
-            Message::Other => return Peek::Other,
-            Message::TooLong => return Peek::Malformed,
-            Message::Partial => {}
+        if self.left == 0 {
+            self.header.clear();
         }
-    }
-}
-
-enum Record<'a> {
-    /// A handshake record, and what comes after it.
-    Whole(&'a [u8], &'a [u8]),
-    /// What there is of its payload.
-    Partial(&'a [u8]),
-    Other,
-}
-
-fn record(bytes: &[u8]) -> Record<'_> {
-    let is_handshake = bytes.first().is_none_or(|kind| *kind == HANDSHAKE)
-        && bytes.get(1).is_none_or(|major| *major == 3)
-        && bytes.get(2).is_none_or(|minor| *minor <= 4);
-    if !is_handshake {
-        return Record::Other;
-    }
-    let Some((header, rest)) = bytes.split_first_chunk::<5>() else { return Record::Partial(&[]) };
-    let [.., high, low] = *header;
-    let length = usize::from(u16::from_be_bytes([high, low]));
-    if length > LONGEST_RECORD {
-        return Record::Other;
-    }
-    match rest.split_at_checked(length) {
-        Some((payload, after)) => Record::Whole(payload, after),
-        None => Record::Partial(rest),
+        taken
     }
 }
 
@@ -179,6 +213,10 @@ pub(super) mod tests {
 
     const NAME: &str = "acme.snowflakecomputing.com";
 
+    fn peek(bytes: &[u8]) -> Peek {
+        Peeker::default().feed(bytes)
+    }
+
     #[test]
     fn the_name_is_found_however_the_hello_is_cut() {
         let whole = hello(NAME);
@@ -190,14 +228,44 @@ pub(super) mod tests {
             for end in 0..parts.len() {
                 assert_eq!(peek(&parts[..end]), Peek::Partial, "{size} {end}");
             }
+            let mut peeker = Peeker::default();
+            let told: Vec<Peek> = parts.iter().map(|byte| peeker.feed(&[*byte])).collect();
+            assert_eq!(told.last(), Some(&expected));
+            assert!(told[..told.len() - 1].iter().all(|peek| *peek == Peek::Partial));
         }
     }
 
     #[test]
-    fn other_protocols_are_told_at_once() {
-        for bytes in
-            [&b"GET / HTTP/1.1\r\n"[..], b"SSH-2.0-", b"\x16\x02", b"\x16\x03\x09", b"\x16\x03\x01\0\x05\x02"]
+    fn what_servers_read_over_hides_nothing() {
+        let expected = Peek::Hello(vec![NAME.into()]);
+        // Versions that nobody has heard of, a warning, a change of ciphers, an empty record.
+        for before in [&[][..], b"\x15\x03\x01\0\x02\x01\x5a", b"\x14\x03\x03\0\x01\x01", b"\x16\x03\x01\0\0"]
         {
+            for minor in [0, 1, 5, 9, 0xff] {
+                let mut whole = hello(NAME);
+                whole[2] = minor;
+                assert_eq!(peek(&[before, &whole].concat()), expected, "{before:?} {minor}");
+            }
+        }
+        // A hello of SSL 2, which asks for TLS by no name.
+        let mut old = vec![0x80, 0x2e, 1, 3, 1, 0, 21, 0, 0, 0, 16];
+        old.resize(0x2e + 2, 7);
+        assert_eq!(peek(&old), Peek::Hello(Vec::new()));
+        assert_eq!(peek(&old[..old.len() - 1]), Peek::Partial);
+    }
+
+    #[test]
+    fn other_protocols_are_told_at_once() {
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"SSH-2.0-",
+            b"\x16\x02",
+            b"\x15\x03\x01\0\xff",
+            b"\x17\x03\x03",
+            b"\x80\x10\x02",
+            b"\x80\x10\x01\x02",
+            b"\x16\x03\x01\0\x05\x02",
+        ] {
             assert_eq!(peek(bytes), Peek::Other, "{bytes:?}");
         }
         assert_eq!(peek(b""), Peek::Partial);
@@ -248,7 +316,13 @@ pub(super) mod tests {
         #[test]
         fn no_bytes_do_harm(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let _ = peek(&bytes);
-            let _ = peek(&[&[22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3][..], &bytes].concat());
+            let begun = [&[22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3][..], &bytes].concat();
+            let mut peeker = Peeker::default();
+            let mut told = Peek::Partial;
+            for byte in &begun {
+                told = peeker.feed(&[*byte]);
+            }
+            prop_assert_eq!(told, peek(&begun));
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Nothing is held back. A hello counts when it is whole, and what completes it has not been passed on by then: no server
 //! has read it, so no connection can have come of it.
 
-use super::names::{LONGEST, Peek, peek};
+use super::names::{Peek, Peeker};
 
 /// Beginnings that may be under way at a time. Whoever has more plays games.
 const CANDIDATES: usize = 8;
@@ -21,49 +21,30 @@ pub enum Hit {
 /// Reads a stream piece by piece.
 #[derive(Default)]
 pub struct Scanner {
-    /// The bytes from the first candidate on.
-    bytes: Vec<u8>,
-    /// Where in them a hello may have begun.
-    candidates: Vec<usize>,
+    /// What may become a hello.
+    candidates: Vec<Peeker>,
 }
 
 impl Scanner {
     /// Takes what comes next; says what is whole by now, to be judged before the piece is passed on.
     pub fn feed(&mut self, piece: &[u8]) -> Vec<Hit> {
-        if self.candidates.is_empty() {
-            // Most of any stream: nothing to remember.
-            let Some(first) = memchr::memchr(HANDSHAKE, piece) else { return Vec::new() };
-            self.bytes.clear();
-            self.bytes.extend_from_slice(piece.get(first..).unwrap_or_default());
-            return self.look(0);
-        }
-        let new = self.bytes.len();
-        self.bytes.extend_from_slice(piece);
-        self.look(new)
-    }
-
-    /// Judges the candidates there are, and those that begin at `new` or later.
-    fn look(&mut self, new: usize) -> Vec<Hit> {
-        let begun = memchr::memchr_iter(HANDSHAKE, self.bytes.get(new..).unwrap_or_default());
-        let begun: Vec<usize> = begun.map(|at| new + at).collect();
         let mut hits = Vec::new();
-        let mut open = Vec::new();
-        for at in std::mem::take(&mut self.candidates).into_iter().chain(begun) {
-            let bytes = self.bytes.get(at..).unwrap_or_default();
-            match peek(bytes.get(..LONGEST + 1).unwrap_or(bytes)) {
-                Peek::Partial => open.push(at),
+        // Most of any stream: nothing to remember.
+        let begun = memchr::memchr_iter(HANDSHAKE, piece).map(|at| (Peeker::default(), at));
+        let under_way = std::mem::take(&mut self.candidates).into_iter().map(|candidate| (candidate, 0));
+        for (mut candidate, at) in under_way.chain(begun) {
+            match candidate.feed(piece.get(at..).unwrap_or_default()) {
                 Peek::Hello(names) => hits.push(Hit::Hello(names)),
                 // What nobody can answer leads nowhere.
                 Peek::Other | Peek::Malformed => {}
+                Peek::Partial if self.candidates.len() < CANDIDATES => self.candidates.push(candidate),
+                Peek::Partial => {
+                    self.candidates.clear();
+                    hits.push(Hit::TooMany);
+                    break;
+                }
             }
         }
-        if open.len() > CANDIDATES {
-            hits.push(Hit::TooMany);
-            open.clear();
-        }
-        let first = open.first().copied().unwrap_or(self.bytes.len());
-        self.bytes.drain(..first);
-        self.candidates = open.into_iter().map(|at| at - first).collect();
         hits
     }
 }
@@ -130,7 +111,7 @@ mod tests {
         let mut scanner = Scanner::default();
         assert!(scanner.feed(&vec![b'x'; 100_000]).is_empty());
         assert!(scanner.feed(&[22, 3, 1, 0, 5, 2].repeat(30_000)).is_empty());
-        assert!(scanner.bytes.is_empty());
+        assert!(scanner.candidates.is_empty());
         let mut noise = 1_u32;
         for _ in 0..200 {
             let piece: Vec<u8> = (0..4096)
@@ -140,7 +121,7 @@ mod tests {
                 })
                 .collect();
             assert!(scanner.feed(&piece).is_empty());
-            assert!(scanner.bytes.len() < 5, "{}", scanner.bytes.len());
+            assert!(scanner.candidates.len() < 3, "{}", scanner.candidates.len());
         }
     }
 

@@ -10,8 +10,9 @@ import threading
 import time
 
 from .packets import DROPPED, IPV4, NEIGHBOUR, gateways_address, own_address, put_on, segment
+from .hellos import CUT
 from .sockets import MSG_FASTOPEN
-from .tls import certificate_of, hello, knock, met, records
+from .tls import certificate_of, hello, knock, met, records, say
 from .ways import GATEWAY, GUARDED, PATIENCE, PORT, SNOWFLAKE, UNKNOWN, dial, way
 
 # An address of nobody, which is translated to Snowflake's.
@@ -130,6 +131,25 @@ table ip pod {{
 }}
 """)
     return knock(dial((NOBODY, PORT)))
+
+
+@way(ends="refused", events=("packet_dropped",), root=True, only_all=True, alters=True)
+def translated_from_loopback() -> str:
+    """A rule that translates an address of the pod's own loopback, which nobody redirects; and a hello in two segments."""
+    nft(f"""
+table ip pod {{
+  chain output {{
+    type nat hook output priority -100;
+    ip daddr 127.0.0.1 tcp dport 9 dnat to {UNKNOWN.v4[0]}:{PORT}
+  }}
+}}
+""")
+    stream = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    stream.settimeout(PATIENCE)
+    stream.bind((own_address(SNOWFLAKE), 0))
+    stream.connect(("127.0.0.1", 9))
+    whole = records(hello())
+    return say(stream, whole[:CUT], whole[CUT:])
 
 
 @way(ends="refused", root=True, alters=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 import subprocess
 
 from .tls import INTERNAL, hello, knock, records, say
@@ -148,3 +150,41 @@ def an_old_version_at_an_unknown_address() -> str:
 def a_subdomain_of_ones_own() -> str:
     """A name that Snowflake has never heard of, under a suffix of Snowflake's."""
     return knock(dial(SNOWFLAKE), "nobody.snowflakecomputing.com")
+
+
+# A warning that servers read over (no_renegotiation), as a record.
+WARNING = bytes.fromhex("15030100020164")
+
+
+@way(**GUARDED)
+def a_warning_before_the_hello_at_an_unknown_address() -> str:
+    """A record with a warning before the hello, which servers read over."""
+    return say(dial(UNKNOWN.v4), WARNING + records(hello()))
+
+
+@way(ends="stopped", only_all=True)
+def a_warning_and_two_segments_at_an_unknown_address() -> str:
+    """The same, with the hello in two segments after it."""
+    whole = records(hello())
+    return say(dial(UNKNOWN.v4), WARNING + whole[:CUT], whole[CUT:])
+
+
+@way(ends="stopped", only_all=True)
+def an_unheard_of_version_in_two_segments_at_an_unknown_address() -> str:
+    """A record of version 3.5, which nobody has defined and servers do not look at, in two segments."""
+    whole = b"\x16\x03\x05" + records(hello())[3:]
+    return say(dial(UNKNOWN.v4), whole[:CUT], whole[CUT:])
+
+
+@way(ends="refused", events=("not_tls",), only_all=True, asked=True)
+def a_hello_of_ssl2_at_an_unknown_address() -> str:
+    """A hello in the form of SSL 2, which asks for TLS and has no room for a name."""
+    ciphers = bytes.fromhex("00c02f00c03000009c")
+    body = b"\x01\x03\x03" + struct.pack("!HHH", len(ciphers), 0, 16) + ciphers + os.urandom(16)
+    return say(dial(UNKNOWN.v4), struct.pack("!H", 0x8000 | len(body)) + body)
+
+
+@way(ends="refused", events=("foreign_name",), only_all=True, asked=True)
+def a_name_that_is_none_at_an_unknown_address() -> str:
+    """A name that no host can have, to which servers answer as if there were none."""
+    return say(dial(UNKNOWN.v4), records(hello("x!y")))
