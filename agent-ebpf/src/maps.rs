@@ -109,6 +109,7 @@ pub struct Answer {
 #[map]
 pub static ANSWER: PerCpuArray<Answer> = PerCpuArray::with_max_entries(1, 0);
 
+#[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
 }

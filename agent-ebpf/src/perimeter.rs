@@ -95,7 +95,7 @@ fn verdict(skb: *mut __sk_buff, offset: u32, on_host: bool) -> i32 {
         None => {
             // An uncovered connection to an address that may turn out to be Snowflake's.
             if packet.is_syn() && settings.scoped != 0 {
-                is_known_uncovered(&packet);
+                is_known_uncovered(skb, offset);
             }
             return NEXT;
         }
@@ -103,7 +103,7 @@ fn verdict(skb: *mut __sk_buff, offset: u32, on_host: bool) -> i32 {
     let may_pass = match own::socket_of(skb) {
         Some(_) => own::is_agents(skb) || scope::is_uncovered(settings, skb),
         // From another namespace: its socket stayed there.
-        None => packet.is_tcp() && is_known_uncovered(&packet),
+        None => packet.is_tcp() && is_known_uncovered(skb, offset) != 0,
     };
     if may_pass {
         return NEXT;
@@ -114,8 +114,16 @@ fn verdict(skb: *mut __sk_buff, offset: u32, on_host: bool) -> i32 {
 
 /// Whether the packet is of a connection whose first packet an uncovered socket sent. What translates addresses on the
 /// way changes the source of that packet, but not its sequence number.
+///
+/// A function that the verifier checks once; and with a stack of its own, of which older kernels have little.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_known_uncovered(skb: *mut __sk_buff, offset: u32) -> u32 {
+    Packet::read(skb, offset).is_some_and(|packet| find_uncovered(&packet)).into()
+}
+
 #[inline(always)]
-fn is_known_uncovered(packet: &Packet) -> bool {
+fn find_uncovered(packet: &Packet) -> bool {
     let key = WireKey {
         source: address::bytes(packet.source),
         destination: address::bytes(packet.destination),
