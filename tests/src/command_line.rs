@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     Environment, Pod, Sandbox,
     bench::{self, Plan, Probe},
-    demo, launch,
+    demo, launch, node,
     python::{self},
     state::{self, State},
     supervisor,
@@ -58,6 +58,8 @@ enum Job {
         #[arg(long, value_name = "FILE")]
         binary: Option<PathBuf>,
     },
+    /// Install the packages for clients in Node.
+    Node,
     /// Make the Python environments, and print where they are: name and interpreter.
     Python,
     #[command(hide = true)]
@@ -164,6 +166,7 @@ impl Arguments {
                 println!("{}", serde_json::to_string(&probe.run(pairs, &without, &with)?)?);
                 Ok(0)
             }
+            Job::Node => node::prepare(&say).map(|()| 0),
             Job::Python => {
                 python::prepare(&Environment::ALL, &say)?;
                 for environment in Environment::ALL {

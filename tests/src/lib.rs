@@ -34,6 +34,7 @@ pub mod container;
 pub mod demo;
 pub mod launch;
 pub mod network;
+pub mod node;
 pub mod pod;
 pub mod process;
 pub mod python;

@@ -213,7 +213,8 @@ fn new_enough(version: &str) -> bool {
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a program to its end; its last words are in the error.
+pub fn run(command: &mut Command) -> Result<()> {
     // The interpreter must not look into another environment that happens to be active.
     command.env_remove("PYTHONHOME").env_remove("PYTHONPATH").env_remove("VIRTUAL_ENV").stdin(Stdio::null());
     let output = command.output().with_context(|| format!("start {}", command.get_program().display()))?;

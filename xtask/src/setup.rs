@@ -42,6 +42,12 @@ const NEEDS: [Need; 7] = [
     Need { what: "Python 3.11 or newer with venv", package: "python3-venv", is_there: has_python },
 ];
 
+/// What the tests need besides: clients that are not Python's.
+const CLIENTS: [Need; 2] = [
+    Need { what: "node", package: "nodejs", is_there: || programs::find("node").is_some() },
+    Need { what: "npm", package: "npm", is_there: || programs::find("npm").is_some() },
+];
+
 /// Interpreters of the system, the default one first.
 const INTERPRETERS: [&str; 5] = [
     "/usr/bin/python3",
@@ -55,7 +61,14 @@ const INTERPRETERS: [&str; 5] = [
 pub fn run(root: &Path) -> Result<()> {
     packages()?;
     let sandbox = build::sandbox(root, build::Options::default())?;
-    python(&sandbox).map(drop)
+    python(&sandbox)?;
+    clients(&sandbox)
+}
+
+/// Installs the clients that are not Python's, as the user that called.
+pub fn clients(sandbox: &Path) -> Result<()> {
+    install(&CLIENTS)?;
+    programs::run(Command::new(sandbox).arg("node")).context("install the packages for Node")
 }
 
 /// Installs what every job needs.

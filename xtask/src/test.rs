@@ -91,6 +91,9 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         )?;
     }
     let sandbox = build::sandbox(root, build::Options::default())?;
+    if let Err(error) = setup::clients(&sandbox) {
+        report.fail("clients that are not Python's", &format!("{error:#}"));
+    }
     match setup::python(&sandbox) {
         Ok(interpreters) => {
             let mut command =

@@ -1,0 +1,71 @@
+//! Clients that are not Python's: each as it comes, with default settings, the internal CA and a token.
+
+mod common;
+
+use anyhow::Result;
+use sandbox::{Pod, Sandbox, node};
+use serde_json::{Value, json};
+
+use common::{arrived, journal};
+
+/// What the SDK's manual shows, with promises in the place of callbacks. `say` prints a JSON value a line.
+const NODE: &str = r"
+const snowflake = require('snowflake-sdk');
+snowflake.configure({ logLevel: 'OFF', additionalLogToConsole: false });
+const of = process.env;
+const connection = snowflake.createConnection({
+  account: of.SNOWFLAKE_ACCOUNT, username: of.SNOWFLAKE_USER, authenticator: 'OAUTH', token: of.SNOWFLAKE_TOKEN,
+  database: of.SNOWFLAKE_DATABASE, schema: of.SNOWFLAKE_SCHEMA,
+});
+const connect = () => new Promise((done, fail) => connection.connect((error) => (error ? fail(error) : done())));
+const close = () => new Promise((done) => connection.destroy(done));
+const run = (sqlText, binds) => new Promise((done, fail) => connection.execute({
+  sqlText, binds, complete: (error, statement, rows) => (error ? fail(error) : done(rows)),
+}));
+const say = (value) => console.log(JSON.stringify(value));
+const attempt = async (sql, binds) => {
+  try { return { rows: await run(sql, binds) }; }
+  catch (error) { return { error: error.name, code: error.code, state: error.sqlState, message: error.message }; }
+};
+";
+
+fn run(pod: &Pod, source: &str) -> Result<Vec<Value>> {
+    let program = format!("{NODE}\n(async () => {{ await connect();\n{source}\nawait close(); }})();");
+    let output = pod.run(["node", "-e", &program])?.into_stdout()?;
+    output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+#[test]
+fn node_reads_is_refused_and_goes_on() -> Result<()> {
+    let mut sandbox = Sandbox::builder().start()?;
+    let modules = node::modules()?;
+    let pod = sandbox.pod("reports")?.with("NODE_PATH", &modules.to_string_lossy());
+    let said = run(
+        &pod,
+        r"
+say(await attempt('select count(*) as N from customers'));
+say(await attempt('drop table customers'));
+say(await attempt('select ? as A, ? as B', [7, 'Zoë ☃']));
+say(await attempt('select no_such_column from customers'));
+await attempt('create temporary table mine (a int)');
+say(await attempt('insert into mine values (1), (2)'));
+say(await attempt('select count(a) as N from mine'));
+const rows = (await attempt('select seq4() as N, null as X from table(generator(rowcount => 90000))')).rows;
+say([rows.length, new Set(rows.map((row) => row.N)).size, rows.reduce((sum, row) => sum + row.N, 0)]);
+say(await attempt('select 1 as STILL'));",
+    )?;
+    assert_eq!(said[0]["rows"], json!([{ "N": 300 }]), "{}", said[0]);
+    assert_eq!((&said[1]["code"], &said[1]["state"]), (&json!("003001"), &json!("42501")), "{}", said[1]);
+    assert!(said[1]["message"].as_str().is_some_and(|it| it.contains("DROP TABLE")), "{}", said[1]);
+    assert_eq!(said[2]["rows"], json!([{ "A": 7, "B": "Zoë ☃" }]), "{}", said[2]);
+    assert!(said[3]["code"].is_string() && said[3]["rows"].is_null(), "Snowflake's own: {}", said[3]);
+    assert!(said[4]["error"].is_null(), "{}", said[4]);
+    assert_eq!(said[5]["rows"], json!([{ "N": 2 }]), "{}", said[5]);
+    assert_eq!(said[6], json!([90_000, 90_000, 4_049_955_000_u64]), "a result in parts");
+    assert_eq!(said[7]["rows"], json!([{ "STILL": 1 }]));
+
+    assert!(arrived(&sandbox)?.iter().all(|sql| !sql.contains("drop table")));
+    let refused = journal(&sandbox, "SELECT sql, verdict FROM statements WHERE verdict = 'deny'")?;
+    assert_eq!((refused.len(), &refused[0]["sql"]), (1, &json!("drop table customers")), "once: {refused:?}");
+    Ok(())
+}
