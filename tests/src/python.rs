@@ -42,6 +42,8 @@ const LAST_LINES: usize = 15;
 pub enum Environment {
     /// ADBC, with the driver in Go.
     Adbc,
+    /// The Snowflake CLI.
+    Cli,
     /// ClickHouse's engine.
     ClickHouse,
     /// snowflake-connector-python 4.x, pure Python.
@@ -50,21 +52,33 @@ pub enum Environment {
     Connector5,
     /// The checkers of what `deploy/` ships.
     Deploy,
+    /// SQLAlchemy, on the connector 5.x.
+    SqlAlchemy,
     /// The emulated Snowflake and the identity provider.
     Upstream,
 }
 
 impl Environment {
-    pub const ALL: [Self; 6] =
-        [Self::Adbc, Self::ClickHouse, Self::Connector4, Self::Connector5, Self::Deploy, Self::Upstream];
+    pub const ALL: [Self; 8] = [
+        Self::Adbc,
+        Self::Cli,
+        Self::ClickHouse,
+        Self::Connector4,
+        Self::Connector5,
+        Self::Deploy,
+        Self::SqlAlchemy,
+        Self::Upstream,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Adbc => "adbc",
+            Self::Cli => "cli",
             Self::ClickHouse => "clickhouse",
             Self::Connector4 => "connector4",
             Self::Connector5 => "connector5",
             Self::Deploy => "deploy",
+            Self::SqlAlchemy => "sqlalchemy",
             Self::Upstream => "upstream",
         }
     }

@@ -1,12 +1,12 @@
-//! Clients that are not Python's: each as it comes, with default settings, the internal CA and a token.
+//! Clients besides the connectors: each as it comes, with default settings, the internal CA and a token.
 
 mod common;
 
 use anyhow::Result;
-use sandbox::{Pod, Sandbox, node};
+use sandbox::{Environment, Pod, Sandbox, node};
 use serde_json::{Value, json};
 
-use common::{arrived, journal};
+use common::{arrived, client, journal};
 
 /// What the SDK's manual shows, with promises in the place of callbacks. `say` prints a JSON value a line.
 const NODE: &str = r"
@@ -67,5 +67,60 @@ say(await attempt('select 1 as STILL'));",
     assert!(arrived(&sandbox)?.iter().all(|sql| !sql.contains("drop table")));
     let refused = journal(&sandbox, "SELECT sql, verdict FROM statements WHERE verdict = 'deny'")?;
     assert_eq!((refused.len(), &refused[0]["sql"]), (1, &json!("drop table customers")), "once: {refused:?}");
+    Ok(())
+}
+
+#[test]
+fn the_cli_reads_and_is_refused() -> Result<()> {
+    let mut sandbox = Sandbox::builder().driver(Environment::Cli).start()?;
+    let pod = sandbox.pod("shell")?;
+    let snow = |sql: &str| {
+        pod.run(["sh", "-c", r#"exec "$(dirname "$SANDBOX_PYTHON")/snow" sql --temporary-connection --format json \
+            --account "$SNOWFLAKE_ACCOUNT" --user "$SNOWFLAKE_USER" --authenticator oauth --token "$SNOWFLAKE_TOKEN" \
+            --database "$SNOWFLAKE_DATABASE" --schema "$SNOWFLAKE_SCHEMA" --query "$1""#, "sh", sql])
+    };
+    let read: Value = serde_json::from_str(&snow("select count(*) as N from customers")?.into_stdout()?)?;
+    assert_eq!(read, json!([{ "N": 300 }]));
+    let large: Value = serde_json::from_str(
+        &snow("select count(*) as N, sum(n) as S from (select seq4() as n from table(generator(rowcount => 1000)))")?
+            .into_stdout()?,
+    )?;
+    assert_eq!(large[0]["N"], 1000, "{large}");
+    let refused = snow("drop table customers")?;
+    assert!(!refused.succeeded(), "{}", refused.stdout);
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(said.contains("003001") && said.contains("DROP TABLE"), "{said}");
+    assert!(arrived(&sandbox)?.iter().all(|sql| !sql.contains("drop table")));
+    Ok(())
+}
+
+#[test]
+fn sqlalchemy_reads_writes_and_is_refused() -> Result<()> {
+    let mut sandbox = Sandbox::builder().driver(Environment::SqlAlchemy).start()?;
+    let pod = sandbox.pod("app")?;
+    let said = client(
+        &pod,
+        r#"
+from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, select, text
+from snowflake.sqlalchemy import URL
+of = os.environ
+engine = create_engine(
+    URL(account=of["SNOWFLAKE_ACCOUNT"], user=of["SNOWFLAKE_USER"], database=of["SNOWFLAKE_DATABASE"],
+        schema=of["SNOWFLAKE_SCHEMA"], authenticator="oauth", token=of["SNOWFLAKE_TOKEN"]))
+people = Table("people", MetaData(), Column("id", Integer, primary_key=True, autoincrement=False), Column("name", String(20)))
+with engine.connect() as connection:
+    say(rows=connection.execute(text("select count(*) from customers")).scalar())
+    connection.execute(text("create temporary table people (id int, name varchar(20))"))
+    connection.execute(people.insert(), [dict(id=1, name="Zoë"), dict(id=2, name="Ann")])
+    say(rows=[list(row) for row in connection.execute(select(people).where(people.c.id > 1))])
+    say(**attempt(lambda: connection.execute(text("drop table customers"))))
+    say(rows=connection.execute(text("select 7")).scalar())
+    connection.rollback()"#,
+    )?;
+    assert_eq!(said[0]["rows"], 300, "{}", said[0]);
+    assert_eq!(said[1]["rows"], json!([[2, "Ann"]]), "{}", said[1]);
+    assert_eq!(said[2]["error"], "ProgrammingError", "{}", said[2]);
+    assert!(said[2]["message"].as_str().is_some_and(|it| it.contains("003001 (42501)")), "{}", said[2]);
+    assert_eq!(said[3]["rows"], 7, "{}", said[3]);
     Ok(())
 }
