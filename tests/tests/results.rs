@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::{fs, thread};
+
 use anyhow::{Context, Result};
 use sandbox::{Environment, Sandbox, network};
 use serde_json::Value;
@@ -233,5 +235,54 @@ say(urls=urls, headers=headers, keys=sorted(data), part=sorted(data["chunks"][0]
         ),
     )?;
     assert_eq!(later[0]["status"], 200, "{}", later[0]);
+    Ok(())
+}
+
+/// Of the agent, in bytes: now, and the most since this was reset.
+fn memory(pid: u32) -> Result<(u64, u64)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let of = |field: &str| -> Result<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("a field")?;
+        Ok(line.trim_matches([':', ' ', '\t', 'k', 'B']).parse::<u64>()? * 1024)
+    };
+    Ok((of("VmRSS")?, of("VmHWM")?))
+}
+
+#[test]
+fn eight_large_results_at_once_take_little_memory() -> Result<()> {
+    const CLIENTS: usize = 8;
+    const MEBIBYTES: u64 = 128;
+    const MEBIBYTE: u64 = 1024 * 1024;
+    let mut sandbox = Sandbox::builder().start()?;
+    let agent = sandbox.agent_pid().context("the agent does not run")?;
+    let fetch = format!(
+        r#"{RAW}
+data = json.loads(ask(login(), "select /* a part of {MEBIBYTES} MiB */ 1"))["data"]
+part = data["chunks"][-1]
+connection = http.client.HTTPSConnection(host, context=trust, timeout=120)
+connection.request("GET", urllib.parse.urlsplit(part["url"]).path, headers=data["chunkHeaders"])
+answer, length = connection.getresponse(), 0
+while piece := answer.read(1 << 20):
+    length += len(piece)
+say(length=length)"#
+    );
+    // Once before: what is made at the first time is not counted.
+    let pods: Vec<_> =
+        (0..CLIENTS).map(|index| sandbox.pod(&format!("reader-{index}"))).collect::<Result<_>>()?;
+    client(&pods[0], &fetch)?;
+    let (idle, _) = memory(agent)?;
+    fs::write(format!("/proc/{agent}/clear_refs"), "5")?;
+    let lengths = thread::scope(|scope| {
+        let readers: Vec<_> = pods.iter().map(|pod| scope.spawn(|| client(pod, &fetch))).collect();
+        let said = readers
+            .into_iter()
+            .map(|reader| reader.join().expect("no panic")?[0]["length"].as_u64().context("a length"));
+        said.collect::<Result<Vec<u64>>>()
+    })?;
+    assert_eq!(lengths, [MEBIBYTES * MEBIBYTE; CLIENTS]);
+    let (_, most) = memory(agent)?;
+    let more = most.saturating_sub(idle) / MEBIBYTE;
+    println!("the agent took {more} MiB more than the {} MiB that it has at rest", idle / MEBIBYTE);
+    assert!(more < 64, "{more} MiB");
     Ok(())
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
+import os
 import re
 from typing import Any
 
@@ -18,6 +20,9 @@ PART_ROWS = 20_000
 # In a statement's text: the first request for each part breaks off; the key is told without the headers.
 BREAKS = re.compile(r"/\* parts break off \*/")
 ONLY_KEY = re.compile(r"/\* parts by key \*/")
+# One more part, of so many mebibytes, which are nothing that a driver could read.
+LARGE = re.compile(r"/\* a part of (\d{1,4}) MiB \*/")
+MEBIBYTE = 1024 * 1024
 
 
 def cut(data: dict[str, Any], query_id: str, sql: str, storage: Storage) -> dict[str, Any]:
@@ -28,7 +33,8 @@ def cut(data: dict[str, Any], query_id: str, sql: str, storage: Storage) -> dict
         first, parts = cut_json(data["rowset"])
     else:
         return data
-    if not parts:
+    large = LARGE.search(sql)
+    if not parts and not large:
         return data
     key, breaks = new_key(), bool(BREAKS.search(sql))
     chunks = []
@@ -36,8 +42,18 @@ def cut(data: dict[str, Any], query_id: str, sql: str, storage: Storage) -> dict
         url = storage.put(f"/results/{query_id}_{number}/main/data_{number}", body, key, breaks)
         size = {"rowCount": rows, "uncompressedSize": len(body), "compressedSize": len(body) // 2}
         chunks.append({"url": url, **size})
+    if large:
+        body = noise(int(large[1]))
+        url = storage.put_as_it_is(f"/results/{query_id}_large/main/data", body, key)
+        chunks.append({"url": url, "rowCount": 1, "uncompressedSize": len(body), "compressedSize": len(body)})
     headers = {} if ONLY_KEY.search(sql) else {"chunkHeaders": key_headers(key)}
     return {**data, **first, "chunks": chunks, "qrmk": key, **headers, "returned": data.get("total")}
+
+
+@functools.cache
+def noise(mebibytes: int) -> bytes:
+    """Bytes without order."""
+    return os.urandom(mebibytes * MEBIBYTE)
 
 
 def cut_json(rows: list[Any]) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:

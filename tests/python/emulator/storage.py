@@ -51,9 +51,13 @@ class Storage:
         self.host = host
         self._objects: OrderedDict[str, Object] = OrderedDict()
 
-    def put(self, path: str, body: bytes, key: str, breaks: bool) -> str:
+    def put(self, path: str, body: bytes, key: str, breaks: bool = False) -> str:
         """Stores something, compressed; returns its presigned address."""
-        item = Object(gzip.compress(body, compresslevel=1), key, time.time() + LIFETIME_SECONDS, breaks=breaks)
+        return self.put_as_it_is(path, gzip.compress(body, compresslevel=1), key, breaks)
+
+    def put_as_it_is(self, path: str, body: bytes, key: str, breaks: bool = False) -> str:
+        """The same without compression."""
+        item = Object(body, key, time.time() + LIFETIME_SECONDS, breaks=breaks)
         self._objects[path] = item
         if len(self._objects) > KEPT_OBJECTS:
             self._objects.popitem(last=False)
