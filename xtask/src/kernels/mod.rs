@@ -155,12 +155,19 @@ fn build_image(kernel: &Kernel, parts: &Parts<'_>, to: &Path) -> Result<()> {
     image.copied_file(Path::new("/etc/ssl/openssl.cnf"))?;
     image.link("/etc/ssl/openssl.cnf", "/usr/lib/ssl/openssl.cnf")?;
     image.modules(&kernel.modules()?, &["net", "lib", "crypto", "drivers/net"])?;
-    image.init(&init(&tests, parts.battery))?;
+    let places = [parts.root, parts.battery, parts.programs[0], parts.programs[1]];
+    image.init(&init(&tests, parts.battery, &places))?;
     image.pack(to)
 }
 
-/// What the machine does once it has booted.
-fn init(tests: &Path, battery: &Path) -> String {
+/// What the machine does once it has booted. What it runs lies at `places`, over which nothing is mounted.
+fn init(tests: &Path, battery: &Path, places: &[&Path]) -> String {
+    let is_free = |folder: &&str| !places.iter().any(|place| place.starts_with(folder));
+    let mounts: String = ["/tmp", "/run"]
+        .iter()
+        .filter(|folder| is_free(folder))
+        .map(|folder| format!("mount -t tmpfs memory {folder}\n"))
+        .collect();
     format!(
         "#!/usr/bin/busybox sh
 export PATH=/usr/sbin:/usr/bin
@@ -169,8 +176,7 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
-mount -t tmpfs tmp /tmp
-mount -t tmpfs run /run
+{mounts}busybox chmod 1777 /tmp
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t securityfs security /sys/kernel/security
@@ -189,6 +195,15 @@ poweroff -f
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_mounted_over_what_is_to_run() {
+        let at =
+            |root: &str| init(&Path::new(root).join("tests"), Path::new("/x/bypass"), &[Path::new(root)]);
+        assert!(at("/home/me/snowfence").contains("tmpfs memory /tmp\n"));
+        assert!(!at("/tmp/snowfence").contains("tmpfs memory /tmp\n"));
+        assert!(at("/tmp/snowfence").contains("tmpfs memory /run\n"));
+    }
 
     #[test]
     fn the_newest_kernel_is_the_one_with_the_highest_numbers() {
