@@ -5,7 +5,7 @@
 use agent_common::{FlowRecord, Settings, counter, endpoint_class, event_kind, mode};
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock_addr,
+    bindings::{bpf_sock, bpf_sock_addr},
     helpers::{
         bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_set_retval,
@@ -138,12 +138,11 @@ fn judge(context: &SockAddrContext, destination: [u32; 4]) -> Verdict {
     let scope = scope::of_task(settings);
     let class = if is_captured(port) { endpoint_class(destination) } else { None };
     let is_all = scope.mode == mode::ALL && !is_by_agent(settings);
-    if scope.mode == mode::ALL && !is_all {
-        // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
-        let socket = unsafe { (*fields).__bindgen_anon_1.sk };
-        if !socket.is_null() && own::mark(socket).is_none() {
-            own::let_pass(socket);
-        }
+    if scope.mode == mode::ALL
+        && !is_all
+        && let Some(socket) = socket(fields)
+    {
+        own::let_pass(socket);
     }
     if scope.mode == mode::OFF || class.is_none() && !is_all {
         return Verdict::Untouched;
@@ -215,9 +214,14 @@ fn is_certain(class: Option<u32>) -> bool {
 /// Whether the socket is one of the agent's own.
 #[inline(always)]
 fn own(fields: *mut bpf_sock_addr) -> bool {
+    socket(fields).and_then(own::mark).is_some()
+}
+
+#[inline(always)]
+fn socket(fields: *mut bpf_sock_addr) -> Option<*mut bpf_sock> {
     // SAFETY: the kernel passes a valid context, and the verifier checks each access to it.
     let socket = unsafe { (*fields).__bindgen_anon_1.sk };
-    !socket.is_null() && own::mark(socket).is_some()
+    (!socket.is_null()).then_some(socket)
 }
 
 /// Whether the agent itself is running: what it has to say to others than Snowflake is not led back to it.

@@ -31,9 +31,10 @@ fn judge(skb: *mut __sk_buff) -> bool {
     }
     let is_syn = packet.is_syn();
     let may_reach = packet.may_reach(is_captured);
+    let to_endpoint = may_reach && packet.matters() && is_endpoint(packet.destination);
     // Later ones too where they meet the perimeter, which may have forgotten the first.
-    let is_noted = packet.is_tcp() && packet.matters() && (is_syn || is_endpoint(packet.destination));
-    if may_reach && is_noted && settings.scoped != 0 && scope::of_packet(settings, skb).mode == mode::OFF {
+    let is_noted = packet.is_tcp() && (is_syn && may_reach || to_endpoint);
+    if is_noted && settings.scoped != 0 && scope::of_packet(settings, skb).mode == mode::OFF {
         let _ = UNCOVERED_SYNS.insert(syn_key(&packet), 0, 0);
         return true;
     }
@@ -52,7 +53,7 @@ fn judge(skb: *mut __sk_buff) -> bool {
         tell(skb, event_kind::PACKET_GUARDED, &packet, None);
         return false;
     }
-    if may_reach && packet.matters() && is_endpoint(packet.destination) {
+    if to_endpoint {
         if own::is_agents(skb) || scope::of_packet(settings, skb).mode == mode::OFF {
             return true;
         }

@@ -3,6 +3,7 @@
 use agent_common::{Own, own_class};
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
+    btf_maps::SkStorage,
     cty::c_void,
     helpers::{bpf_sk_fullsock, bpf_sk_storage_get},
 };
@@ -12,13 +13,20 @@ use crate::maps::{GUARDED, OWN};
 /// `BPF_SK_STORAGE_GET_F_CREATE`
 const CREATE: u64 = 1;
 
+/// What a map has for a socket that the verifier knows to be a whole one; null for nothing. With `CREATE` it is made first
+/// where it is missing, with a copy of `value`, or of zeros.
+#[inline(always)]
+fn storage<T>(map: &'static SkStorage<T>, socket: *mut bpf_sock, value: *mut T, flags: u64) -> *mut T {
+    let map = (&raw const *map).cast_mut().cast::<c_void>();
+    // SAFETY: the map and the socket are what the helper takes, and it makes nothing without the flag.
+    unsafe { bpf_sk_storage_get(map, socket.cast(), value.cast(), flags).cast::<T>() }
+}
+
 /// The mark on a socket that the verifier knows to be a whole one.
 #[inline(always)]
 pub fn mark(socket: *mut bpf_sock) -> Option<&'static Own> {
-    let map = (&raw const OWN).cast_mut().cast::<c_void>();
-    // SAFETY: the map and the socket are what the helper takes, and it makes nothing without the flag. What it returns
-    // stays as long as the socket, which outlives the program's run.
-    unsafe { bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0).cast::<Own>().as_ref() }
+    // SAFETY: what is there stays as long as the socket, which outlives the program's run.
+    unsafe { storage(&OWN, socket, core::ptr::null_mut(), 0).as_ref() }
 }
 
 /// The whole socket that a packet belongs to. None where there is none, or only what is left of one.
@@ -38,10 +46,8 @@ pub fn socket_of(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
 /// take it for a workload's that goes around.
 #[inline(always)]
 pub fn let_pass(socket: *mut bpf_sock) {
-    let map = (&raw const OWN).cast_mut().cast::<c_void>();
     let mut own = Own { class: own_class::PLAIN, port: 0, reserved: 0, address: [0; 16], cgroup_id: 0 };
-    // SAFETY: as for `mark`; what a mark is made with is copied.
-    unsafe { bpf_sk_storage_get(map, socket.cast(), (&raw mut own).cast(), CREATE) };
+    storage(&OWN, socket, &raw mut own, CREATE);
 }
 
 /// Whether a packet is from a socket of the agent's, of any kind.
@@ -61,20 +67,12 @@ pub fn is_agents(skb: *mut __sk_buff) -> bool {
 #[inline(always)]
 pub fn close(skb: *mut __sk_buff) {
     if let Some(socket) = socket_of(skb) {
-        guarded(socket, CREATE);
+        storage(&GUARDED, socket, core::ptr::null_mut(), CREATE);
     }
 }
 
 /// Whether nothing may leave a packet's socket any more.
 #[inline(always)]
 pub fn is_closed(skb: *mut __sk_buff) -> bool {
-    socket_of(skb).is_some_and(|socket| guarded(socket, 0))
-}
-
-/// Whether there is a mark, found or made.
-#[inline(always)]
-fn guarded(socket: *mut bpf_sock, flags: u64) -> bool {
-    let map = (&raw const GUARDED).cast_mut().cast::<c_void>();
-    // SAFETY: the map and the socket are what the helper takes; a mark that it makes is a zero, as none is given.
-    unsafe { !bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), flags).is_null() }
+    socket_of(skb).is_some_and(|socket| !storage(&GUARDED, socket, core::ptr::null_mut(), 0).is_null())
 }

@@ -139,7 +139,7 @@ impl Packet {
         }
         let length = match self.protocol {
             TCP => TCP_FIELDS,
-            protocol if protocol == UDP || LIKE_UDP.contains(&protocol) => PORTS,
+            _ if self.is_like_udp() => PORTS,
             _ => return Some(self),
         };
         if read_to(skb, position, buffer, length) {
@@ -187,7 +187,13 @@ impl Packet {
     /// Whether it is a whole one of those that need no connection.
     #[inline(always)]
     pub fn is_datagram(&self) -> bool {
-        !self.is_fragment && (self.protocol == UDP || LIKE_UDP.contains(&self.protocol))
+        !self.is_fragment && self.is_like_udp()
+    }
+
+    /// Whether its protocol has its ports where UDP has them.
+    #[inline(always)]
+    fn is_like_udp(&self) -> bool {
+        self.protocol == UDP || LIKE_UDP.contains(&self.protocol)
     }
 
     /// Whether it begins a connection or carries anything. The rest (an acknowledgement, the end of a connection) comes
@@ -206,9 +212,7 @@ impl Packet {
         }
         match self.protocol {
             ICMP | ICMPV6 => false,
-            protocol if protocol == TCP || protocol == UDP || LIKE_UDP.contains(&protocol) => {
-                is_captured(self.destination_port)
-            }
+            protocol if protocol == TCP || self.is_like_udp() => is_captured(self.destination_port),
             _ => true,
         }
     }

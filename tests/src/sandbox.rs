@@ -53,7 +53,7 @@ pub struct Builder {
     binary: Option<PathBuf>,
     policy: Option<PathBuf>,
     configuration: Option<PathBuf>,
-    change: Option<Change>,
+    changes: Vec<Change>,
     driver: Environment,
     role: Option<String>,
     without: Vec<Service>,
@@ -84,11 +84,18 @@ impl Builder {
         self
     }
 
-    /// A last change to the configuration.
+    /// A last change to the configuration, after those before it.
     #[must_use]
     pub fn configure(mut self, change: impl FnOnce(&mut Table) -> Result<()> + Send + 'static) -> Self {
-        self.change = Some(Box::new(change));
+        self.changes.push(Box::new(change));
         self
+    }
+
+    /// Sets a key of a section of the configuration.
+    #[must_use]
+    pub fn set(self, section: &'static str, key: &'static str, value: impl Into<toml::Value>) -> Self {
+        let value = value.into();
+        self.configure(move |configuration| configuration::put(configuration, section, key, value))
     }
 
     /// The connector that the pods' `SANDBOX_PYTHON` has. Default: 5.x.
@@ -198,7 +205,7 @@ impl Sandbox {
             binary: None,
             policy: None,
             configuration: None,
-            change: None,
+            changes: Vec::new(),
             driver: Environment::Connector5,
             role: None,
             without: Vec::new(),
@@ -414,7 +421,7 @@ impl Sandbox {
         let hosts = [services::ACCOUNT_HOST, services::ACCOUNT_ALIAS, services::STORAGE_HOST];
         certificates::write(&hosts, &services::certificate_files(&self.state))?;
         certificates::write(&[services::DNS_HOST], &services::dns_certificate_files(&self.state))?;
-        self.write_files(builder.policy, builder.configuration, builder.change)?;
+        self.write_files(builder.policy, builder.configuration, builder.changes)?;
         let wanted = Service::of(self.world).filter(|service| !builder.without.contains(service));
         let wanted: Vec<Service> = wanted.collect();
         let names: Vec<&str> = wanted.iter().map(|service| service.name()).collect();
@@ -447,7 +454,7 @@ impl Sandbox {
         &self,
         policy: Option<PathBuf>,
         configuration: Option<PathBuf>,
-        change: Option<Change>,
+        changes: Vec<Change>,
     ) -> Result<()> {
         state::make_folder(&self.agent_state(), 0o700)?;
         state::make_folder(&self.state.secret("clickhouse"), 0o700)?;
@@ -485,7 +492,7 @@ impl Sandbox {
                 policy,
             },
         )?;
-        if let Some(change) = change {
+        for change in changes {
             change(&mut table)?;
         }
         fs::write(self.configuration(), toml::to_string(&table)?).context("write the configuration")

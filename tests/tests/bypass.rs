@@ -176,9 +176,7 @@ struct Battery {
 
 impl Battery {
     fn start(mode: &'static str) -> Result<Self> {
-        let sandbox = world().configure(move |configuration| {
-            sandbox::configuration::put(configuration, "capture", "mode", mode.into())
-        });
+        let sandbox = world().set("capture", "mode", mode);
         Ok(Self { sandbox: sandbox.start()?, mode, taken: Vec::new() })
     }
 

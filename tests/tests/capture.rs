@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
-use sandbox::Sandbox;
+use sandbox::{Sandbox, network};
 
-use common::{Ended, HANDSHAKE, arrived, client, events, eventually, journal, ready};
+use common::{ECHO, FOREIGN_SERVER, HANDSHAKE, arrived, client, events, eventually, journal, serve};
 
 #[test]
 fn every_known_address_of_snowflake_leads_to_the_proxy() -> Result<()> {
@@ -71,61 +71,13 @@ say(**attempt(lambda: plain(("127.0.0.1", 15443), b"hello").decode()))
     Ok(())
 }
 
-/// A server that is not Snowflake's, at an address that the configuration says is: it echoes what it is sent.
-const FOREIGN_SERVER: &str = r#"
-import socket, ssl, subprocess, sys
-folder = sys.argv[1]
-subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=www.example.com",
-                "-addext", "subjectAltName=DNS:www.example.com", "-days", "2",
-                "-keyout", folder + "/key.pem", "-out", folder + "/certificate.pem"], check=True, capture_output=True)
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(folder + "/certificate.pem", folder + "/key.pem")
-listener = socket.create_server(("10.77.1.4", 443))
-print("ready", flush=True)
-while True:
-    plain, _ = listener.accept()
-    try:
-        with context.wrap_socket(plain, server_side=True) as tls:
-            while received := tls.recv(65536):
-                tls.sendall(received)
-    except OSError:
-        pass
-"#;
-
 #[test]
 fn a_shared_address_is_spliced_with_its_tls_intact() -> Result<()> {
-    let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "capture", "networks", vec!["10.77.1.4/32"].into())
-        })
-        .start()?;
+    let mut sandbox = Sandbox::builder().set("capture", "networks", vec!["10.77.1.4/32"]).start()?;
     let folder = tempfile::tempdir()?;
-    let namespace = format!("--net={}", sandbox::network::outside(sandbox.id()).display());
-    let server = Command::new("nsenter")
-        .args([&namespace, "/usr/bin/python3", "-c", FOREIGN_SERVER])
-        .arg(folder.path())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut server = Ended(server);
-    ready(&mut server)?;
+    let _server = serve(&network::outside(sandbox.id()), FOREIGN_SERVER, Some(folder.path()))?;
     let pod = sandbox.pod("web")?;
-    let said = client(
-        &pod,
-        r#"
-import socket, ssl
-def echo():
-    context = ssl._create_unverified_context()
-    with socket.create_connection(("10.77.1.4", 443), 20) as plain:
-        with context.wrap_socket(plain, server_hostname="www.example.com") as tls:
-            certificate = tls.getpeercert(True)
-            tls.sendall(b"x" * 100_000)
-            received = 0
-            while received < 100_000:
-                received += len(tls.recv(65536))
-    return [b"www.example.com" in certificate, b"Snowfence" in certificate, received]
-say(**attempt(echo))
-"#,
-    )?;
+    let said = client(&pod, ECHO)?;
     assert_eq!(said[0]["rows"], serde_json::json!([true, false, 100_000]), "{}", said[0]);
     Ok(())
 }
@@ -251,14 +203,7 @@ fn a_connection_that_an_uncovered_process_passes_on_is_of_no_use() -> Result<()>
     let pod = sandbox.pod("agent")?;
     // A process in the pod's network, but in a cgroup that is none of the agent's business.
     let home = sandbox.state().pod("agent").join("home");
-    let namespace = format!("--net={}", sandbox::network::pod(sandbox.id(), "agent").display());
-    let passer = Command::new("nsenter")
-        .args([&namespace, "/usr/bin/python3", "-c", PASSED])
-        .arg(&home)
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut passer = Ended(passer);
-    ready(&mut passer)?;
+    let _passer = serve(&network::pod(sandbox.id(), "agent"), PASSED, Some(&home))?;
     Command::new("chmod").arg("777").arg(home.join("passed")).status()?;
     sandbox.start_agent()?;
     let said = client(
@@ -283,11 +228,7 @@ say(**attempt(lambda: len(context.wrap_socket(plain, server_hostname=os.environ[
 #[test]
 fn a_flood_of_attempts_is_counted_to_the_last() -> Result<()> {
     const ATTEMPTS: u64 = 3000;
-    let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "metrics", "listen", "127.0.0.1:9464".into())
-        })
-        .start()?;
+    let mut sandbox = Sandbox::builder().set("metrics", "listen", "127.0.0.1:9464").start()?;
     let pod = sandbox.pod("agent")?;
     let flood = format!(
         r#"
@@ -311,7 +252,7 @@ for _ in range({ATTEMPTS}):
         assert!(events.len() < 200, "{} single events", events.len());
         Ok(events.iter().filter_map(counted).sum::<u64>() == ATTEMPTS)
     })?;
-    let metrics = sandbox::network::inside(&sandbox::network::node(sandbox.id()), || {
+    let metrics = network::inside(&network::node(sandbox.id()), || {
         Ok(ureq::get("http://127.0.0.1:9464/metrics").call()?.body_mut().read_to_string()?)
     })?;
     for line in [
@@ -341,14 +282,8 @@ fn an_agent_that_cannot_start_says_why_in_one_line() -> Result<()> {
     let mut sandbox = Sandbox::builder().without_agent().start()?;
 
     // Somebody else has the port, in the agent's own network namespace.
-    let namespace = format!("--net={}", sandbox::network::node(sandbox.id()).display());
     let squatter = "import socket, time\nheld = socket.create_server(('127.0.0.1', 15443))\nprint('ready', flush=True)\ntime.sleep(100)";
-    let squatter = Command::new("nsenter")
-        .args([&namespace, "/usr/bin/python3", "-c", squatter])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut squatter = Ended(squatter);
-    ready(&mut squatter)?;
+    let squatter = serve(&network::node(sandbox.id()), squatter, None)?;
     let failed = format!("{:#}", sandbox.start_agent().err().context("it started")?);
     assert!(failed.contains("15443") && failed.contains("python3"), "{failed}");
     drop(squatter);

@@ -139,11 +139,7 @@ say(**attempt(lambda: len(stream.recv(1000))))",
 #[test]
 fn a_client_that_tries_for_a_second_does_not_notice_that_the_agent_is_replaced() -> Result<()> {
     // Whose port the new agent has to have beside the old one.
-    let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "metrics", "listen", "127.0.0.1:9464".into())
-        })
-        .start()?;
+    let mut sandbox = Sandbox::builder().set("metrics", "listen", "127.0.0.1:9464").start()?;
     let (pod, other) = (sandbox.pod("agent")?, sandbox.pod("analyst")?);
     let at_work = AtWork::start(&pod)?;
     let python = other.environment()["SANDBOX_PYTHON"].clone();

@@ -110,10 +110,8 @@ fn a_device_inside_a_pod_that_leads_out_past_the_node_is_watched() -> Result<()>
 #[test]
 fn without_the_perimeter_such_a_packet_arrives() -> Result<()> {
     let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "capture", "perimeter", false.into())?;
-            sandbox::configuration::put(configuration, "capture", "raw_sockets", "allow".into())
-        })
+        .set("capture", "perimeter", false)
+        .set("capture", "raw_sockets", "allow")
         .start()?;
     let pod = sandbox.root_pod("agent")?;
     give_macvlan(&sandbox, "agent")?;

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use rustix::process::Signal;
 use sandbox::{Sandbox, network, services};
 use serde_json::Value;
 
-use common::{Ended, HANDSHAKE, client, eventually, journal, ready};
+use common::{ECHO, FOREIGN_SERVER, HANDSHAKE, client, eventually, journal, serve};
 
 fn listed(sandbox: &Sandbox) -> Result<Vec<Value>> {
     let said = sandbox.snowfence(["endpoints", "list", "--format", "json"])?.into_stdout()?;
@@ -77,29 +76,6 @@ fn snowflake_is_asked_for_its_hosts() -> Result<()> {
     Ok(())
 }
 
-/// A server that is not Snowflake's: it echoes over TLS.
-const FOREIGN_SERVER: &str = r#"
-import socket, ssl, subprocess, sys, threading
-folder = sys.argv[1]
-subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=www.example.com",
-                "-addext", "subjectAltName=DNS:www.example.com", "-days", "2",
-                "-keyout", folder + "/key.pem", "-out", folder + "/certificate.pem"], check=True, capture_output=True)
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(folder + "/certificate.pem", folder + "/key.pem")
-def serve(plain):
-    try:
-        with context.wrap_socket(plain, server_side=True) as tls:
-            while received := tls.recv(65536):
-                tls.sendall(received)
-    except OSError:
-        pass
-listener = socket.create_server(("10.77.1.4", 443))
-print("ready", flush=True)
-while True:
-    plain, _ = listener.accept()
-    threading.Thread(target=serve, args=(plain,), daemon=True).start()
-"#;
-
 /// DNS answers that a workload makes up, as if from a server: sent from port 53 to itself.
 const LIAR: &str = r#"
 import random, socket, struct
@@ -119,14 +95,7 @@ def tell(message):
 fn a_lie_about_an_address_does_no_harm_to_whoever_is_there() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let folder = tempfile::tempdir()?;
-    let namespace = format!("--net={}", network::outside(sandbox.id()).display());
-    let server = Command::new("nsenter")
-        .args([&namespace, "/usr/bin/python3", "-c", FOREIGN_SERVER])
-        .arg(folder.path())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut server = Ended(server);
-    ready(&mut server)?;
+    let _server = serve(&network::outside(sandbox.id()), FOREIGN_SERVER, Some(folder.path()))?;
     let liar = sandbox.root_pod("liar")?;
     client(&liar, &format!("{LIAR}tell(answer('evil.snowflakecomputing.com', '10.77.1.4'))"))?;
     eventually("the lie is learnt", || Ok(of_network(&listed(&sandbox)?, "10.77.1.4/32").is_some()))?;
@@ -134,23 +103,14 @@ fn a_lie_about_an_address_does_no_harm_to_whoever_is_there() -> Result<()> {
     let victim = sandbox.pod("victim")?;
     let said = client(
         &victim,
-        r#"
-import socket, ssl, urllib.request
-def echo():
-    context = ssl._create_unverified_context()
-    with socket.create_connection(("10.77.1.4", 443), 20) as plain:
-        with context.wrap_socket(plain, server_hostname="www.example.com") as tls:
-            certificate = tls.getpeercert(True)
-            tls.sendall(b"x" * 100_000)
-            received = 0
-            while received < 100_000:
-                received += len(tls.recv(65536))
-    return [b"www.example.com" in certificate, b"Snowfence" in certificate, received]
-say(**attempt(echo))
+        &format!(
+            r#"{ECHO}
+import urllib.request
 say(**attempt(lambda: urllib.request.urlopen(os.environ["SANDBOX_CLICKHOUSE"] + "/ping", timeout=20).read().decode()))
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 say(**attempt(lambda: udp.sendto(b"x", ("10.77.1.4", 443))))
-"#,
+"#
+        ),
     )?;
     assert_eq!(said[0]["rows"], serde_json::json!([true, false, 100_000]), "{}", said[0]);
     assert_eq!(said[1]["rows"], "Ok.\n");

@@ -2,12 +2,10 @@
 
 mod common;
 
-use std::process::{Command, Stdio};
-
 use anyhow::Result;
 use sandbox::{Sandbox, network};
 
-use common::{Ended, client, eventually, journal, ready};
+use common::{client, eventually, journal, serve};
 
 /// Servers that are not Snowflake's: one that speaks first, one that says who has come, one that echoes until its client is
 /// done, one that sends a lot.
@@ -49,18 +47,8 @@ threading.Event().wait()
 
 #[test]
 fn other_connections_are_passed_on_as_they_are() -> Result<()> {
-    let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "capture", "mode", "all".into())
-        })
-        .start()?;
-    let namespace = format!("--net={}", network::outside(sandbox.id()).display());
-    let servers = Command::new("nsenter")
-        .args([&namespace, "/usr/bin/python3", "-c", SERVERS])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut servers = Ended(servers);
-    ready(&mut servers)?;
+    let mut sandbox = Sandbox::builder().set("capture", "mode", "all").start()?;
+    let _server = serve(&network::outside(sandbox.id()), SERVERS, None)?;
     let pod = sandbox.pod("web")?;
     let said = client(
         &pod,
@@ -129,11 +117,7 @@ say(**attempt(lambda: urllib.request.urlopen(os.environ["SANDBOX_CLICKHOUSE"] + 
 
 #[test]
 fn the_drivers_work_as_ever() -> Result<()> {
-    let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "capture", "mode", "all".into())
-        })
-        .start()?;
+    let mut sandbox = Sandbox::builder().set("capture", "mode", "all").start()?;
     let pod = sandbox.pod("agent")?;
     let said = client(&pod, "say(rows=connect().cursor().execute('select 1').fetchall())")?;
     assert_eq!(said[0]["rows"], serde_json::json!([[1]]));
@@ -144,11 +128,7 @@ fn the_drivers_work_as_ever() -> Result<()> {
 
 #[test]
 fn udp_where_snowflake_could_be_is_refused_and_any_other_is_not() -> Result<()> {
-    let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "capture", "mode", "all".into())
-        })
-        .start()?;
+    let mut sandbox = Sandbox::builder().set("capture", "mode", "all").start()?;
     let pod = sandbox.pod("agent")?;
     let said = client(
         &pod,

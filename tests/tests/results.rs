@@ -183,10 +183,11 @@ data = json.loads(answer)["data"]
 urls, headers = [chunk["url"] for chunk in data["chunks"]], data["chunkHeaders"]
 status, body = fetch(urls[0], headers)
 mixed = json.loads(ask(token, {statement:?}))["data"]
+changed = urls[0][:-20] + ("A" if urls[0][-20] != "A" else "B") + urls[0][-19:]
 say(urls=urls, headers=headers, keys=sorted(data), part=sorted(data["chunks"][0]),
     leaks=[word for word in ("amazonaws", "Signature", "customer", "AES256") if word in answer],
     status=status, length=len(body), expected=data["chunks"][0]["uncompressedSize"],
-    without=fetch(urls[0], {{}})[0], changed=fetch(urls[0][:-1] + "A", headers)[0],
+    without=fetch(urls[0], {{}})[0], changed=fetch(changed, headers)[0],
     mixed=fetch(urls[0], mixed["chunkHeaders"])[0], no_such=fetch(urls[0][:-10], headers)[0])"#,
             statement = rows("")
         ),

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +11,7 @@ use sandbox::process::{Plan, Process};
 use sandbox::{Sandbox, network, python, services};
 use toml::{Table, Value};
 
-use common::{Ended, HANDSHAKE, client, eventually, ready};
+use common::{HANDSHAKE, client, eventually, serve};
 
 const DIAL: &str = r#"say(**attempt(lambda: handshake(address("SANDBOX_UPSTREAM"), host)))"#;
 
@@ -28,9 +27,7 @@ fn list(text: &str) -> Value {
 }
 
 fn with(scopes: Vec<Value>) -> Result<Sandbox> {
-    let configured = Sandbox::builder().configure(|configuration| {
-        sandbox::configuration::put(configuration, "capture", "scopes", scopes.into())
-    });
+    let configured = Sandbox::builder().set("capture", "scopes", scopes);
     configured.start()
 }
 
@@ -61,12 +58,8 @@ fn a_scope_that_is_off_goes_its_own_way_and_its_neighbour_does_not() -> Result<(
 #[test]
 fn the_default_may_be_off_for_a_host_on_which_few_are_covered() -> Result<()> {
     let bound = scope("bound", &[("cgroups", list("/snowfence-*/pods/bound")), ("mode", "endpoints".into())]);
-    let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "capture", "mode", "off".into())?;
-            sandbox::configuration::put(configuration, "capture", "scopes", vec![bound].into())
-        })
-        .start()?;
+    let mut sandbox =
+        Sandbox::builder().set("capture", "mode", "off").set("capture", "scopes", vec![bound]).start()?;
     let (free, bound) = (sandbox.pod("free")?, sandbox.pod("bound")?);
     assert!(!is_captured(&free)?);
     assert!(is_captured(&bound)?);
@@ -75,11 +68,7 @@ fn the_default_may_be_off_for_a_host_on_which_few_are_covered() -> Result<()> {
 
 #[test]
 fn where_everybody_is_off_everybody_goes_his_own_way() -> Result<()> {
-    let mut sandbox = Sandbox::builder()
-        .configure(|configuration| {
-            sandbox::configuration::put(configuration, "capture", "mode", "off".into())
-        })
-        .start()?;
+    let mut sandbox = Sandbox::builder().set("capture", "mode", "off").start()?;
     let free = sandbox.pod("free")?;
     assert!(!is_captured(&free)?, "past the perimeter too");
     Ok(())
@@ -241,14 +230,7 @@ fn pods_are_in_and_out_of_a_scope_as_their_labels_change() -> Result<()> {
             Ok(())
         })
         .start()?;
-    let namespace = format!("--net={}", network::outside(sandbox.id()).display());
-    let server = Command::new("nsenter")
-        .args([&namespace, "/usr/bin/python3", "-c", API_SERVER])
-        .arg(folder.path())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut server = Ended(server);
-    ready(&mut server)?;
+    let _server = serve(&network::outside(sandbox.id()), API_SERVER, Some(folder.path()))?;
 
     let pod = sandbox.pod("pod7f3c")?;
     assert!(is_captured(&pod)?, "its labels are not those of the scope");

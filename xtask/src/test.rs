@@ -70,7 +70,7 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     }
     if options.part == Some(Part::Kernels) {
         let tests = report.build_tests(root)?;
-        report.kernels(root, &tests)?;
+        report.kernels(root, &build::sandbox(root, build::Options::default())?, &tests)?;
         return Ok(report.summary(started.elapsed()));
     }
     report.step("formatting", cargo(root).args(["fmt", "--all", "--check"]))?;
@@ -113,7 +113,7 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         None => {}
         Some(Ok(privilege)) => {
             report.end_to_end(&privilege, &tests)?;
-            report.kernels(root, &tests)?;
+            report.kernels(root, &sandbox, &tests)?;
         }
         Some(Err(error)) => {
             let message =
@@ -292,14 +292,13 @@ impl Report {
     }
 
     /// The battery on other kernels, side by side: an emulated machine keeps no more than a core busy.
-    fn kernels(&mut self, root: &Path, tests: &[TestProgram]) -> Result<()> {
+    fn kernels(&mut self, root: &Path, sandbox: &Path, tests: &[TestProgram]) -> Result<()> {
         let Some(battery) = tests.iter().find(|test| test.name == "bypass (test)") else {
             self.fail("tests on other kernels", "the battery did not build");
             return Ok(());
         };
-        let sandbox = build::sandbox(root, build::Options::default())?;
         let agent = sandbox.with_file_name("snowfence");
-        let parts = Parts { root, battery: &battery.program, programs: [&agent, &sandbox] };
+        let parts = Parts { root, battery: &battery.program, programs: [&agent, sandbox] };
         let machines = match kernels::machines(&parts) {
             Ok(machines) => machines,
             Err(error) => {

@@ -6,12 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::status::EndpointCounts;
 use super::succession::{Step, send_inheritance, send_streams};
@@ -71,15 +70,11 @@ impl Server {
 
     /// Answers in threads of its own, for as long as the process lives.
     pub fn run(self, agent: Arc<Agent>, runtime: Handle) -> io::Result<()> {
-        let busy = Arc::new(AtomicUsize::new(0));
+        let places = Arc::new(Semaphore::new(AT_ONCE));
         thread::Builder::new().name("admin".to_owned()).spawn(move || {
             for stream in self.listener.incoming().flatten() {
-                if busy.fetch_add(1, Ordering::Relaxed) >= AT_ONCE {
-                    busy.fetch_sub(1, Ordering::Relaxed);
-                    continue;
-                }
-                let (agent, runtime, busy) = (Arc::clone(&agent), runtime.clone(), Arc::clone(&busy));
-                let place = Place(busy);
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                let (agent, runtime) = (Arc::clone(&agent), runtime.clone());
                 let answering = thread::Builder::new().name("admin".to_owned()).spawn(move || {
                     let _place = place;
                     if let Err(error) = agent.answer(stream, &runtime) {
@@ -92,15 +87,6 @@ impl Server {
             }
         })?;
         Ok(())
-    }
-}
-
-/// One of the questions that are answered at a time, until it is dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The sets of endpoint addresses, which live in the kernel and outlast the agent.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
@@ -54,20 +55,16 @@ pub struct Endpoints {
     changed: Arc<Notify>,
 }
 
+/// Of something that was learnt, among its like: what is trusted least first, then what goes first.
+type Place = (Reverse<EndpointClass>, u64, IpNet);
+
 struct Sets {
     v4: LpmTrie<MapData, [u8; 4], KernelEndpoint>,
     v6: LpmTrie<MapData, [u8; 16], KernelEndpoint>,
     /// The same again: a trie does not tell a network from another that contains it.
     known: BTreeMap<IpNet, Entry>,
-    /// Those that were learnt, by when they go; what is only hearsay first.
-    learnt: BTreeSet<(Proof, u64, IpNet)>,
-}
-
-/// Whether what was learnt has been proved.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Proof {
-    None,
-    Certificate,
+    /// Those that were learnt.
+    learnt: BTreeSet<Place>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -148,10 +145,10 @@ impl Endpoints {
     pub(super) fn expire(&self) -> Result<(), CaptureError> {
         let now = now();
         let mut sets = self.sets();
-        for proof in [Proof::None, Proof::Certificate] {
-            let from = (proof, 0, IpNet::V4(Ipv4Net::default()));
+        for class in [EndpointClass::Learnt, EndpointClass::Confirmed].map(Reverse) {
+            let from = (class, 0, IpNet::V4(Ipv4Net::default()));
             while let Some((found, expires, network)) = sets.learnt.range(from..).next().copied()
-                && found == proof
+                && found == class
                 && expires <= now
             {
                 sets.remove(network)?;
@@ -310,13 +307,8 @@ fn read(
 
 impl Entry {
     /// Where it stands among those that were learnt, if it was.
-    fn place(&self, network: IpNet) -> Option<(Proof, u64, IpNet)> {
-        let proof = match self.class {
-            EndpointClass::Learnt => Proof::None,
-            EndpointClass::Confirmed => Proof::Certificate,
-            EndpointClass::Declared | EndpointClass::Resolved => return None,
-        };
-        Some((proof, self.expires, network))
+    fn place(&self, network: IpNet) -> Option<Place> {
+        self.class.is_learnt().then_some((Reverse(self.class), self.expires, network))
     }
 
     fn of(value: &KernelEndpoint) -> Self {

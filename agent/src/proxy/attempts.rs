@@ -1,6 +1,7 @@
 //! What the capture tells: attempts to get around the agent are recorded, and addresses that are said to be Snowflake's
 //! are asked who they are.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc};
@@ -45,14 +46,20 @@ impl Proxy {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let proxy = Arc::clone(&self);
             tokio::spawn(async move {
-                let is_proved = proxy.foreign.proves(address, &name, proxy.dialer.dial(address)).await;
-                tracing::debug!(%address, name, is_proved, "asked an address who it is");
-                if is_proved && let Err(error) = proxy.endpoints.confirm(address.ip()) {
-                    tracing::warn!(%address, %error, "an address of Snowflake's is not covered");
-                }
+                proxy.confirms(address, &name).await;
                 drop(place);
             });
         }
+    }
+
+    /// Asks an address that is said to be Snowflake's whether it is, and holds it for Snowflake's from now on if so.
+    pub async fn confirms(&self, address: SocketAddr, name: &str) -> bool {
+        let is_proved = self.foreign.proves(address, name, self.dialer.dial(address)).await;
+        tracing::debug!(%address, name, is_proved, "asked an address who it is");
+        if is_proved && let Err(error) = self.endpoints.confirm(address.ip()) {
+            tracing::warn!(%address, %error, "an address of Snowflake's is not covered");
+        }
+        is_proved
     }
 }
 

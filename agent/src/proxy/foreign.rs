@@ -101,15 +101,13 @@ impl Foreign {
         // A handshake that fails later has shown a certificate all the same.
         let ended = tokio::time::timeout(DEADLINE, handshake).await;
         let names = std::mem::take(&mut *seen.names.lock().unwrap_or_else(PoisonError::into_inner));
-        let is_snowflake = |name: &String| {
-            let name = name.trim_start_matches("*.");
-            self.suffixes.iter().any(|suffix| is_under(name, suffix))
-        };
         match (names.as_slice(), ended) {
             ([], Ok(Err(error))) => Err(error),
             ([], Ok(Ok(_))) => Err(ForeignError::Unknown),
             ([], Err(_)) => Err(ForeignError::Unreachable),
-            (names, _) if names.iter().any(is_snowflake) => Ok(Owner::Snowflake),
+            (names, _) if names.iter().any(|name| self.is_snowflake(name.trim_start_matches("*."))) => {
+                Ok(Owner::Snowflake)
+            }
             _ => Ok(Owner::Other),
         }
     }
@@ -122,7 +120,7 @@ impl Foreign {
         name: &str,
         dial: impl Future<Output = io::Result<TcpStream>>,
     ) -> bool {
-        if !self.suffixes.iter().any(|suffix| is_under(name, suffix)) {
+        if !self.is_snowflake(name) {
             return false;
         }
         let handshake = async {
@@ -135,6 +133,10 @@ impl Foreign {
         let key = (address, name.to_owned());
         // That it cannot be reached now says nothing of later.
         self.proofs.try_get_with(key, handshake).await.unwrap_or(false)
+    }
+
+    fn is_snowflake(&self, name: &str) -> bool {
+        self.suffixes.iter().any(|suffix| is_under(name, suffix))
     }
 }
 

@@ -141,11 +141,8 @@ async fn owner(proxy: &Proxy, flow: &Flow, begun: &Peek) -> Result<Owner, Foreig
     let address = flow.destination;
     if flow.class == Some(EndpointClass::Learnt)
         && let Some(name) = proxy.endpoints.name_of(address.ip())
-        && proxy.foreign.proves(address, &name, proxy.dialer.dial(address)).await
+        && proxy.confirms(address, &name).await
     {
-        if let Err(error) = proxy.endpoints.confirm(address.ip()) {
-            tracing::warn!(%error, "an address of Snowflake's is not covered");
-        }
         return Ok(Owner::Snowflake);
     }
     let Peek::Hello(names) = begun else { return Ok(Owner::Other) };

@@ -16,6 +16,8 @@ const HOST_NAME: u8 = 0;
 /// TLS allows 64 KiB for a hello; what frames it takes more, if it is cut into small records.
 const LONGEST_HELLO: usize = 64 * 1024;
 const LONGEST: usize = 2 * LONGEST_HELLO;
+/// Bytes of a record's header.
+const HEADER: usize = 5;
 /// The largest record: 16 KiB, and what TLS 1.2 allows on top.
 const LONGEST_RECORD: usize = 16 * 1024 + 2048;
 /// What may stand before a hello, and servers read over, is shorter.
@@ -38,8 +40,9 @@ pub enum Peek {
 /// Looks at the first bytes of a connection as they come, at each of them once.
 #[derive(Debug, Default)]
 pub struct Peeker {
-    /// Of the record under way, as far as it has come.
-    header: Vec<u8>,
+    /// Of the record under way, as far as it has come: most streams have bytes that look like the first.
+    header: [u8; HEADER],
+    read: usize,
     /// What is still to come of its payload.
     left: usize,
     /// The payloads of handshake records.
@@ -66,12 +69,15 @@ impl Peeker {
     /// Takes a byte of a record's header; returns how many.
     fn take_header(&mut self, bytes: &[u8]) -> usize {
         let Some(byte) = bytes.first() else { return 0 };
-        self.header.push(*byte);
+        if let Some(next) = self.header.get_mut(self.read) {
+            *next = *byte;
+            self.read += 1;
+        }
         let begun = !self.hello.is_empty();
-        match *self.header.as_slice() {
-            [HANDSHAKE] | [HANDSHAKE, MAJOR, ..] if self.header.len() < 5 => {}
+        match *self.header.get(..self.read).unwrap_or_default() {
+            [HANDSHAKE] | [HANDSHAKE, MAJOR, ..] if self.read < HEADER => {}
             [CHANGE_CIPHER_SPEC | ALERT] | [CHANGE_CIPHER_SPEC | ALERT, MAJOR, ..]
-                if self.header.len() < 5 && !begun => {}
+                if self.read < HEADER && !begun => {}
             [first] | [first, _] | [first, _, CLIENT_HELLO] if first & SSL2 != 0 && self.total < 3 => {}
             // That of SSL 2 has no names.
             [first, length, CLIENT_HELLO, MAJOR] if first & SSL2 != 0 && self.total < 4 => {
@@ -83,7 +89,7 @@ impl Peeker {
                 if length > longest {
                     self.peek = self.not_a_record();
                 } else if length == 0 {
-                    self.header.clear();
+                    self.read = 0;
                 } else {
                     self.left = length;
                 }
@@ -115,7 +121,7 @@ impl Peeker {
             _ => {}
         }
         if self.left == 0 {
-            self.header.clear();
+            self.read = 0;
         }
         taken
     }

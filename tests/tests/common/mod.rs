@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "each scenario file uses its own part of this")]
 
 use std::io::Read;
-use std::process::Child;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -78,12 +79,58 @@ impl Drop for Ended {
     }
 }
 
-/// Waits until a process has said that it is ready.
-pub fn ready(process: &mut Ended) -> Result<()> {
+/// Runs Python in a network namespace, with the machine's own interpreter and files; returns when it says that it is ready.
+pub fn serve(namespace: &Path, source: &str, folder: Option<&Path>) -> Result<Ended> {
+    let namespace = format!("--net={}", namespace.display());
+    let server = Command::new("nsenter")
+        .args([&namespace, "/usr/bin/python3", "-c", source])
+        .args(folder)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut server = Ended(server);
     let mut ready = [0; 5];
-    process.0.stdout.as_mut().context("a process whose output is read")?.read_exact(&mut ready)?;
-    Ok(())
+    server.0.stdout.as_mut().context("a process whose output is read")?.read_exact(&mut ready)?;
+    Ok(server)
 }
+
+/// A server that is not Snowflake's: it echoes over TLS. Its files go into the folder that it is given.
+pub const FOREIGN_SERVER: &str = r#"
+import socket, ssl, subprocess, sys, threading
+folder = sys.argv[1]
+subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=www.example.com",
+                "-addext", "subjectAltName=DNS:www.example.com", "-days", "2",
+                "-keyout", folder + "/key.pem", "-out", folder + "/certificate.pem"], check=True, capture_output=True)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(folder + "/certificate.pem", folder + "/key.pem")
+def serve(plain):
+    try:
+        with context.wrap_socket(plain, server_side=True) as tls:
+            while received := tls.recv(65536):
+                tls.sendall(received)
+    except OSError:
+        pass
+listener = socket.create_server(("10.77.1.4", 443))
+print("ready", flush=True)
+while True:
+    plain, _ = listener.accept()
+    threading.Thread(target=serve, args=(plain,), daemon=True).start()
+"#;
+
+/// Its client, which says whether its TLS came through untouched, and how much came back.
+pub const ECHO: &str = r#"
+import socket, ssl
+def echo():
+    context = ssl._create_unverified_context()
+    with socket.create_connection(("10.77.1.4", 443), 20) as plain:
+        with context.wrap_socket(plain, server_hostname="www.example.com") as tls:
+            certificate = tls.getpeercert(True)
+            tls.sendall(b"x" * 100_000)
+            received = 0
+            while received < 100_000:
+                received += len(tls.recv(65536))
+    return [b"www.example.com" in certificate, b"Snowfence" in certificate, received]
+say(**attempt(echo))
+"#;
 
 /// Waits until something holds.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
