@@ -30,7 +30,9 @@ use crate::config::{Config, CredentialType, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
 use crate::kubernetes::{self, Pods, watch::KubernetesError};
 use crate::policy::{Policy, PolicyError};
-use crate::proxy::{Counts, Dialer, Foreign, Noise, Proxy, Sessions, Shares, Upstream, Vault, VaultError};
+use crate::proxy::{
+    Counts, Dialer, Foreign, Noise, Proxy, REVOCATION_PORT, Sessions, Shares, Upstream, Vault, VaultError,
+};
 use crate::tls::{self, Authority, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
@@ -104,11 +106,15 @@ impl State<'_> {
 
 /// The part of the configuration that concerns the kernel.
 pub fn capture_settings(config: &Config) -> capture::Settings {
+    let mut ports = config.capture.ports.clone();
+    if !ports.contains(&REVOCATION_PORT) {
+        ports.push(REVOCATION_PORT);
+    }
     capture::Settings {
         cgroup: config.capture.cgroup.clone(),
         bpffs: config.capture.bpffs.clone(),
         listen_port: config.capture.listen_port,
-        ports: config.capture.ports.clone(),
+        ports,
         networks: config.capture.networks.clone(),
         suffixes: config.capture.suffixes.clone(),
         mode: config.capture.mode,

@@ -52,20 +52,23 @@ pub enum Environment {
     Connector5,
     /// The checkers of what `deploy/` ships.
     Deploy,
-    /// SQLAlchemy, on the connector 5.x.
+    /// Snowpark, on the connector 4.x, with pandas.
+    Snowpark,
+    /// SQLAlchemy, on the connector 5.x, with pandas.
     SqlAlchemy,
     /// The emulated Snowflake and the identity provider.
     Upstream,
 }
 
 impl Environment {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Adbc,
         Self::Cli,
         Self::ClickHouse,
         Self::Connector4,
         Self::Connector5,
         Self::Deploy,
+        Self::Snowpark,
         Self::SqlAlchemy,
         Self::Upstream,
     ];
@@ -78,6 +81,7 @@ impl Environment {
             Self::Connector4 => "connector4",
             Self::Connector5 => "connector5",
             Self::Deploy => "deploy",
+            Self::Snowpark => "snowpark",
             Self::SqlAlchemy => "sqlalchemy",
             Self::Upstream => "upstream",
         }

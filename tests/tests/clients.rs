@@ -3,44 +3,17 @@
 mod common;
 
 use anyhow::Result;
-use sandbox::{Environment, Pod, Sandbox, node};
+use sandbox::{Environment, Sandbox, node};
 use serde_json::{Value, json};
 
-use common::{arrived, client, journal};
-
-/// What the SDK's manual shows, with promises in the place of callbacks. `say` prints a JSON value a line.
-const NODE: &str = r"
-const snowflake = require('snowflake-sdk');
-snowflake.configure({ logLevel: 'OFF', additionalLogToConsole: false });
-const of = process.env;
-const connection = snowflake.createConnection({
-  account: of.SNOWFLAKE_ACCOUNT, username: of.SNOWFLAKE_USER, authenticator: 'OAUTH', token: of.SNOWFLAKE_TOKEN,
-  database: of.SNOWFLAKE_DATABASE, schema: of.SNOWFLAKE_SCHEMA,
-});
-const connect = () => new Promise((done, fail) => connection.connect((error) => (error ? fail(error) : done())));
-const close = () => new Promise((done) => connection.destroy(done));
-const run = (sqlText, binds) => new Promise((done, fail) => connection.execute({
-  sqlText, binds, complete: (error, statement, rows) => (error ? fail(error) : done(rows)),
-}));
-const say = (value) => console.log(JSON.stringify(value));
-const attempt = async (sql, binds) => {
-  try { return { rows: await run(sql, binds) }; }
-  catch (error) { return { error: error.name, code: error.code, state: error.sqlState, message: error.message }; }
-};
-";
-
-fn run(pod: &Pod, source: &str) -> Result<Vec<Value>> {
-    let program = format!("{NODE}\n(async () => {{ await connect();\n{source}\nawait close(); }})();");
-    let output = pod.run(["node", "-e", &program])?.into_stdout()?;
-    output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
-}
+use common::{arrived, by_node, client, journal};
 
 #[test]
 fn node_reads_is_refused_and_goes_on() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let modules = node::modules()?;
     let pod = sandbox.pod("reports")?.with("NODE_PATH", &modules.to_string_lossy());
-    let said = run(
+    let said = by_node(
         &pod,
         r"
 say(await attempt('select count(*) as N from customers'));

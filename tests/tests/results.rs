@@ -8,41 +8,10 @@ use anyhow::{Context, Result};
 use sandbox::{Environment, Sandbox, network};
 use serde_json::Value;
 
-use common::{client, eventually, journal};
+use common::{RAW, client, eventually, journal};
 
 /// So many that most of them are in parts.
 const ROWS: u64 = 90_000;
-
-/// Speaks the protocol by itself. `ask` sends a statement, `fetch` asks for a part.
-const RAW: &str = r#"
-import gzip, http.client, ssl, urllib.parse, urllib.request, uuid
-host = os.environ["SNOWFLAKE_HOST"]
-trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
-
-def send(method, target, headers, body=None):
-    connection = http.client.HTTPSConnection(host, context=trust, timeout=60)
-    connection.request(method, target, body, headers)
-    answer = connection.getresponse()
-    return answer.status, dict(answer.getheaders()), answer.read()
-
-def post(path, data, token):
-    headers = {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
-    target = f"{path}?requestId={uuid.uuid4()}"
-    return send("POST", target, headers, json.dumps(data))[2].decode()
-
-def login():
-    data = dict(ACCOUNT_NAME="acme", LOGIN_NAME="x", AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"])
-    return json.loads(post("/session/v1/login-request", dict(data=data), "None"))["data"]["token"]
-
-def ask(token, sql):
-    return post("/queries/v1/query-request", dict(sqlText=sql, asyncExec=False, sequenceId=1), token)
-
-def fetch(url, headers):
-    status, headers, body = send("GET", urllib.parse.urlsplit(url).path, headers)
-    if headers.get("Content-Encoding", headers.get("content-encoding")) == "gzip":
-        body = gzip.decompress(body)
-    return status, body
-"#;
 
 fn rows(comment: &str) -> String {
     format!(

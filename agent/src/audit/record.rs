@@ -154,6 +154,10 @@ pub enum EventKind {
     DatagramRefused,
     /// A connection that the agent passed on was led elsewhere on its way.
     Diverted,
+    /// A file of a stage reached a client: where it lies, its size and hash, and the statement that asked for it.
+    FileDownloaded,
+    /// A client put a file into a stage.
+    FileUploaded,
     /// The address is Snowflake's, the name asked for is not.
     ForeignName,
     /// A client broke off the TLS handshake: as a rule it does not trust the internal CA.
@@ -182,6 +186,8 @@ pub enum EventKind {
     SessionClosed,
     /// A session token that is unknown, expired, or was given to another workload.
     SessionRefused,
+    /// A file did not get from or to a stage, or not whole.
+    TransferFailed,
     /// A way through a proxy to a Snowflake name.
     TunnelRefused,
     UnknownOperation,
@@ -243,6 +249,8 @@ impl EventKind {
             Self::ConfigurationReloaded => "configuration_reloaded",
             Self::DatagramRefused => "datagram_refused",
             Self::Diverted => "diverted",
+            Self::FileDownloaded => "file_downloaded",
+            Self::FileUploaded => "file_uploaded",
             Self::ForeignName => "foreign_name",
             Self::HandshakeFailed => "handshake_failed",
             Self::HostMismatch => "host_mismatch",
@@ -258,6 +266,7 @@ impl EventKind {
             Self::RequestTooLarge => "request_too_large",
             Self::SessionClosed => "session_closed",
             Self::SessionRefused => "session_refused",
+            Self::TransferFailed => "transfer_failed",
             Self::TunnelRefused => "tunnel_refused",
             Self::UnknownOperation => "unknown_operation",
             Self::UpstreamFailed => "upstream_failed",

@@ -32,6 +32,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         agent: checker.agent(raw.agent),
         capture,
         tls: Tls { upstream_ca_bundle: raw.tls.upstream_ca_bundle },
+        telemetry: raw.clients.telemetry,
         accounts,
         issuers,
         rules,
@@ -81,7 +82,8 @@ impl Checker<'_> {
         if raw.ports.is_empty() || raw.ports.contains(&0) {
             self.wrong(at!["capture", "ports"], "expected at least one port from 1 to 65535");
         }
-        if raw.ports.contains(&raw.listen_port) {
+        // Port 80 is captured whatever is configured.
+        if raw.listen_port == 80 || raw.ports.contains(&raw.listen_port) {
             self.wrong(at!["capture", "listen_port"], "expected a port that is not itself redirected");
         }
         if raw.suffixes.is_empty() {

@@ -17,7 +17,7 @@ use globset::GlobSet;
 use ipnet::IpNet;
 
 pub use document::{Problem, position};
-pub use raw::{CredentialType, Mode, RawSockets, schema};
+pub use raw::{CredentialType, Mode, RawSockets, Telemetry, schema};
 pub use secret::{Secret, SecretError, SecretReference};
 
 /// The checked configuration.
@@ -28,6 +28,8 @@ pub struct Config {
     pub agent: Agent,
     pub capture: Capture,
     pub tls: Tls,
+    /// What becomes of what drivers report of themselves.
+    pub telemetry: Telemetry,
     /// The Snowflake accounts that may be reached, by host name.
     pub accounts: Vec<Account>,
     pub issuers: Vec<Issuer>,

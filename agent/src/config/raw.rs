@@ -23,6 +23,8 @@ pub struct Raw {
     pub capture: Capture,
     #[serde(default)]
     pub tls: Tls,
+    #[serde(default)]
+    pub clients: Clients,
     /// The Snowflake accounts that may be reached. A connection to any other account is refused.
     pub accounts: Vec<Account>,
     /// The identity providers whose tokens are accepted.
@@ -174,6 +176,26 @@ pub struct PodSelector {
 pub struct Tls {
     /// Root certificates (PEM) that Snowflake's certificate is verified with. Default: the system's.
     pub upstream_ca_bundle: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Clients {
+    /// What becomes of what drivers report of themselves.
+    pub telemetry: Telemetry,
+}
+
+/// What becomes of what drivers report of themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Telemetry {
+    /// It is answered by the agent and goes nowhere.
+    #[default]
+    Answer,
+    /// It goes to Snowflake, if it belongs to a session.
+    Forward,
+    /// It is refused like any unknown request, which drivers take in silence.
+    Refuse,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

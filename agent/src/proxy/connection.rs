@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use super::foreign::Owner;
 use super::reading::Reading;
 use super::share::Share;
-use super::{Proxy, service, splice};
+use super::{Proxy, revocation, service, splice};
 use crate::audit::EventKind;
 use crate::capture::{Accepted, EndpointClass, Flow};
 use crate::tls::{Hello, HelloError, read_hello};
@@ -47,10 +47,12 @@ pub async fn serve(proxy: Arc<Proxy>, Accepted { stream, flow }: Accepted) {
         tracing::warn!(cgroup = flow.workload.cgroup, "refused: this workload has too many connections open");
         return;
     };
-    if flow.class.is_some_and(EndpointClass::is_certain) {
+    if flow.class.is_some() && flow.destination.port() == revocation::PORT {
+        revocation::serve(proxy, stream, flow, share).await;
+    } else if flow.class.is_some_and(EndpointClass::is_certain) {
         serve_endpoint(proxy, stream, flow, share).await;
     } else {
-        splice::serve(proxy, stream, flow, share).await;
+        splice::serve(proxy, splice::Client::new(stream, Vec::new()), flow, share).await;
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use std::{fmt, io};
 
 use bytes::{Bytes, BytesMut};
@@ -19,19 +19,16 @@ use hyper::header::{
 };
 use hyper::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::Proxy;
+use super::lease::{Bound, LeaseError};
 use super::service::{Exchange, Reaction, plain};
 use super::sessions::Session;
 use super::upstream::UpstreamError;
-use super::vault::Vault;
 use crate::audit::EventKind;
 use crate::capture::Workload;
 use crate::snowflake::{InParts, LEASE, Malformed};
 
-/// As long as Snowflake's own addresses of parts are good.
-const LIFETIME: Duration = Duration::from_hours(6);
 /// How often a part is taken up again where it broke off.
 const RETRIES: u32 = 4;
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
@@ -42,15 +39,11 @@ const WAITING: usize = 2;
 /// What Python's connector does not try again, unlike 400 and 403, which it tries for ever.
 const REFUSED: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
 
-/// Who may fetch the parts of one result, until when, and what the storage wants to be told.
+/// Who may fetch the parts of one result, and what the storage wants to be told.
 #[derive(Serialize, Deserialize)]
 struct Lease {
-    session: Uuid,
-    cgroup_id: u64,
-    account: String,
+    bound: Bound,
     query: String,
-    /// Seconds since the Unix epoch.
-    expires: u64,
     headers: BTreeMap<String, String>,
 }
 
@@ -59,20 +52,6 @@ pub struct Part {
     pub url: String,
     pub headers: HeaderMap,
     query: String,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum LeaseError {
-    #[error("there is no lease with the request for a part of a result")]
-    Missing,
-    #[error("the lease or the name of a part of a result is none of this agent's")]
-    Unknown,
-    #[error("this part of a result was given to another workload")]
-    OtherWorkload,
-    #[error("this part of a result is another account's")]
-    OtherAccount,
-    #[error("the lease of this part of a result has ended: run the statement again")]
-    Expired,
 }
 
 /// An answer whose result is in parts, for the client.
@@ -85,11 +64,8 @@ pub fn lease(
     let answer = InParts::parse(answer)?;
     let vault = exchange.proxy.sessions.vault();
     let lease = Lease {
-        session: session.id,
-        cgroup_id: exchange.peer.flow.workload.cgroup_id,
-        account: exchange.account().to_owned(),
+        bound: Bound::new(exchange, session),
         query: query.to_owned(),
-        expires: now() + LIFETIME.as_secs(),
         headers: answer.headers().clone(),
     };
     let lease = serde_json::to_vec(&lease).ok().and_then(|lease| vault.seal("lease", lease).ok());
@@ -101,9 +77,7 @@ pub fn lease(
 
 /// Fetches a part for the client.
 pub async fn fetch(exchange: Exchange<'_>, name: &str) -> Reaction {
-    let workload = &exchange.peer.flow.workload;
-    let lease = exchange.parts.headers.get(LEASE).and_then(|lease| lease.to_str().ok());
-    let part = match open(exchange.proxy.sessions.vault(), lease, name, workload, exchange.account()) {
+    let part = match open(&exchange, name) {
         Ok(part) => part,
         Err(error) => {
             exchange.event(EventKind::SessionRefused, None, error.to_string()).await;
@@ -123,7 +97,7 @@ pub async fn fetch(exchange: Exchange<'_>, name: &str) -> Reaction {
     }
     let mut relay = Relay {
         proxy: Arc::clone(exchange.proxy),
-        workload: workload.clone(),
+        workload: exchange.peer.flow.workload.clone(),
         account: exchange.account().to_owned(),
         part,
         length: length(response.headers()),
@@ -154,25 +128,13 @@ pub async fn fetch(exchange: Exchange<'_>, name: &str) -> Reaction {
     reaction
 }
 
-fn open(
-    vault: &Vault,
-    lease: Option<&str>,
-    name: &str,
-    workload: &Workload,
-    account: &str,
-) -> Result<Part, LeaseError> {
-    let sealed = lease.ok_or(LeaseError::Missing)?;
+fn open(exchange: &Exchange<'_>, name: &str) -> Result<Part, LeaseError> {
+    let vault = exchange.proxy.sessions.vault();
+    let sealed = exchange.parts.headers.get(LEASE).ok_or(LeaseError::Missing)?;
+    let sealed = sealed.to_str().map_err(|_| LeaseError::Unknown)?;
     let lease = vault.open_sealed("lease", sealed).ok_or(LeaseError::Unknown)?;
     let lease: Lease = serde_json::from_slice(&lease).map_err(|_| LeaseError::Unknown)?;
-    if lease.cgroup_id != workload.cgroup_id {
-        return Err(LeaseError::OtherWorkload);
-    }
-    if lease.account != account {
-        return Err(LeaseError::OtherAccount);
-    }
-    if lease.expires <= now() {
-        return Err(LeaseError::Expired);
-    }
+    lease.bound.check(exchange)?;
     let url = vault.open_sealed(&part_of(sealed), name).ok_or(LeaseError::Unknown)?;
     let url = String::from_utf8(url.to_vec()).map_err(|_| LeaseError::Unknown)?;
     let mut headers = HeaderMap::new();
@@ -313,8 +275,4 @@ fn broken(reason: &(impl fmt::Display + ?Sized)) -> UpstreamError {
 
 fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

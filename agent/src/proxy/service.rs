@@ -16,11 +16,12 @@ use super::body::{self, Body, BodyError};
 use super::connection::Peer;
 use super::sessions::{Session, SessionError, TokenKind, UpstreamTokens};
 use super::upstream::{Answer, Outgoing, UpstreamError};
-use super::{Proxy, login, parts, statement};
+use super::{Proxy, files, login, parts, statement};
 use crate::audit::EventKind;
+use crate::config::Telemetry;
 use crate::snowflake::{
-    Malformed, Operation, QueryId, Refusal, Renewal, Reply, aborted_request, classify, known_query,
-    renewal_body, snowflake_token, telemetry_answer,
+    Leads, Malformed, Operation, QueryId, Refusal, Renewal, Reply, aborted_request, classify, known_query,
+    renewal_body, snowflake_token, telemetry_answer, telemetry_body,
 };
 
 /// An answer for the client, whole or as it comes.
@@ -70,11 +71,29 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
             let name = name.clone();
             parts::fetch(exchange, &name).await
         }
+        Operation::Upload(name) => {
+            let name = name.clone();
+            files::upload(exchange, &name, body).await
+        }
+        Operation::FileHead(name) => {
+            let name = name.clone();
+            files::head(exchange, &name).await
+        }
+        Operation::Download(name) => {
+            let name = name.clone();
+            files::download(exchange, &name).await
+        }
         Operation::Renew => renew(exchange, body).await,
-        // What drivers report of themselves ends here, unread.
-        Operation::Telemetry => {
+        Operation::Telemetry if proxy.config.telemetry == Telemetry::Forward => {
+            in_session(exchange, body).await
+        }
+        // The token is the client's own, which goes nowhere.
+        Operation::Telemetry | Operation::SessionlessTelemetry => {
             body::skip(body).await;
-            json_answer(telemetry_answer())
+            match proxy.config.telemetry {
+                Telemetry::Refuse => plain(StatusCode::NOT_FOUND, "telemetry is refused here"),
+                Telemetry::Answer | Telemetry::Forward => json_answer(telemetry_answer()),
+            }
         }
         Operation::Query
         | Operation::Heartbeat
@@ -101,6 +120,13 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
                 Err(error) => exchange.unreadable(&error).await,
             };
         }
+        Operation::Telemetry => match exchange.read(body, body::OTHER).await {
+            Ok(body) => match telemetry_body(&body.bytes) {
+                Ok(body) => body.into(),
+                Err(error) => return exchange.malformed(&error.to_string()).await,
+            },
+            Err(error) => return exchange.unreadable(&error).await,
+        },
         Operation::Abort => {
             let body = match exchange.read(body, body::QUERY).await {
                 Ok(body) => body,
@@ -255,20 +281,42 @@ impl Exchange<'_> {
     /// Passes an answer of Snowflake's to the client, unless what was read of it says that it carries a secret.
     pub async fn pass(&self, answer: &Answer, reply: Result<Reply, Malformed>) -> Reaction {
         match reply {
-            Ok(Reply { secret: None, in_parts: false, .. }) => {
-                with_status(answer.status, answer.body.clone())
+            Ok(Reply { secret: None, leads: None, .. }) => with_status(answer.status, answer.body.clone()),
+            Ok(Reply { secret: None, leads: Some(Leads::ToParts), .. }) => {
+                refused(&Refusal::request(withheld("chunks")))
             }
-            Ok(Reply { secret: None, .. }) => refused(&Refusal::request(withheld("chunks"))),
+            Ok(Reply { secret: None, .. }) => refused(&Refusal::request(withheld("stageInfo"))),
             Ok(Reply { secret: Some(key), .. }) => refused(&Refusal::request(withheld(&key))),
-            // Not Snowflake's envelope: an error page, say. Its status tells the driver whether to try again.
             Err(error) => {
-                let detail =
-                    format!("the answer (HTTP {}) is not Snowflake's: {error}", answer.status.as_u16());
+                let status = answer.status;
+                let detail = format!("the answer (HTTP {}) is not Snowflake's: {error}", status.as_u16());
                 self.event(EventKind::UpstreamFailed, None, detail.clone()).await;
-                let status = if answer.status.is_success() { StatusCode::BAD_GATEWAY } else { answer.status };
-                plain(status, &detail)
+                self.unusable(status, &detail)
             }
         }
+    }
+
+    /// The agent's answer in the place of an error page: one that the driver tries again after where that may help, else
+    /// one that it raises at once. Some try again for ever after 307, 400 or 403.
+    fn unusable(&self, status: StatusCode, detail: &str) -> Reaction {
+        if status.is_success() {
+            return plain(StatusCode::BAD_GATEWAY, detail);
+        }
+        if status.is_server_error()
+            || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+        {
+            return plain(status, detail);
+        }
+        let hint = if status.is_redirection() {
+            ". It leads elsewhere, where Snowfence does not follow: name the account by the host where it is now"
+        } else {
+            ""
+        };
+        let message = format!("Snowfence: {detail}{hint}");
+        refused(&match self.operation {
+            Operation::Login => Refusal::login(message),
+            _ => Refusal::request(message),
+        })
     }
 
     /// Passes the answer to a statement, or its result, of which the client may fetch the parts.
@@ -278,7 +326,7 @@ impl Exchange<'_> {
         answer: &Answer,
         reply: Result<Reply, Malformed>,
     ) -> Reaction {
-        let Ok(Reply { in_parts: true, secret: None, query_id, .. }) = &reply else {
+        let Ok(Reply { leads: Some(Leads::ToParts), secret: None, query_id, .. }) = &reply else {
             return self.pass(answer, reply).await;
         };
         let query = query_id.as_ref().map_or("", QueryId::as_str);
@@ -288,6 +336,29 @@ impl Exchange<'_> {
                 let detail = format!("the result of query {query} is in parts that cannot be read: {error}");
                 self.event(EventKind::UpstreamFailed, Some(session), detail).await;
                 refused(&Refusal::request(withheld("chunks")))
+            }
+        }
+    }
+
+    /// Passes the answer to a `PUT` or `GET`, whose files go by the agent.
+    pub async fn pass_transfer(
+        &self,
+        session: &Session,
+        statement: uuid::Uuid,
+        local: &str,
+        answer: &Answer,
+        reply: Result<Reply, Malformed>,
+    ) -> Reaction {
+        let Ok(Reply { leads: Some(Leads::ToStage), secret: None, query_id, .. }) = &reply else {
+            return self.pass(answer, reply).await;
+        };
+        let query = query_id.as_ref().map_or("", QueryId::as_str);
+        match files::lease(self, session, statement, query, local, &answer.body) {
+            Ok(body) => with_status(answer.status, body.into()),
+            Err(error) => {
+                let detail = format!("the answer to the file transfer {query} is not relayed: {error}");
+                self.event(EventKind::TransferFailed, Some(session), detail).await;
+                refused(&Refusal::request(format!("Snowfence cannot relay this file transfer: {error}")))
             }
         }
     }
@@ -334,7 +405,7 @@ impl Exchange<'_> {
 /// Why an answer does not reach the client.
 pub fn withheld(key: &str) -> String {
     format!(
-        "Snowfence withheld Snowflake's answer: it carries `{key}`, a secret or the way to storage outside the account's host. This version relays no file transfers"
+        "Snowfence withheld Snowflake's answer: it carries `{key}`, a secret or the way to storage outside the account's host"
     )
 }
 

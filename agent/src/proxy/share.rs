@@ -78,6 +78,17 @@ impl Share {
     }
 }
 
+impl Share {
+    /// Waits for room for so many bytes more; the requests of a workload wait in turn.
+    pub async fn wait(&self, bytes: usize, held: &mut Held) {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        for semaphore in [&self.bytes, &self.all] {
+            // They are never closed.
+            held.0.extend(Arc::clone(semaphore).acquire_many_owned(kib).await.ok());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

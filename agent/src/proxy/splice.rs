@@ -36,10 +36,9 @@ enum Beginning {
 
 /// Serves a connection to an address that is not Snowflake's for certain. What asks for a Snowflake name is terminated;
 /// the rest is passed on from the client's own network, and watched.
-pub async fn serve(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share: Arc<Share>) {
+pub async fn serve(proxy: Arc<Proxy>, mut client: Client, flow: Flow, share: Arc<Share>) {
     let (dialer, target) = (proxy.dialer.clone(), flow.clone());
     let mut dialing = Box::pin(async move { dialer.dial_for(&target).await });
-    let mut client = Client::new(stream, Vec::new());
     // Neither waits for the other: there are protocols in which the server speaks first.
     let (server, mut beginning) = tokio::select! {
         biased;

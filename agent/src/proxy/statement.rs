@@ -15,7 +15,7 @@ use super::{Proxy, workload};
 use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
 use crate::policy::{Decision, Subject, Verdict, label};
 use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply, request_id};
-use crate::sql::{Classification, Effect, MAX_TEXT_BYTES, classify};
+use crate::sql::{Classification, Effect, MAX_TEXT_BYTES, classify, local_files};
 
 /// Texts above this size are classified off the data path's threads, in bytes.
 const INLINE: usize = 16 * 1024;
@@ -89,9 +89,9 @@ fn decide(
     if request.sql.len() > MAX_TEXT_BYTES {
         return Decision { verdict: Verdict::Deny, policy: "text-too-large".into() };
     }
-    // A file transfer's answer leads the driver to storage outside the account's host.
-    if classification.statements.iter().any(|statement| matches!(statement.kind.as_str(), "PUT" | "GET")) {
-        return Decision { verdict: Verdict::Deny, policy: "file-transfers-not-supported".into() };
+    // Its answer tells the driver which local files to touch, so it must be clear which the statement names.
+    if transfers(classification) && local_files(&request.sql).is_none() {
+        return Decision { verdict: Verdict::Deny, policy: "file-transfer-unclear".into() };
     }
     let (caller, rule) = (session.principal.caller(), session.principal.rule());
     let subject = Subject {
@@ -178,7 +178,15 @@ async fn forward(
         let status = OutcomeStatus::Unknown;
         append(exchange.proxy, Outcome { status, message, ..outcome(id, started) });
     }
-    exchange.pass_result(session, &answer, reply).await
+    match local_files(&request.sql) {
+        Some(local) => exchange.pass_transfer(session, id, &local, &answer, reply).await,
+        None => exchange.pass_result(session, &answer, reply).await,
+    }
+}
+
+/// Whether there is a `PUT` or a `GET` among the statements.
+fn transfers(classification: &Classification) -> bool {
+    classification.statements.iter().any(|statement| matches!(statement.kind.as_str(), "PUT" | "GET"))
 }
 
 /// Records the outcome of a statement that was answered, unless it is still to come.

@@ -9,13 +9,14 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use object_store::client::HttpRequestBody;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -24,10 +25,11 @@ use tokio_rustls::client::TlsStream;
 
 use super::dial::Dialer;
 use super::parts::Part;
+use super::storage::{self, Opened, StorageError};
 use crate::audit::{Recorded, Verdict};
 use crate::capture::Names;
 use crate::config::Secret;
-use crate::snowflake::{Operation, authorization};
+use crate::snowflake::{Operation, Stage, authorization};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Snowflake answers within 45 s, if only to say that the statement still runs.
@@ -43,7 +45,7 @@ const FORWARDED: [&str; 5] = ["accept", "client_app_id", "client_app_version", "
 
 /// Sends requests to Snowflake.
 pub struct Upstream {
-    client: Client<Connector, Full<Bytes>>,
+    client: Client<Connector, HttpRequestBody>,
 }
 
 /// A request as it goes upstream.
@@ -118,12 +120,17 @@ impl Upstream {
             .url
             .parse()
             .map_err(|_| UpstreamError::Request("the address of a part is invalid".into()))?;
-        let mut request = Request::new(Full::default());
+        let mut request = Request::new(HttpRequestBody::empty());
         *request.uri_mut() = uri;
         *request.headers_mut() = part.headers.clone();
         request.headers_mut().extend(more);
         let response = tokio::time::timeout(ANSWER_DEADLINE, self.client.request(request));
         response.await.map_err(|_| UpstreamError::Slow)?.map_err(|error| unanswered(&error))
+    }
+
+    /// Opens the storage of a stage.
+    pub fn open(&self, stage: &Stage) -> Result<Opened, StorageError> {
+        storage::open(&self.client, stage)
     }
 
     async fn send(&self, outgoing: Outgoing<'_>) -> Result<Answer, UpstreamError> {
@@ -145,7 +152,7 @@ impl Upstream {
 }
 
 impl Outgoing<'_> {
-    fn into_request(self) -> Result<Request<Full<Bytes>>, UpstreamError> {
+    fn into_request(self) -> Result<Request<HttpRequestBody>, UpstreamError> {
         let separator = if self.query.is_empty() { "" } else { "?" };
         let uri = format!("https://{}{}{separator}{}", self.account, self.operation.path(), self.query);
         let uri: Uri =
@@ -154,7 +161,7 @@ impl Outgoing<'_> {
             Operation::Result(_) | Operation::Monitor(_) => Method::GET,
             _ => Method::POST,
         };
-        let mut request = Request::new(Full::new(self.body));
+        let mut request = Request::new(self.body.into());
         for (name, value) in self.headers {
             if FORWARDED.contains(&name.as_str()) {
                 request.headers_mut().append(name, value.clone());
@@ -177,7 +184,7 @@ impl Outgoing<'_> {
 }
 
 #[derive(Clone)]
-struct Connector {
+pub struct Connector {
     dialer: Dialer,
     names: Arc<Names>,
     tls: Arc<ClientConfig>,
@@ -223,7 +230,7 @@ impl tower_service::Service<Uri> for Connector {
 }
 
 /// A connection to Snowflake whose certificate was verified.
-struct Verified(TlsStream<TcpStream>);
+pub struct Verified(TlsStream<TcpStream>);
 
 impl Connection for Verified {
     fn connected(&self) -> Connected {
@@ -238,7 +245,7 @@ fn unanswered(error: &hyper_util::client::legacy::Error) -> UpstreamError {
 }
 
 /// The reason at the end of a chain of errors.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

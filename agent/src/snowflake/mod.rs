@@ -8,19 +8,25 @@
 mod credential;
 mod json;
 mod login;
+mod metadata;
 mod operation;
 mod parts;
 mod query;
 mod refusal;
 mod reply;
+mod telemetry;
 mod token;
+mod transfer;
 
 pub use credential::{CredentialError, Proof};
 pub use json::{Malformed, Object};
 pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, renewal_body};
+pub use metadata::{Metadata, UnreadableEncryption};
 pub use operation::{Operation, QueryId, UnknownOperation, classify, known_query};
 pub use parts::{InParts, LEASE};
 pub use query::{QueryRequest, aborted_request};
-pub use refusal::{Refusal, request_id, telemetry_answer};
-pub use reply::{Ending, Reply};
+pub use refusal::{Refusal, request_id};
+pub use reply::{Ending, Leads, Reply};
+pub use telemetry::{telemetry_answer, telemetry_body};
 pub use token::{ClientToken, TokenHash, authorization, snowflake_token};
+pub use transfer::{Access, Direction, Stage, Storage, Transfer, TransferError};

@@ -3,6 +3,7 @@
 use hyper::Method;
 
 use super::parts::{PATH as PARTS, part_name};
+use super::transfer::{PATH as FILES, file_name};
 
 /// The operations that the agent understands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +28,16 @@ pub enum Operation {
     Monitor(QueryId),
     /// `GET /snowfence/parts/{name}`: a part of a result, which the agent fetches from the storage behind Snowflake.
     Part(String),
-    /// `POST /telemetry/send`, `POST /telemetry/send/sessionless`
+    /// `PUT /snowfence/files/{name}`: a file for a stage.
+    Upload(String),
+    /// `HEAD /snowfence/files/{name}`: whether a file is there already.
+    FileHead(String),
+    /// `GET /snowfence/files/{sealed name}`: a file of a stage.
+    Download(String),
+    /// `POST /telemetry/send`: what a driver reports of itself.
     Telemetry,
+    /// `POST /telemetry/send/sessionless`: the same, with a token of the client's.
+    SessionlessTelemetry,
 }
 
 /// Snowflake's identifier of a query: letters, digits and hyphens.
@@ -50,6 +59,10 @@ pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Oper
         method: method.as_str().chars().take(20).collect(),
         path: path.chars().take(200).collect(),
     };
+    if let "PUT" | "HEAD" = method.as_str() {
+        let name = file_name(path).ok_or_else(unknown)?;
+        return Ok(if method == Method::PUT { Operation::Upload(name) } else { Operation::FileHead(name) });
+    }
     let mut segments: Vec<&str> = path.split('/').collect();
     // A path starts with one slash; what follows the last one must not be empty.
     if segments.first() != Some(&"") || segments.last() == Some(&"") {
@@ -70,7 +83,11 @@ pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Oper
         ("GET", ["snowfence", "parts", name]) => {
             part_name(name).map(|name| Operation::Part(name.to_owned())).ok_or_else(unknown)
         }
-        ("POST", ["telemetry", "send"] | ["telemetry", "send", "sessionless"]) => Ok(Operation::Telemetry),
+        ("GET", ["snowfence", "files", name]) => {
+            part_name(name).map(|name| Operation::Download(name.to_owned())).ok_or_else(unknown)
+        }
+        ("POST", ["telemetry", "send"]) => Ok(Operation::Telemetry),
+        ("POST", ["telemetry", "send", "sessionless"]) => Ok(Operation::SessionlessTelemetry),
         _ => Err(unknown()),
     }
 }
@@ -115,7 +132,9 @@ impl Operation {
             Self::AbortQuery(QueryId(id)) => format!("/queries/{id}/abort-request"),
             Self::Monitor(QueryId(id)) => format!("/monitoring/queries/{id}"),
             Self::Part(name) => format!("{PARTS}{name}"),
+            Self::Upload(name) | Self::FileHead(name) | Self::Download(name) => format!("{FILES}{name}"),
             Self::Telemetry => "/telemetry/send".into(),
+            Self::SessionlessTelemetry => "/telemetry/send/sessionless".into(),
         }
     }
 }

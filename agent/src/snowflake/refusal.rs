@@ -60,11 +60,6 @@ impl Refusal {
     }
 }
 
-/// Telemetry is answered here and goes nowhere.
-pub fn telemetry_answer() -> Vec<u8> {
-    json!({ "data": "Log Received", "code": null, "message": null, "success": true }).to_string().into_bytes()
-}
-
 /// The client's identifier of a request, from the query string; empty where it sends none. At most 64 characters of
 /// those that identifiers are made of.
 pub fn request_id(query: Option<&str>) -> String {

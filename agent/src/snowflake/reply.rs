@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use super::json::{Malformed, Object};
 use super::operation::QueryId;
 use super::parts::{self, InParts};
+use super::transfer::{self, Transfer};
 
 /// Keys of `data` that carry, or lead to, secrets of the storage behind Snowflake or of the session.
 const SECRET: [&str; 16] = [
@@ -39,10 +40,19 @@ pub struct Reply {
     pub rows: Option<u64>,
     /// The statement still runs; the result is asked for later.
     pub in_progress: bool,
-    /// Its result is in parts in the storage behind Snowflake: what leads there is a secret too, and is replaced.
-    pub in_parts: bool,
+    /// What of it leads to the storage behind Snowflake. That is a secret too, and is replaced.
+    pub leads: Option<Leads>,
     /// The key under which the answer carries a secret. Such an answer must not reach the client.
     pub secret: Option<String>,
+}
+
+/// To what in the storage behind Snowflake an answer leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leads {
+    /// The parts of a result.
+    ToParts,
+    /// The files of a stage.
+    ToStage,
 }
 
 impl Reply {
@@ -56,9 +66,17 @@ impl Reply {
         let is_secret = |(key, value): &(&str, &RawValue)| {
             SECRET.contains(&key.to_ascii_lowercase().as_str()) && !is_empty(value.get())
         };
-        // Of those that lead to parts only the known spelling is, in the known place.
-        let in_data = data.keys().filter(|(key, _)| !parts::KEYS.contains(key));
+        // Of those that lead to parts or stages only the known spelling is, in the known place.
+        let is_replaced = |key: &str| parts::KEYS.contains(&key) || transfer::KEYS.contains(&key);
+        let in_data = data.keys().filter(|(key, _)| !is_replaced(key));
         let secret = body.keys().chain(in_data).find(is_secret).map(|(key, _)| key.to_owned());
+        let (leads, secret) = match (InParts::is_in(&data), Transfer::is_in(&data)) {
+            // No answer of Snowflake's leads to both.
+            (true, true) => (None, Some("chunks".to_owned())),
+            (true, false) => (Some(Leads::ToParts), secret),
+            (false, true) => (Some(Leads::ToStage), secret),
+            (false, false) => (None, secret),
+        };
         // A driver follows it with its token, wherever it leads.
         let result_url: Option<String> = data.field("getResultUrl");
         let leads_away = result_url.is_some_and(|url| !url.starts_with('/') || url.starts_with("//"));
@@ -73,7 +91,7 @@ impl Reply {
             message: body.field("message").unwrap_or_default(),
             query_id: query_id.and_then(|id| QueryId::parse(&id)),
             result_ids: result_ids.unwrap_or_default().split(',').filter_map(QueryId::parse).collect(),
-            in_parts: InParts::is_in(&data),
+            leads,
             rows: data.field("total").or_else(|| data.field("returned")),
             secret,
         })
@@ -144,7 +162,7 @@ mod tests {
         for body in [
             r#"{"data":{"Chunks":[{"url":"https://bucket/?sig=x"}]},"success":true}"#,
             r#"{"chunks":[{"url":"https://bucket/?sig=x"}],"success":true}"#,
-            r#"{"data":{"stageInfo":{"creds":{}}},"success":true}"#,
+            r#"{"stageInfo":{"creds":{"AWS_TOKEN":"x"}},"success":true}"#,
             r#"{"data":{"StageInfo":{"creds":{}}},"success":true}"#,
             r#"{"data":{"sessionToken":"x"},"success":true}"#,
             r#"{"data":{"getResultUrl":"https://evil.example/result"},"success":true}"#,
@@ -155,6 +173,11 @@ mod tests {
         assert!(Reply::parse(b"<html>").is_err());
         let in_parts = r#"{"data":{"chunks":[{"url":"https://bucket/?sig=x"}],"qrmk":"k"},"success":true}"#;
         let reply = Reply::parse(in_parts.as_bytes()).unwrap();
-        assert_eq!((reply.in_parts, reply.secret), (true, None));
+        assert_eq!((reply.leads, reply.secret), (Some(Leads::ToParts), None));
+        let in_stage = r#"{"data":{"stageInfo":{"creds":{"AWS_TOKEN":"x"}}},"success":true}"#;
+        let reply = Reply::parse(in_stage.as_bytes()).unwrap();
+        assert_eq!((reply.leads, reply.secret), (Some(Leads::ToStage), None));
+        let in_both = r#"{"data":{"stageInfo":{"creds":{"a":"x"}},"chunks":[{"url":"x"}]},"success":true}"#;
+        assert!(Reply::parse(in_both.as_bytes()).unwrap().secret.is_some());
     }
 }

@@ -34,11 +34,13 @@ mod split;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod transfer;
 mod types;
 mod verbs;
 
 use source::Source;
 use tokens::Reading;
+pub use transfer::local_files;
 pub use types::{Access, Action, Classification, Effect, Feature, Object, ObjectKind, Statement};
 
 /// Bytes of the largest text that is looked into; a longer one is opaque.

@@ -58,9 +58,68 @@ def address(variable):
 host = os.environ["SNOWFLAKE_HOST"]
 "#;
 
+/// Speaks the protocol by itself. `ask` sends a statement, `fetch` asks for a part.
+pub const RAW: &str = r#"
+import gzip, http.client, ssl, urllib.parse, urllib.request, uuid
+host = os.environ["SNOWFLAKE_HOST"]
+trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+
+def send(method, target, headers, body=None):
+    connection = http.client.HTTPSConnection(host, context=trust, timeout=60)
+    connection.request(method, target, body, headers)
+    answer = connection.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read()
+
+def post(path, data, token):
+    headers = {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
+    target = f"{path}?requestId={uuid.uuid4()}"
+    return send("POST", target, headers, json.dumps(data))[2].decode()
+
+def login():
+    data = dict(ACCOUNT_NAME="acme", LOGIN_NAME="x", AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"])
+    return json.loads(post("/session/v1/login-request", dict(data=data), "None"))["data"]["token"]
+
+def ask(token, sql):
+    return post("/queries/v1/query-request", dict(sqlText=sql, asyncExec=False, sequenceId=1), token)
+
+def fetch(url, headers):
+    status, headers, body = send("GET", urllib.parse.urlsplit(url).path, headers)
+    if headers.get("Content-Encoding", headers.get("content-encoding")) == "gzip":
+        body = gzip.decompress(body)
+    return status, body
+"#;
+
+/// What the SDK's manual shows, with promises in the place of callbacks. `say` prints a JSON value a line.
+pub const NODE: &str = r"
+const [snowflake, crypto, fs] = ['snowflake-sdk', 'crypto', 'fs'].map(require);
+snowflake.configure({ logLevel: 'OFF', additionalLogToConsole: false });
+const of = process.env;
+const connection = snowflake.createConnection({
+  account: of.SNOWFLAKE_ACCOUNT, username: of.SNOWFLAKE_USER, authenticator: 'OAUTH', token: of.SNOWFLAKE_TOKEN,
+  database: of.SNOWFLAKE_DATABASE, schema: of.SNOWFLAKE_SCHEMA,
+});
+const connect = () => new Promise((done, fail) => connection.connect((error) => (error ? fail(error) : done())));
+const close = () => new Promise((done) => connection.destroy(done));
+const run = (sqlText, binds) => new Promise((done, fail) => connection.execute({
+  sqlText, binds, complete: (error, statement, rows) => (error ? fail(error) : done(rows)),
+}));
+const say = (value) => console.log(JSON.stringify(value));
+const attempt = async (sql, binds) => {
+  try { return { rows: await run(sql, binds) }; }
+  catch (error) { return { error: error.name, code: error.code, state: error.sqlState, message: error.message }; }
+};
+";
+
 /// Runs Python after the prelude; what it says comes back as one JSON value a line.
 pub fn client(pod: &Pod, source: &str) -> Result<Vec<Value>> {
     let output = pod.python(&format!("{PRELUDE}\n{source}"))?.into_stdout()?;
+    output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// Runs JavaScript between connecting and closing; what it says comes back as one JSON value a line.
+pub fn by_node(pod: &Pod, source: &str) -> Result<Vec<Value>> {
+    let program = format!("{NODE}\n(async () => {{ await connect();\n{source}\nawait close(); }})();");
+    let output = pod.run(["node", "-e", &program])?.into_stdout()?;
     output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
