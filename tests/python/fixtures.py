@@ -29,6 +29,11 @@ from cryptography.x509.oid import NameOID
 HERE = Path(__file__).resolve().parent
 HOST = "localhost"
 STORAGE_HOST = "acme-stage.s3.eu-west-1.amazonaws.com"
+# The same bucket by the name without a region, which drivers use.
+STORAGE_ALIAS = "acme-stage.s3.amazonaws.com"
+AZURE_HOST = "acmestage.blob.core.windows.net"
+GCS_HOST = "storage.googleapis.com"
+CLOUD_HOSTS = (STORAGE_HOST, STORAGE_ALIAS, AZURE_HOST, GCS_HOST)
 ALL_SECONDS = 60
 PASSWORD = "correct horse"
 ACCESS_TOKEN = "pat-6f1d"
@@ -123,7 +128,8 @@ def make_certificates(folder: Path) -> None:
     signing = dict.fromkeys(KEY_USES, False) | {"key_cert_sign": True, "crl_sign": True}
     ca = ca.add_extension(x509.KeyUsage(**signing), critical=True)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
-    hosts = [x509.DNSName(HOST), x509.DNSName(STORAGE_HOST), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    hosts: list[x509.GeneralName] = [x509.DNSName(host) for host in (HOST, *CLOUD_HOSTS)]
+    hosts.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     names = x509.SubjectAlternativeName(hosts)
     leaf = builder(subject, key.public_key()).add_extension(names, critical=False)
     leaf = leaf.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -169,7 +175,8 @@ class Upstream:
         listen = [word for address in addresses for word in ("--listen", address)]
         files = ["--certificate", folder / "server.pem", "--key", folder / "server.key"]
         files += ["--credentials", folder / "credentials.json", "--log", self.log_file]
-        names = ["--account", HOST, "--storage", STORAGE_HOST, "--database", "sandbox", "--schema", "public", "--warehouse", "wh"]
+        names = ["--account", HOST, "--storage", STORAGE_HOST, "--azure", AZURE_HOST, "--gcs", GCS_HOST]
+        names += ["--database", "sandbox", "--schema", "public", "--warehouse", "wh"]
         return [*listen, *map(str, files), *names]
 
     def lines(self) -> list[dict[str, Any]]:
