@@ -53,7 +53,14 @@ class Keys:
         self._materials[query_id] = material
         return material
 
-    def of(self, item: Object) -> Material | None:
+    def for_reading(self, item: Object, encrypted: bool) -> Material | None:
+        """The key to read an object by; `encrypted`: all that is not said to be plain has to have one."""
+        material = self._of(item)
+        if material is None and encrypted and not item.plain:
+            raise Unreadable
+        return material
+
+    def _of(self, item: Object) -> Material | None:
         """The key of an object by what its writer said of it; nothing when it is not encrypted."""
         text = item.metadata.get("x-amz-matdesc") or item.metadata.get("matdesc")
         wrapped = item.metadata.get("x-amz-key") or item.metadata.get("encryptiondata")

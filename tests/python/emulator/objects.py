@@ -38,19 +38,10 @@ class Object:
     etag: str
     generation: int
     modified: float = field(default_factory=time.time)
+    # Its writer was not asked to encrypt it.
+    plain: bool = False
     # Break off the next request for it after half of it.
     breaks: bool = False
-
-
-@dataclass
-class Upload:
-    """An upload in parts."""
-
-    cloud: str
-    key: str
-    metadata: dict[str, str]
-    headers: dict[str, str]
-    parts: dict[str, Payload] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,6 +52,8 @@ class Grant:
     prefix: str
     writes: bool
     expires: float = field(default_factory=lambda: time.time() + LIFETIME_SECONDS)
+    # What is uploaded by it need not be encrypted.
+    plain: bool = False
     # What is uploaded by it breaks off when it is first asked for.
     breaks: bool = False
     identity: str = field(default_factory=lambda: "ASIA" + secrets.token_hex(8).upper())
@@ -74,6 +67,17 @@ class Grant:
     def allows(self, key: str, writes: bool) -> bool:
         """Whether this may be done."""
         return key.startswith(self.prefix) and (self.writes or not writes)
+
+
+@dataclass
+class Upload:
+    """An upload in parts."""
+
+    key: str
+    metadata: dict[str, str]
+    headers: dict[str, str]
+    grant: Grant
+    parts: dict[str, Payload] = field(default_factory=dict)
 
 
 class Objects:
@@ -110,12 +114,14 @@ class Objects:
         return sorted(found, key=lambda it: it.key)
 
     def store(
-        self, cloud: str, key: str, payload: Payload, metadata: dict[str, str], headers: dict[str, str], etag: str = ""
+        self, grant: Grant, key: str, payload: Payload, metadata: dict[str, str], headers: dict[str, str], etag: str = ""
     ) -> Object:
         """Puts an object into the place of what was there."""
-        self.remove(cloud, key)
-        made = Object(cloud, key, payload, metadata, headers, etag or f'"{payload.md5.hex()}"', next(self._generations))
-        self._objects[cloud, key] = made
+        self.remove(grant.cloud, key)
+        etag = etag or f'"{payload.md5.hex()}"'
+        made = Object(grant.cloud, key, payload, metadata, headers, etag, next(self._generations))
+        made.plain, made.breaks = grant.plain, grant.breaks
+        self._objects[grant.cloud, key] = made
         return made
 
     def remove(self, cloud: str, key: str) -> bool:
@@ -141,7 +147,7 @@ class Objects:
     def upload(self, cloud: str, key: str, upload_id: str) -> Upload | None:
         """An upload that has begun and not ended."""
         upload = self._uploads.get(upload_id)
-        return upload if upload is not None and (upload.cloud, upload.key) == (cloud, key) else None
+        return upload if upload is not None and (upload.grant.cloud, upload.key) == (cloud, key) else None
 
     def abandon(self, upload_id: str) -> None:
         """Forgets an upload and its parts."""
@@ -154,4 +160,4 @@ class Objects:
         upload = self._uploads[upload_id]
         payload = joined([upload.parts[name] for name in names], self.folder)
         self.abandon(upload_id)
-        return self.store(upload.cloud, upload.key, payload, upload.metadata, upload.headers, etag)
+        return self.store(upload.grant, upload.key, payload, upload.metadata, upload.headers, etag)

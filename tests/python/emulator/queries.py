@@ -11,8 +11,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator import parts, protocol, statements, transfers, words
+from emulator import binds, parts, protocol, statements, transfers, words
 from emulator.engine import Engine, status_result
+from emulator.files import Files
 from emulator.protocol import Refusal
 from emulator.sessions import Session
 from emulator.stages import Stages
@@ -86,6 +87,7 @@ class Queries:
         self._storage = storage
         self._stages = Stages()
         self._transfers = Transfers(storage, self._stages)
+        self._files = Files(storage, self._stages)
         self._engine = engine
         self._hosts = hosts
         self._account = account
@@ -209,16 +211,46 @@ class Queries:
             running = query.parent or query
             running.in_engine = True
             try:
-                bound = words.with_identifiers(sql, bindings(query.request))
-                if not query.request.get("describeOnly") and (data := self._about_files(query, bound)):
-                    return data
-                request = {"bindings": bound.bindings, "describeOnly": query.request.get("describeOnly")}
-                request["sqlText"] = statements.with_context(bound.sql, session, self._account)
-                # Shielded, so that the connection's lock outlives the thread that still uses the connection.
-                execution = self._engine.execute(session.engine_token, request, self._hosts[0], query.wants_json)
-                return await asyncio.shield(execution)
+                return await self._execute(query, sql)
             finally:
                 running.in_engine = False
+
+    async def _execute(self, query: Query, sql: str) -> dict[str, Any]:
+        """Runs a statement: here if it is about files, else in the engine."""
+        session, describes = query.session, bool(query.request.get("describeOnly"))
+        bound = words.with_identifiers(sql, bindings(query.request))
+        if describes:
+            return await self._in_engine(query, bound, describes)
+        if stage := query.request.get("bindStage"):
+            count = await asyncio.to_thread(binds.load, str(stage), session, self._stages, self._files)
+            return await self._in_engine(query, words.Bound(binds.rewritten(bound.sql, count, session), {}))
+        if (data := self._about_files(query, bound)) is not None:
+            return data
+        if words.first_word(bound.sql) == "COPY":
+            async with self._files.copying:
+                return await self._copy(query, bound)
+        return await self._in_engine(query, bound)
+
+    async def _copy(self, query: Query, bound: words.Bound) -> dict[str, Any]:
+        copy = await asyncio.to_thread(self._files.copy, bound, query.session)
+        if copy is None:
+            return await self._in_engine(query, bound)
+        done = False
+        try:
+            await self._in_engine(query, words.Bound(copy.stage_sql, {}))
+            data = await self._in_engine(query, words.Bound(copy.sql, {}))
+            done = True
+        finally:
+            self._files.finish(copy, done)
+        return data
+
+    async def _in_engine(self, query: Query, bound: words.Bound, describes: bool = False) -> dict[str, Any]:
+        session = query.session
+        sql = statements.with_context(bound.sql, session, self._account)
+        request = {"sqlText": sql, "bindings": bound.bindings, "describeOnly": describes}
+        # Shielded, so that the connection's lock outlives the thread that still uses the connection.
+        execution = self._engine.execute(session.engine_token, request, self._hosts[0], query.wants_json)
+        return await asyncio.shield(execution)
 
     def _about_files(self, query: Query, bound: words.Bound) -> dict[str, Any] | None:
         """The answer to a statement about stages and their files; nothing if it is about something else."""
@@ -230,6 +262,12 @@ class Queries:
         if verb == "DROP" and (dropped := self._stages.drop(bound.sql, session)):
             self._storage.objects.remove_under(dropped.prefix)
             return status_result(f"{dropped.name[2]} successfully dropped.", 0x6000)
+        if verb in ("LIST", "LS"):
+            return self._files.list(bound.sql, session)
+        if verb in ("REMOVE", "RM"):
+            return self._files.remove(bound.sql, session)
+        if verb == "SELECT":
+            return self._files.infer(bound, session)
         return None
 
     def _scan(self, query: Query, query_id: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class S3:
         if method in ("GET", "HEAD"):
             return self._get(request, key)
         if method == "POST" and "uploads" in query:
-            return self._begin(request, key)
+            return self._begin(request, key, grant)
         if method == "POST" and "uploadId" in query:
             return self._complete(request, key, query["uploadId"])
         if method == "PUT" and "uploadId" in query:
@@ -85,13 +85,12 @@ class S3:
     def _put(self, request: Request, key: str, grant: Grant) -> Answer:
         self._check_condition(request, key)
         payload = self._body(request)
-        item = self._objects.store("S3", key, payload, metadata(request), kept(request))
-        item.breaks = grant.breaks
+        item = self._objects.store(grant, key, payload, metadata(request), kept(request))
         return Answer(200, headers={"etag": item.etag} | echoed(request))
 
-    def _begin(self, request: Request, key: str) -> Answer:
+    def _begin(self, request: Request, key: str, grant: Grant) -> Answer:
         self._check_condition(request, key)
-        upload_id = self._objects.begin(Upload("S3", key, metadata(request), kept(request)))
+        upload_id = self._objects.begin(Upload(key, metadata(request), kept(request), grant))
         return xml_answer(
             f'<InitiateMultipartUploadResult xmlns="{NAMESPACE}"><Bucket>{self.bucket}</Bucket>'
             f"<Key>{escape(key)}</Key><UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>"

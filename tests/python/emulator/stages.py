@@ -38,6 +38,10 @@ class Stage:
         """What the keys of its files begin with."""
         return ROOT + self.path
 
+    def file_name(self, key: str) -> str:
+        """A file as the answers to LIST and COPY call it."""
+        return self.label + key.removeprefix(self.prefix)
+
 
 @dataclass
 class Reference:

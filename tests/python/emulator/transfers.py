@@ -119,7 +119,7 @@ class Transfers:
         material = self._keys.make(query_id, wishes.bits) if encrypted else None
         info = self._stage_info(prefix, wishes, wishes.cloud or "S3", writes=True, encrypted=encrypted)
         if wishes.presigned:
-            info["presignedUrl"] = self._presigned(prefix + command.local.rpartition("/")[2], "PUT")
+            info["presignedUrl"] = self._presigned(prefix + command.local.rpartition("/")[2], wishes, not encrypted)
         options = command.options
         return {
             "uploadInfo": older(info),
@@ -145,13 +145,13 @@ class Transfers:
         clouds = {item.cloud for item in items}
         cloud = wishes.cloud or (clouds.pop() if len(clouds) == 1 else "S3")
         items = [item for item in items if item.cloud == cloud]
-        materials = [None if wishes.unencrypted else self._material(item) for item in items]
+        materials = [self._material(item, reference.stage.encrypted) for item in items]
         for item in items:
             item.breaks = item.breaks or wishes.breaks
         root = reference.stage.prefix
         encrypted = any(materials) or (not items and reference.stage.encrypted)
         info = self._stage_info(root, wishes, cloud, writes=False, encrypted=encrypted)
-        addresses = [self._presigned(item.key, "GET") for item in items] if wishes.presigned else None
+        addresses = [self._presigned(item.key, wishes) for item in items] if wishes.presigned else None
         text = session.smk_id_as_text
         return {
             "uploadInfo": older(info),
@@ -180,16 +180,16 @@ class Transfers:
             items = [item for item in items if re.fullmatch(pattern, item.key.removeprefix(root))]
         return items
 
-    def _material(self, item: Object) -> Material | None:
+    def _material(self, item: Object, encrypted: bool) -> Material | None:
         try:
-            return self._keys.of(item)
+            return self._keys.for_reading(item, encrypted)
         except Unreadable:
             raise unreadable(item) from None
 
     def _stage_info(
         self, prefix: str, wishes: Wishes, cloud: str, writes: bool, encrypted: bool
     ) -> dict[str, Any]:
-        grant = Grant(cloud, prefix, writes, breaks=wishes.breaks)
+        grant = Grant(cloud, prefix, writes, plain=not encrypted, breaks=wishes.breaks)
         if wishes.expired:
             grant.expires = time.time() - 60
         info: dict[str, Any] = {
@@ -223,10 +223,12 @@ class Transfers:
                 info["creds"] = {"GCS_ACCESS_TOKEN": "ya29." + grant.token}
         return info
 
-    def _presigned(self, key: str, method: str) -> str:
-        """An address at Google's that is a permission by itself."""
-        grant = Grant("GCS", key, method == "PUT")
-        self._objects.grant(grant, f"{method} {grant.identity}")
+    def _presigned(self, key: str, wishes: Wishes, plain: bool | None = None) -> str:
+        """An address at Google's that is a permission by itself: to write if it says what, else to read."""
+        grant = Grant("GCS", key, plain is not None, plain=bool(plain), breaks=wishes.breaks)
+        if wishes.expired:
+            grant.expires = time.time() - 60
+        self._objects.grant(grant, grant.identity)
         return (
             f"https://storage.googleapis.com/{self._bucket}/{quote(key)}?X-Goog-Algorithm=GOOG4-RSA-SHA256"
             f"&X-Goog-Credential=stages&X-Goog-Expires={PRESIGNED_SECONDS}&X-Goog-Signature={grant.identity}"
