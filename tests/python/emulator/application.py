@@ -86,7 +86,7 @@ class Application:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._storage.owns(headers_of(scope).get("host", "").lower()):
+        if self._storage.owns(headers_of(scope).get("host", "")):
             await self._serve_storage(scope, receive, send)
             return
         request = await read_request(scope, receive)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import secrets
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
 from emulator.payload import Payload, joined
 
@@ -57,12 +59,20 @@ class Grant:
     # What is uploaded by it breaks off when it is first asked for.
     breaks: bool = False
     identity: str = field(default_factory=lambda: "ASIA" + secrets.token_hex(8).upper())
-    secret: str = field(default_factory=lambda: secrets.token_urlsafe(30))
+    secret: str = field(default_factory=lambda: base64.b64encode(secrets.token_bytes(32)).decode())
     token: str = field(default_factory=lambda: secrets.token_urlsafe(200))
 
     @property
     def expired(self) -> bool:
         return time.time() >= self.expires
+
+    @property
+    def signed_query(self) -> str:
+        """The grant as Azure's shared access signature."""
+        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.expires))
+        permissions = "racwdl" if self.writes else "rl"
+        signed = {"sv": "2024-11-04", "spr": "https", "se": end, "sr": "c", "sp": permissions, "sig": self.secret}
+        return urlencode(signed)
 
     def allows(self, key: str, writes: bool) -> bool:
         """Whether this may be done."""

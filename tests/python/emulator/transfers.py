@@ -97,7 +97,7 @@ class Transfers:
         self._keys = storage.keys
         self._stages = stages
         self._bucket, self._region = storage.s3.bucket, storage.s3.region
-        self._azure = storage.azure
+        self._azure, self._gcs = storage.azure.host, storage.gcs.host
         self._seen: set[tuple[int, str]] = set()
 
     def answer(self, sql: str, bindings: dict[str, Any], session: Session, query_id: str) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class Transfers:
             account, _, endpoint = self._azure.partition(".")
             self._objects.grant(grant, grant.secret)
             info |= {"region": "westeurope", "storageAccount": account, "endPoint": endpoint}
-            info["creds"] = {"AZURE_SAS_TOKEN": shared_access_signature(grant)}
+            info["creds"] = {"AZURE_SAS_TOKEN": "?" + grant.signed_query}
         else:
             info |= {"region": "europe-west1", "storageAccount": ""}
             if not wishes.presigned:
@@ -230,8 +230,8 @@ class Transfers:
             grant.expires = time.time() - 60
         self._objects.grant(grant, grant.identity)
         return (
-            f"https://storage.googleapis.com/{self._bucket}/{quote(key)}?X-Goog-Algorithm=GOOG4-RSA-SHA256"
-            f"&X-Goog-Credential=stages&X-Goog-Expires={PRESIGNED_SECONDS}&X-Goog-Signature={grant.identity}"
+            f"https://{self._gcs}/{self._bucket}/{quote(key)}?X-Goog-Algorithm=GOOG4-RSA-SHA256"
+            f"&X-Goog-Credential=stages&X-Goog-Expires={PRESIGNED_SECONDS}&X-Goog-SignedHeaders=host&X-Goog-Signature={grant.identity}"
         )
 
 
@@ -239,14 +239,6 @@ def older(info: dict[str, Any]) -> dict[str, Any]:
     """The copy of the stage's description that is for drivers from before some of its fields."""
     newer = ("useS3RegionalUrl", "useRegionalUrl", "useVirtualUrl")
     return {name: value for name, value in info.items() if name not in newer}
-
-
-def shared_access_signature(grant: Grant) -> str:
-    """What lets a request in at Azure's."""
-    end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(grant.expires))
-    permissions = "racwdl" if grant.writes else "rl"
-    signature = quote(grant.secret, safe="")
-    return f"?sv=2024-11-04&spr=https&se={quote(end, safe='')}&sr=c&sp={permissions}&sig={signature}"
 
 
 def unreadable(item: Object) -> Refusal:
