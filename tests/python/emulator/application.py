@@ -106,13 +106,19 @@ class Application:
     async def _serve_storage(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request to the storage, which knows nothing of sessions."""
         request = await read_storage_request(scope, receive, self._storage.objects.folder)
-        if self._storage.is_result(request):
-            self._record(request)
-            await self._storage.results.serve(request, send)
-            return
-        answer = await self._storage.handle(request)
-        self._record(request, status=answer.status)
-        await answer.send(send)
+        try:
+            if request.problem is not None:
+                self._record(request)
+            elif self._storage.is_result(request):
+                self._record(request)
+                await self._storage.results.serve(request, send)
+            else:
+                answer = await self._storage.handle(request)
+                self._record(request, status=answer.status)
+                await answer.send(send)
+        finally:
+            if request.payload is not None and not request.payload.kept:
+                request.payload.discard()
 
     async def _dispatch(self, request: Request) -> Answer:
         host = request.headers.get("host", "").lower()

@@ -120,9 +120,7 @@ class Azure:
         name = query.get("blockid", "")
         if upload is None or not name or any(len(other) != len(name) for other in upload.parts):
             raise Denied(400, "InvalidBlobOrBlock", "The specified blob or block content is invalid.")
-        if (earlier := upload.parts.get(name)) is not None:
-            earlier.discard()
-        upload.parts[name] = request.payload
+        self._objects.add_part(upload, name, request.payload)
         return Answer(201, headers={"content-md5": request.payload.content_md5})
 
     def _block_list(self, request: Request, key: str, grant: Grant) -> Answer:

@@ -114,9 +114,7 @@ class Gcs:
         if not number.isdecimal() or not 1 <= int(number) <= 10_000:
             raise Denied(400, "InvalidArgument", "Invalid argument.")
         assert request.payload is not None
-        if (earlier := upload.parts.get(number)) is not None:
-            earlier.discard()
-        upload.parts[number] = request.payload
+        self._objects.add_part(upload, number, request.payload)
         return Answer(200, headers={"etag": f'"{request.payload.md5.hex()}"'})
 
     def _complete(self, request: Request, key: str, upload_id: str) -> Answer:

@@ -130,6 +130,7 @@ class Objects:
         self.remove(grant.cloud, key)
         etag = etag or f'"{payload.md5.hex()}"'
         made = Object(grant.cloud, key, payload, metadata, headers, etag, next(self._generations))
+        payload.kept = True
         made.plain, made.breaks = grant.plain, grant.breaks
         self._objects[grant.cloud, key] = made
         return made
@@ -158,6 +159,13 @@ class Objects:
         """An upload that has begun and not ended."""
         upload = self._uploads.get(upload_id)
         return upload if upload is not None and (upload.grant.cloud, upload.key) == (cloud, key) else None
+
+    def add_part(self, upload: Upload, name: str, payload: Payload) -> None:
+        """Puts a part into the place of what was there."""
+        if (earlier := upload.parts.get(name)) is not None:
+            earlier.discard()
+        payload.kept = True
+        upload.parts[name] = payload
 
     def abandon(self, upload_id: str) -> None:
         """Forgets an upload and its parts."""

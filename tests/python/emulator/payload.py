@@ -30,6 +30,8 @@ class Payload:
     sha256: str
     md5: bytes
     crc32: int
+    # It is part of something that is stored, and stays.
+    kept: bool = False
 
     @property
     def content_md5(self) -> str:

@@ -102,9 +102,7 @@ class S3:
         if not number.isdecimal() or not 1 <= int(number) <= 10_000:
             raise Denied(400, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
         payload = self._body(request)
-        if (earlier := upload.parts.get(number)) is not None:
-            earlier.discard()
-        upload.parts[number] = payload
+        self._objects.add_part(upload, number, payload)
         return Answer(200, headers={"etag": f'"{payload.md5.hex()}"'} | echoed(request))
 
     def _complete(self, request: Request, key: str, upload_id: str) -> Answer:

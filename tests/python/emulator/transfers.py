@@ -214,6 +214,8 @@ class Transfers:
         elif cloud == "AZURE":
             account, _, endpoint = self._azure.partition(".")
             self._objects.grant(grant, grant.secret)
+            # Go's driver takes the container from here.
+            info["path"] = self._bucket
             info |= {"region": "westeurope", "storageAccount": account, "endPoint": endpoint}
             info["creds"] = {"AZURE_SAS_TOKEN": "?" + grant.signed_query}
         else:
