@@ -2,7 +2,9 @@
 
 A step is `[method, argument, …]` on a cursor; the outcome is its rows, or the exception as the user sees it. Beside
 the cursor's methods there are `async` (execute_async, wait, fetch), `multi` (all results of a text with several
-statements) and `signal` (sends signal [1] to process [2]).
+statements), `signal` (sends signal [1] to process [2]) and `write_pandas` (table [1], columns [2], options [3]).
+
+pandas is no part of a connector's environment: it comes from the folder that `SANDBOX_PANDAS` names.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import warnings
 from typing import Any
 
 warnings.simplefilter("ignore")
+if folder := os.environ.get("SANDBOX_PANDAS"):
+    sys.path.append(folder)
 
 import snowflake.connector  # noqa: E402 - it warns at once
 
@@ -34,8 +38,19 @@ def outcome(cursor: Any, step: list[Any]) -> Any:
         while cursor.nextset():
             results.append(cursor.fetchall())
         return results
+    if method == "write_pandas":
+        return write_pandas(cursor.connection, *arguments)
     getattr(cursor, method)(*arguments)
     return {"rows": cursor.fetchall(), "count": cursor.rowcount, "id": cursor.sfqid}
+
+
+def write_pandas(connection: Any, table: str, columns: dict[str, list[Any]], options: dict[str, Any]) -> Any:
+    """Writes a frame by way of a stage; whether all went well, and the numbers of files and rows."""
+    import pandas
+    from snowflake.connector import pandas_tools
+
+    success, files, rows, _ = pandas_tools.write_pandas(connection, pandas.DataFrame(columns), table, **options)
+    return [success, files, rows]
 
 
 def guarded(work: Any, *arguments: Any) -> Any:

@@ -181,7 +181,7 @@ class Upstream:
 
     def lines(self) -> list[dict[str, Any]]:
         """The log so far."""
-        return [json.loads(line) for line in self.log_file.read_text("utf-8").splitlines()]
+        return [json.loads(line) for line in self.log_file.read_bytes().splitlines()]
 
     def requests(self, path: str) -> list[dict[str, Any]]:
         """The logged requests for `path`."""
@@ -259,6 +259,32 @@ class Client:
         assert answer["success"], answer
         rows: list[list[str | None]] = answer["data"]["rowset"]
         return rows
+
+
+def drive(
+    environment: str, upstream: Upstream, connect: dict[str, Any], steps: list[list[Any]], **variables: str
+) -> dict[str, Any]:
+    """What `driver.py` says of `steps`, run by a connector that trusts `upstream`."""
+    bundle = str(upstream.folder / "ca.pem")
+    clean = clean_environment(
+        HOME=str(upstream.folder),
+        SSL_CERT_FILE=bundle,
+        REQUESTS_CA_BUNDLE=bundle,
+        # It would ask the addresses of cloud providers' metadata services, outside of the loopback.
+        SNOWFLAKE_DISABLE_PLATFORM_DETECTION="true",
+        **variables,
+    )
+    done = subprocess.run(
+        [interpreter(environment), str(HERE / "driver.py")],
+        input=json.dumps({"connect": connect, "steps": steps}),
+        capture_output=True,
+        text=True,
+        timeout=ALL_SECONDS,
+        env=clean,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 class UpstreamCase(unittest.TestCase):

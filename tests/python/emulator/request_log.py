@@ -58,7 +58,9 @@ def readable_body(body: bytes) -> Any:
 
 
 def readable_payload(payload: Payload) -> Any:
-    """A body on disk: as it is when it is short, else its size and digest alone."""
+    """A body on disk: as it is when it is a short text, else its size and digest alone."""
     if payload.size <= LOGGED_BYTES and payload.path.exists():
-        return readable_body(payload.read())
+        body = payload.read()
+        if body.isascii():
+            return readable_body(body)
     return {"size": payload.size, "sha256": payload.sha256}
