@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -27,6 +28,8 @@ def outcome(cursor: Any, step: list[Any]) -> Any:
     method, *arguments = step
     if method == "signal":
         os.kill(arguments[1], arguments[0])
+        # Its handler runs when the process next looks; until then the next step could be answered as before.
+        time.sleep(0.3)
         return None
     if method == "async":
         cursor.execute_async(arguments[0])
