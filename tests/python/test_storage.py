@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-import fixtures
 from fixtures import AZURE_HOST, GCS_HOST, STORAGE_HOST, Client, UpstreamCase
 
 MEBIBYTE = 1024 * 1024
@@ -350,7 +349,8 @@ class Azure(Storage):
         put = self.send("PUT", AZURE_HOST, target, b"hello", **said)
         self.assertEqual(put.status, 201)
         head = self.send("HEAD", AZURE_HOST, target)
-        self.assertEqual((head.status, head.headers["content-length"], head.headers["etag"]), (200, "5", put.headers["etag"]))
+        self.assertEqual((head.status, head.headers["content-length"]), (200, "5"))
+        self.assertEqual(head.headers["etag"], put.headers["etag"])
         self.assertEqual((head.headers["x-ms-meta-matdesc"], head.headers["x-ms-meta-sfcdigest"]), ("m", "d"))
         part = self.send("GET", AZURE_HOST, target, x_ms_range="bytes=1-2")
         self.assertEqual((part.status, part.body), (206, b"el"))
@@ -409,7 +409,8 @@ class Gcs(Storage):
         self.assertEqual((again.status, again.code), (412, "PreconditionFailed"))
         for wrong in ({}, {"authorization": "Bearer ya29.wrong"}, self.bearer(expired)):
             self.assertEqual(self.send("GET", GCS_HOST, target, **wrong).status, 401)
-        self.assertEqual(self.send("GET", GCS_HOST, place.replace("SVC_AGENTS", "OTHER") + "x", **token).code, "AccessDenied")
+        elsewhere = place.replace("SVC_AGENTS", "OTHER") + "x"
+        self.assertEqual(self.send("GET", GCS_HOST, elsewhere, **token).code, "AccessDenied")
         self.assertEqual(self.send("HEAD", GCS_HOST, place + "none", **token).status, 404)
         self.assertEqual(self.send("DELETE", GCS_HOST, target, **token).status, 204)
 

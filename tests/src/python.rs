@@ -52,6 +52,8 @@ pub enum Environment {
     Connector5,
     /// The checkers of what `deploy/` ships.
     Deploy,
+    /// pandas, to be put beside a connector.
+    Pandas,
     /// SQLAlchemy, on the connector 5.x.
     SqlAlchemy,
     /// The emulated Snowflake and the identity provider.
@@ -59,13 +61,14 @@ pub enum Environment {
 }
 
 impl Environment {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Adbc,
         Self::Cli,
         Self::ClickHouse,
         Self::Connector4,
         Self::Connector5,
         Self::Deploy,
+        Self::Pandas,
         Self::SqlAlchemy,
         Self::Upstream,
     ];
@@ -78,6 +81,7 @@ impl Environment {
             Self::Connector4 => "connector4",
             Self::Connector5 => "connector5",
             Self::Deploy => "deploy",
+            Self::Pandas => "pandas",
             Self::SqlAlchemy => "sqlalchemy",
             Self::Upstream => "upstream",
         }

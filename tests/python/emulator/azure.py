@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import xml.etree.ElementTree as ET
+from email.utils import formatdate
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
@@ -145,6 +146,7 @@ class Azure:
             raise Denied(403, "AuthorizationPermissionMismatch", message)
         blobs = "".join(
             f"<Blob><Name>{escape(item.key)}</Name><Properties><Content-Length>{item.payload.size}</Content-Length>"
+            f"<Last-Modified>{formatdate(item.modified, usegmt=True)}</Last-Modified>"
             f"<Etag>{escape(item.etag)}</Etag><BlobType>BlockBlob</BlobType></Properties></Blob>"
             for item in self._objects.under(prefix, "AZURE")
         )

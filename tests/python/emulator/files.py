@@ -16,7 +16,6 @@ from emulator import words
 from emulator.encryption import Unreadable, decrypt
 from emulator.engine import text_result
 from emulator.objects import Object
-from emulator.protocol import Refusal
 from emulator.sessions import Session
 from emulator.stages import FILE_FORMAT, Reference, Stage, Stages
 from emulator.storage import Storage

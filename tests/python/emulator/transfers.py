@@ -233,7 +233,8 @@ class Transfers:
         self._objects.grant(grant, grant.identity)
         return (
             f"https://{self._gcs}/{self._bucket}/{quote(key)}?X-Goog-Algorithm=GOOG4-RSA-SHA256"
-            f"&X-Goog-Credential=stages&X-Goog-Expires={PRESIGNED_SECONDS}&X-Goog-SignedHeaders=host&X-Goog-Signature={grant.identity}"
+            f"&X-Goog-Credential=stages&X-Goog-Expires={PRESIGNED_SECONDS}&X-Goog-SignedHeaders=host"
+            f"&X-Goog-Signature={grant.identity}"
         )
 
 
