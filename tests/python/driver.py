@@ -2,7 +2,9 @@
 
 A step is `[method, argument, …]` on a cursor; the outcome is its rows, or the exception as the user sees it. Beside
 the cursor's methods there are `async` (execute_async, wait, fetch), `multi` (all results of a text with several
-statements) and `signal` (sends signal [1] to process [2]).
+statements), `signal` (sends signal [1] to process [2]) and `write_pandas` (table [1], columns [2], options [3]).
+
+pandas is no part of a connector's environment: it comes from the folder that `SANDBOX_PANDAS` names.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
 from typing import Any
 
 warnings.simplefilter("ignore")
+if folder := os.environ.get("SANDBOX_PANDAS"):
+    sys.path.append(folder)
 
 import snowflake.connector  # noqa: E402 - it warns at once
 
@@ -23,6 +28,8 @@ def outcome(cursor: Any, step: list[Any]) -> Any:
     method, *arguments = step
     if method == "signal":
         os.kill(arguments[1], arguments[0])
+        # Its handler runs when the process next looks; until then the next step could be answered as before.
+        time.sleep(0.3)
         return None
     if method == "async":
         cursor.execute_async(arguments[0])
@@ -34,8 +41,19 @@ def outcome(cursor: Any, step: list[Any]) -> Any:
         while cursor.nextset():
             results.append(cursor.fetchall())
         return results
+    if method == "write_pandas":
+        return write_pandas(cursor.connection, *arguments)
     getattr(cursor, method)(*arguments)
     return {"rows": cursor.fetchall(), "count": cursor.rowcount, "id": cursor.sfqid}
+
+
+def write_pandas(connection: Any, table: str, columns: dict[str, list[Any]], options: dict[str, Any]) -> Any:
+    """Writes a frame by way of a stage; whether all went well, and the numbers of files and rows."""
+    import pandas
+    from snowflake.connector import pandas_tools
+
+    success, files, rows, _ = pandas_tools.write_pandas(connection, pandas.DataFrame(columns), table, **options)
+    return [success, files, rows]
 
 
 def guarded(work: Any, *arguments: Any) -> Any:

@@ -29,6 +29,11 @@ from cryptography.x509.oid import NameOID
 HERE = Path(__file__).resolve().parent
 HOST = "localhost"
 STORAGE_HOST = "acme-stage.s3.eu-west-1.amazonaws.com"
+# The same bucket by the name without a region, which drivers use.
+STORAGE_ALIAS = "acme-stage.s3.amazonaws.com"
+AZURE_HOST = "acmestage.blob.core.windows.net"
+GCS_HOST = "storage.googleapis.com"
+CLOUD_HOSTS = (STORAGE_HOST, STORAGE_ALIAS, AZURE_HOST, GCS_HOST)
 ALL_SECONDS = 60
 PASSWORD = "correct horse"
 ACCESS_TOKEN = "pat-6f1d"
@@ -123,7 +128,8 @@ def make_certificates(folder: Path) -> None:
     signing = dict.fromkeys(KEY_USES, False) | {"key_cert_sign": True, "crl_sign": True}
     ca = ca.add_extension(x509.KeyUsage(**signing), critical=True)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
-    hosts = [x509.DNSName(HOST), x509.DNSName(STORAGE_HOST), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    hosts: list[x509.GeneralName] = [x509.DNSName(host) for host in (HOST, *CLOUD_HOSTS)]
+    hosts.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     names = x509.SubjectAlternativeName(hosts)
     leaf = builder(subject, key.public_key()).add_extension(names, critical=False)
     leaf = leaf.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -169,12 +175,13 @@ class Upstream:
         listen = [word for address in addresses for word in ("--listen", address)]
         files = ["--certificate", folder / "server.pem", "--key", folder / "server.key"]
         files += ["--credentials", folder / "credentials.json", "--log", self.log_file]
-        names = ["--account", HOST, "--storage", STORAGE_HOST, "--database", "sandbox", "--schema", "public", "--warehouse", "wh"]
+        names = ["--account", HOST, "--storage", STORAGE_HOST, "--azure", AZURE_HOST, "--gcs", GCS_HOST]
+        names += ["--database", "sandbox", "--schema", "public", "--warehouse", "wh"]
         return [*listen, *map(str, files), *names]
 
     def lines(self) -> list[dict[str, Any]]:
         """The log so far."""
-        return [json.loads(line) for line in self.log_file.read_text("utf-8").splitlines()]
+        return [json.loads(line) for line in self.log_file.read_bytes().splitlines()]
 
     def requests(self, path: str) -> list[dict[str, Any]]:
         """The logged requests for `path`."""
@@ -252,6 +259,32 @@ class Client:
         assert answer["success"], answer
         rows: list[list[str | None]] = answer["data"]["rowset"]
         return rows
+
+
+def drive(
+    environment: str, upstream: Upstream, connect: dict[str, Any], steps: list[list[Any]], **variables: str
+) -> dict[str, Any]:
+    """What `driver.py` says of `steps`, run by a connector that trusts `upstream`."""
+    bundle = str(upstream.folder / "ca.pem")
+    clean = clean_environment(
+        HOME=str(upstream.folder),
+        SSL_CERT_FILE=bundle,
+        REQUESTS_CA_BUNDLE=bundle,
+        # It would ask the addresses of cloud providers' metadata services, outside of the loopback.
+        SNOWFLAKE_DISABLE_PLATFORM_DETECTION="true",
+        **variables,
+    )
+    done = subprocess.run(
+        [interpreter(environment), str(HERE / "driver.py")],
+        input=json.dumps({"connect": connect, "steps": steps}),
+        capture_output=True,
+        text=True,
+        timeout=ALL_SECONDS,
+        env=clean,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 class UpstreamCase(unittest.TestCase):

@@ -129,6 +129,8 @@ async def serve(
     try:
         target, granted, failed = await asyncio.wait_for(read_target(reader, writer), CONNECT_SECONDS)
         host, port = known.get(target[0], target[0]), target[1]
+        if host.count(":") == 1:
+            host, port = program.parse_address(host)
         try:
             answers, questions = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_SECONDS)
         except (OSError, TimeoutError) as error:
@@ -169,5 +171,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--http", required=True, metavar="ADDR:PORT", help="where to speak HTTP CONNECT")
     parser.add_argument("--socks", required=True, metavar="ADDR:PORT", help="where to speak SOCKS")
-    parser.add_argument("--host", action="append", default=[], metavar="NAME=ADDR", help="a name that is not in DNS")
+    parser.add_argument("--host", action="append", default=[], metavar="NAME=ADDR[:PORT]", help="a name that is not in DNS")
     program.run(main(parser.parse_args()))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
 import tempfile
 import unittest
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, ClassVar
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 import fixtures
-from fixtures import ACCESS_TOKEN, HERE, HOST, OAUTH_TOKEN, PASSWORD, Upstream
+from fixtures import ACCESS_TOKEN, HOST, OAUTH_TOKEN, PASSWORD, Upstream
 
 
 class Connector(unittest.TestCase):
@@ -38,25 +36,7 @@ class Connector(unittest.TestCase):
         connect = {"account": HOST, "host": HOST, "port": self.upstream.port, "login_timeout": 20}
         connect |= {"database": "SANDBOX", "schema": "PUBLIC", "warehouse": "WH"}
         connect |= login or {"user": "SVC_AGENTS", "password": PASSWORD}
-        bundle = str(self.upstream.folder / "ca.pem")
-        environment = fixtures.clean_environment(
-            HOME=self.folder.name,
-            SSL_CERT_FILE=bundle,
-            REQUESTS_CA_BUNDLE=bundle,
-            # It would ask the addresses of cloud providers' metadata services, outside of the loopback.
-            SNOWFLAKE_DISABLE_PLATFORM_DETECTION="true",
-        )
-        done = subprocess.run(
-            [fixtures.interpreter(self.environment), str(HERE / "driver.py")],
-            input=json.dumps({"connect": connect, "steps": steps}),
-            capture_output=True,
-            text=True,
-            timeout=fixtures.ALL_SECONDS,
-            env=environment,
-        )
-        self.assertEqual(done.returncode, 0, done.stderr)
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return result
+        return fixtures.drive(self.environment, self.upstream, connect, list(steps))
 
     def test_every_credential_logs_in(self) -> None:
         logins: list[dict[str, Any]] = [

@@ -2,6 +2,7 @@
 
     python upstream.py --listen 10.77.2.1:443 --listen '[fd77::1]:443' --certificate account.pem --key account.key \\
         --account acme.eu-west-1.snowflakecomputing.com --storage acme-stage.s3.eu-west-1.amazonaws.com \\
+        --azure acmestage.blob.core.windows.net --gcs storage.googleapis.com \\
         --credentials credentials.json --log upstream.jsonl --database SANDBOX --schema PUBLIC --warehouse WH
 
 The log has a line for each request ("event": "request", written before a statement runs and before the answer is
@@ -40,6 +41,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--account", required=True, metavar="HOST", help="the account's host name")
     parser.add_argument("--alias", action="append", default=[], metavar="HOST", help="another name of the account")
     parser.add_argument("--storage", required=True, metavar="HOST", help="the name of the storage behind it")
+    parser.add_argument("--azure", required=True, metavar="HOST", help="the same at Azure: ACCOUNT.blob.core.windows.net")
+    parser.add_argument("--gcs", required=True, metavar="HOST", help="the same at Google's: storage.googleapis.com")
     parser.add_argument("--credentials", type=Path, required=True, help="JSON file of users and their secrets")
     parser.add_argument("--log", type=Path, required=True, help="JSON-lines file to append to")
     parser.add_argument("--database", required=True)
@@ -65,7 +68,7 @@ async def main(options: argparse.Namespace) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, sessions.expire_all)
     warehouse = options.warehouse.upper()
     hosts = [options.account, *options.alias]
-    storage = Storage(options.storage.lower())
+    storage = Storage(options.storage.lower(), options.azure.lower(), options.gcs.lower())
     application = Application(hosts, credentials, sessions, engine, log, warehouse, options.patience, storage)
     await web.serve(application, listeners, stop, tls, logging_protocol(log), account=options.account)
 

@@ -418,7 +418,8 @@ impl Sandbox {
             Cgroup::covered(self.id())?.child("agent").create()?;
             Cgroup::covered(self.id())?.child("pods").create()?;
         }
-        let hosts = [services::ACCOUNT_HOST, services::ACCOUNT_ALIAS, services::STORAGE_HOST];
+        let mut hosts = vec![services::ACCOUNT_HOST, services::ACCOUNT_ALIAS];
+        hosts.extend(services::STORAGE_HOSTS);
         certificates::write(&hosts, &services::certificate_files(&self.state))?;
         certificates::write(&[services::DNS_HOST], &services::dns_certificate_files(&self.state))?;
         self.write_files(builder.policy, builder.configuration, builder.changes)?;

@@ -27,6 +27,13 @@ pub const ACCOUNT_HOST: &str = "acme.eu-west-1.snowflakecomputing.com";
 pub const ACCOUNT_ALIAS: &str = "org-acme.snowflakecomputing.com";
 /// The storage behind the account, of which no client is to see anything.
 pub const STORAGE_HOST: &str = "acme-stage.s3.eu-west-1.amazonaws.com";
+/// Its name without a region, which drivers use.
+pub const STORAGE_ALIAS: &str = "acme-stage.s3.amazonaws.com";
+/// Where stages are if a statement asks for it: in Azure, and in Google's cloud.
+pub const AZURE_HOST: &str = "acmestage.blob.core.windows.net";
+pub const GCS_HOST: &str = "storage.googleapis.com";
+/// All names of the storage.
+pub const STORAGE_HOSTS: [&str; 4] = [STORAGE_HOST, STORAGE_ALIAS, AZURE_HOST, GCS_HOST];
 pub const AUDIENCE: &str = "snowfence";
 pub const DATABASE: &str = "ANALYTICS";
 pub const SCHEMA: &str = "PUBLIC";
@@ -134,7 +141,7 @@ impl Service {
             ]),
             Self::Dns => {
                 let files = dns_certificate_files(state);
-                options([
+                let mut words = options([
                     ("--listen", format!("{DNS}:53")),
                     ("--listen", format!("{DNS}:5353")),
                     ("--https", format!("{DNS}:8443")),
@@ -142,10 +149,13 @@ impl Service {
                     ("--key", text(&files.key)?),
                     ("--record", format!("{ACCOUNT_HOST}={UPSTREAM},{UPSTREAM6}")),
                     ("--record", format!("{ACCOUNT_ALIAS}={UPSTREAM_ALIAS}")),
-                    ("--record", format!("{STORAGE_HOST}={STORAGE}")),
                     ("--numbered", numbered()),
                     ("--ttl", TTL.to_owned()),
-                ])
+                ]);
+                for host in STORAGE_HOSTS {
+                    words.extend(options([("--record", format!("{host}={STORAGE}"))]));
+                }
+                words
             }
             Self::ForwardProxy => options([
                 ("--http", format!("{FORWARD_PROXY}:3128")),
@@ -180,6 +190,8 @@ impl Service {
                         ("--account", ACCOUNT_HOST.to_owned()),
                         ("--alias", ACCOUNT_ALIAS.to_owned()),
                         ("--storage", STORAGE_HOST.to_owned()),
+                        ("--azure", AZURE_HOST.to_owned()),
+                        ("--gcs", GCS_HOST.to_owned()),
                         ("--credentials", text(&state.secret("credentials.json"))?),
                         ("--database", DATABASE.to_owned()),
                         ("--schema", SCHEMA.to_owned()),

@@ -9,16 +9,13 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import fakesnow.server as fakesnow_server
-from starlette.requests import Request as StarletteRequest
-
 from emulator import protocol
 from emulator.credentials import Credentials
 from emulator.engine import Engine
 from emulator.protocol import Refusal
 from emulator.queries import Queries, Query
-from emulator.request import BadRequest, Request, read_request
-from emulator.request_log import RequestLog, readable_body
+from emulator.request import BadRequest, Request, headers_of, read_request, read_storage_request
+from emulator.request_log import RequestLog, readable_body, readable_payload
 from emulator.sessions import Session, Sessions
 from emulator.storage import Storage
 from web import Answer, Receive, Scope, Send
@@ -30,7 +27,6 @@ SHORTEST_GZIP = 256
 QUERY_RESULT = re.compile(r"/queries/([^/]+)/result")
 QUERY_ABORT = re.compile(r"/queries/([^/]+)/abort-request")
 MONITORING = re.compile(r"/monitoring/queries/([^/]+)")
-UPLOAD = re.compile(r"/fs_bucket/(.+)")
 
 SESSION_PARAMETERS: dict[str, Any] = {
     "AUTOCOMMIT": True,
@@ -38,7 +34,7 @@ SESSION_PARAMETERS: dict[str, Any] = {
     "CLIENT_RESULT_CHUNK_SIZE": 160,
     "CLIENT_SESSION_KEEP_ALIVE": False,
     "CLIENT_SESSION_KEEP_ALIVE_HEARTBEAT_FREQUENCY": 3600,
-    "CLIENT_STAGE_ARRAY_BINDING_THRESHOLD": 0,
+    "CLIENT_STAGE_ARRAY_BINDING_THRESHOLD": 65280,
     "CLIENT_TELEMETRY_ENABLED": True,
     "QUERY_CONTEXT_CACHE_SIZE": 5,
     "TIMEZONE": "Etc/UTC",
@@ -90,11 +86,10 @@ class Application:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = await read_request(scope, receive)
-        if request.headers.get("host", "").lower() == self._storage.host:
-            self._record(request)
-            await self._storage.serve(request, send)
+        if self._storage.owns(headers_of(scope).get("host", "")):
+            await self._serve_storage(scope, receive, send)
             return
+        request = await read_request(scope, receive)
         try:
             answer = await self._dispatch(request)
         except Exception:
@@ -108,6 +103,23 @@ class Application:
             answer.headers["content-encoding"] = "gzip"
         await answer.send(send)
 
+    async def _serve_storage(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request to the storage, which knows nothing of sessions."""
+        request = await read_storage_request(scope, receive, self._storage.objects.folder)
+        try:
+            if request.problem is not None:
+                self._record(request)
+            elif self._storage.is_result(request):
+                self._record(request)
+                await self._storage.results.serve(request, send)
+            else:
+                answer = await self._storage.handle(request)
+                self._record(request, status=answer.status)
+                await answer.send(send)
+        finally:
+            if request.payload is not None and not request.payload.kept:
+                request.payload.discard()
+
     async def _dispatch(self, request: Request) -> Answer:
         host = request.headers.get("host", "").lower()
         if host.removesuffix(":443") not in self._hosts and host.rpartition(":")[0] not in self._hosts:
@@ -116,8 +128,6 @@ class Application:
         try:
             if request.problem is not None:
                 raise request.problem
-            if request.method == "PUT" and (match := UPLOAD.fullmatch(path)):
-                return await self._upload(request, match[1])
             return json_answer(await self._handle(request, path))
         except Refusal as refusal:
             return json_answer(protocol.failure(refusal))
@@ -149,7 +159,7 @@ class Application:
             path=request.path,
             query=request.query,
             headers=request.headers,
-            body=readable_body(request.body),
+            body=readable_payload(request.payload) if request.payload else readable_body(request.body),
             peer=request.peer,
             local=request.local,
             sni=request.sni,
@@ -179,6 +189,7 @@ class Application:
             connection,
             SESSION_PARAMETERS | settings,
             token,
+            smk_id_as_text=smk_id_as_text(login.get("CLIENT_CAPABILITIES")),
         )
         return protocol.success(
             {
@@ -223,6 +234,7 @@ class Application:
             self._record(request, status=200)
             session.closed = True
             async with session.lock:
+                self._queries.forget(session)
                 self._engine.disconnect(session.engine_token)
         return protocol.success()
 
@@ -305,17 +317,6 @@ class Application:
     async def _sessionless_telemetry(self, request: Request) -> dict[str, Any]:
         return protocol.success("Log Received")
 
-    async def _upload(self, request: Request, path: str) -> Answer:
-        """Stores a file of a PUT command, whose reply named this address the way a presigned URL is named."""
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": request.body, "more_body": False}
-
-        self._record(request)
-        scope = {"type": "http", "method": "PUT", "headers": [], "path_params": {"path": path}}
-        response = await fakesnow_server.bucket_upload(StarletteRequest(scope, receive))
-        return Answer(response.status_code)
-
 
 def json_answer(envelope: dict[str, Any], status: int = 200) -> Answer:
     """An envelope as an HTTP answer."""
@@ -331,6 +332,11 @@ def prefers_json(user_agent: str, body: dict[str, Any], session: Session) -> boo
     parameters = session.parameters | (asked if isinstance(asked, dict) else {})
     formats = (value for key, value in parameters.items() if key.upper().endswith("_QUERY_RESULT_FORMAT"))
     return any(str(value).upper() == "JSON" for value in formats)
+
+
+def smk_id_as_text(capabilities: Any) -> bool:
+    """Whether the client says that it wants the numbers of keys as texts, which no double can hold."""
+    return isinstance(capabilities, dict) and capabilities.get("SMK_ID_AS_STRING") in (True, "true")
 
 
 def identifier(name: str | None) -> str | None:

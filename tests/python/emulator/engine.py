@@ -117,27 +117,29 @@ def internal_request(token: str, body: dict[str, Any], host: str) -> Request:
 
 def status_result(text: str, type_id: int, name: str = "status") -> dict[str, Any]:
     """A result of one row that says `text`, as DDL and session statements have it."""
-    column = {
-        "name": name,
-        "database": "",
-        "schema": "",
-        "table": "",
-        "nullable": True,
-        "type": "text",
-        "byteLength": 16777216,
-        "length": 16777216,
-        "scale": None,
-        "precision": None,
-        "collation": None,
-    }
+    return text_result([name], [[text]], type_id)
+
+
+def text_result(names: list[str], rows: list[list[str | None]], type_id: int) -> dict[str, Any]:
+    """A result whose columns are texts, or numbers if their name begins with `#`."""
     return {
         "parameters": [],
-        "rowtype": [column],
-        "rowset": [[text]],
-        "total": 1,
+        "rowtype": [column(name) for name in names],
+        "rowset": rows,
+        "total": len(rows),
         "statementTypeId": type_id,
         "queryResultFormat": "json",
     }
+
+
+def column(name: str) -> dict[str, Any]:
+    """The description of a column."""
+    described = {"database": "", "schema": "", "table": "", "nullable": True, "collation": None}
+    if name.startswith("#"):
+        number = {"type": "fixed", "byteLength": None, "length": None, "scale": 0, "precision": 38}
+        return {"name": name[1:], **described, **number}
+    text = {"type": "text", "byteLength": 16777216, "length": 16777216, "scale": None, "precision": None}
+    return {"name": name, **described, **text}
 
 
 def json_rows(table: pyarrow.Table, rowtype: list[dict[str, Any]]) -> list[list[str | None]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow
 
-from emulator.storage import Storage, key_headers, new_key
+from emulator.results import Results, key_headers, new_key
 
 # Rows in the answer itself, and in each part.
 INLINE_ROWS = 500
@@ -25,7 +25,7 @@ LARGE = re.compile(r"/\* a part of (\d{1,4}) MiB \*/")
 MEBIBYTE = 1024 * 1024
 
 
-def cut(data: dict[str, Any], query_id: str, sql: str, storage: Storage) -> dict[str, Any]:
+def cut(data: dict[str, Any], query_id: str, sql: str, results: Results) -> dict[str, Any]:
     """The result, with what is beyond the first rows in parts."""
     if data.get("rowsetBase64"):
         first, parts = cut_arrow(data["rowsetBase64"])
@@ -39,12 +39,12 @@ def cut(data: dict[str, Any], query_id: str, sql: str, storage: Storage) -> dict
     key, breaks = new_key(), bool(BREAKS.search(sql))
     chunks = []
     for number, (rows, body) in enumerate(parts):
-        url = storage.put(f"/results/{query_id}_{number}/main/data_{number}", body, key, breaks)
+        url = results.put(f"/results/{query_id}_{number}/main/data_{number}", body, key, breaks)
         size = {"rowCount": rows, "uncompressedSize": len(body), "compressedSize": len(body) // 2}
         chunks.append({"url": url, **size})
     if large:
         body = noise(int(large[1]))
-        url = storage.put_as_it_is(f"/results/{query_id}_large/main/data", body, key)
+        url = results.put_as_it_is(f"/results/{query_id}_large/main/data", body, key)
         chunks.append({"url": url, "rowCount": 1, "uncompressedSize": len(body), "compressedSize": len(body)})
     headers = {} if ONLY_KEY.search(sql) else {"chunkHeaders": key_headers(key)}
     return {**data, **first, "chunks": chunks, "qrmk": key, **headers, "returned": data.get("total")}

@@ -11,11 +11,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator import parts, protocol, statements
+from emulator import binds, parts, protocol, statements, transfers, words
 from emulator.engine import Engine, status_result
+from emulator.files import Files
 from emulator.protocol import Refusal
 from emulator.sessions import Session
+from emulator.stages import Stages
 from emulator.storage import Storage
+from emulator.transfers import Transfers
 
 LOGGER = logging.getLogger("upstream.queries")
 KEPT_QUERIES = 10_000
@@ -82,6 +85,9 @@ class Queries:
 
     def __init__(self, engine: Engine, hosts: list[str], account: str, storage: Storage) -> None:
         self._storage = storage
+        self._stages = Stages()
+        self._transfers = Transfers(storage, self._stages)
+        self._files = Files(storage, self._stages)
         self._engine = engine
         self._hosts = hosts
         self._account = account
@@ -110,7 +116,8 @@ class Queries:
         parameters = request.get("parameters")
         try:
             expected = statements.expected_count(parameters if isinstance(parameters, dict) else {}, session)
-            query.statements = statements.split(request["sqlText"], expected)
+            sql = request["sqlText"]
+            query.statements = [sql] if transfers.is_transfer(sql) else statements.split(sql, expected)
         except Refusal as refusal:
             query.error = refusal
         return query, query.error is None
@@ -134,6 +141,11 @@ class Queries:
         else:
             query.task.cancel()
 
+    def forget(self, session: Session) -> None:
+        """The session ends: its temporary stages go."""
+        for stage in self._stages.forget(session):
+            self._storage.objects.remove_under(stage.prefix)
+
     def by_request(self, session: Session, request_id: str) -> Query | None:
         """The query that a request id of this session began."""
         return self._by_request.get((session.id, request_id))
@@ -151,7 +163,7 @@ class Queries:
                 data = await self._run_one(query)
             else:
                 data = await self._run_all(query)
-            query.data = self._complete(query, data)
+            query.data = data if data.get("command") else self._complete(query, data)
         except Refusal as refusal:
             query.error = cancelled() if query.cancelled else refusal
         except asyncio.CancelledError:
@@ -199,13 +211,64 @@ class Queries:
             running = query.parent or query
             running.in_engine = True
             try:
-                request = {key: query.request.get(key) for key in ("bindings", "describeOnly")}
-                request["sqlText"] = statements.with_context(sql, session, self._account)
-                # Shielded, so that the connection's lock outlives the thread that still uses the connection.
-                execution = self._engine.execute(session.engine_token, request, self._hosts[0], query.wants_json)
-                return await asyncio.shield(execution)
+                return await self._execute(query, sql)
             finally:
                 running.in_engine = False
+
+    async def _execute(self, query: Query, sql: str) -> dict[str, Any]:
+        """Runs a statement: here if it is about files, else in the engine."""
+        session, describes = query.session, bool(query.request.get("describeOnly"))
+        bound = words.with_identifiers(sql, bindings(query.request))
+        if describes:
+            return await self._in_engine(query, bound, describes)
+        if stage := query.request.get("bindStage"):
+            count = await asyncio.to_thread(binds.load, str(stage), session, self._stages, self._files)
+            return await self._in_engine(query, words.Bound(binds.rewritten(bound.sql, count, session), {}))
+        if (data := self._about_files(query, bound)) is not None:
+            return data
+        if words.first_word(bound.sql) == "COPY":
+            async with self._files.copying:
+                return await self._copy(query, bound)
+        return await self._in_engine(query, bound)
+
+    async def _copy(self, query: Query, bound: words.Bound) -> dict[str, Any]:
+        copy = await asyncio.to_thread(self._files.copy, bound, query.session)
+        if copy is None:
+            return await self._in_engine(query, bound)
+        done = False
+        try:
+            await self._in_engine(query, words.Bound(copy.stage_sql, {}))
+            data = await self._in_engine(query, words.Bound(copy.sql, {}))
+            done = True
+        finally:
+            self._files.finish(copy, done)
+        return data
+
+    async def _in_engine(self, query: Query, bound: words.Bound, describes: bool = False) -> dict[str, Any]:
+        session = query.session
+        sql = statements.with_context(bound.sql, session, self._account)
+        request = {"sqlText": sql, "bindings": bound.bindings, "describeOnly": describes}
+        # Shielded, so that the connection's lock outlives the thread that still uses the connection.
+        execution = self._engine.execute(session.engine_token, request, self._hosts[0], query.wants_json)
+        return await asyncio.shield(execution)
+
+    def _about_files(self, query: Query, bound: words.Bound) -> dict[str, Any] | None:
+        """The answer to a statement about stages and their files; nothing if it is about something else."""
+        session, verb = query.session, words.first_word(bound.sql)
+        if verb in ("PUT", "GET"):
+            return self._transfers.answer(bound.sql, bound.bindings, session, query.id)
+        if verb == "CREATE" and (made := self._stages.create(bound.sql, session)):
+            return status_result(f"Stage area {made.name} successfully created.", 0x6000)
+        if verb == "DROP" and (dropped := self._stages.drop(bound.sql, session)):
+            self._storage.objects.remove_under(dropped.prefix)
+            return status_result(f"{dropped.name[2]} successfully dropped.", 0x6000)
+        if verb in ("LIST", "LS"):
+            return self._files.list(bound.sql, session)
+        if verb in ("REMOVE", "RM"):
+            return self._files.remove(bound.sql, session)
+        if verb == "SELECT":
+            return self._files.infer(bound, session)
+        return None
 
     def _scan(self, query: Query, query_id: str) -> dict[str, Any]:
         """The result of an earlier query of the same user, in the format that it was asked for then."""
@@ -233,7 +296,13 @@ class Queries:
             "sendResultTime": int(time.time() * 1000),
             "queryContext": {"entries": [{"id": 0, "timestamp": int(time.time() * 1_000_000), "priority": 0}]},
         }
-        return parts.cut(data | final, query.id, str(query.request["sqlText"]), self._storage)
+        return parts.cut(data | final, query.id, str(query.request["sqlText"]), self._storage.results)
+
+
+def bindings(request: dict[str, Any]) -> dict[str, Any]:
+    """What is bound to a statement's placeholders."""
+    bound = request.get("bindings")
+    return bound if isinstance(bound, dict) else {}
 
 
 def allowlist(hosts: list[str], storage: str) -> list[dict[str, Any]]:

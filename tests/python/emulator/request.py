@@ -1,4 +1,7 @@
-"""One HTTP request, read whole: bounded, unpacked, and kept also when it is malformed, for the log."""
+"""One HTTP request, read whole: bounded, unpacked, and kept also when it is malformed, for the log.
+
+The bodies of requests to the storage are files: they go to the disk as they are.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import json
 import re
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import program
+from emulator.payload import Payload, receive_payload
 from web import BodyTooLarge, Receive, Scope, read_body
 
 LARGEST_BODY = 64 * 1024 * 1024
@@ -41,6 +46,8 @@ class Request:
     token: str | None
     problem: BadRequest | None = None
     logged: bool = False
+    # The body, where it is on disk.
+    payload: Payload | None = None
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -59,10 +66,6 @@ class Request:
 
 async def read_request(scope: Scope, receive: Receive) -> Request:
     """Reads a whole request. What is wrong with it goes into `problem`, so that it can still be logged."""
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     problem: BadRequest | None = None
     body = b""
     try:
@@ -76,6 +79,20 @@ async def read_request(scope: Scope, receive: Receive) -> Request:
         problem = BadRequest(413, "the body is too large")
     except zlib.error:
         problem = BadRequest(400, "the body's gzip is damaged")
+    return request(scope, body, problem)
+
+
+async def read_storage_request(scope: Scope, receive: Receive, folder: Path) -> Request:
+    """Reads a request to the storage; its body becomes a file in `folder`."""
+    payload, whole = await receive_payload(receive, folder)
+    made = request(scope, b"", None if whole else BadRequest(400, "the body ended early"))
+    made.payload = payload
+    return made
+
+
+def request(scope: Scope, body: bytes, problem: BadRequest | None) -> Request:
+    """A request of which all has been read."""
+    headers = headers_of(scope)
     authorization = TOKEN.fullmatch(headers.get("authorization", ""))
     return Request(
         scope["method"],
@@ -89,6 +106,15 @@ async def read_request(scope: Scope, receive: Receive) -> Request:
         authorization[1] if authorization else None,
         problem,
     )
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """The headers by lower-case name; repeated ones are one."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 def inflate(data: bytes) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import program
+from emulator.payload import LOGGED_BYTES, Payload
 
 
 class RequestLog:
@@ -54,3 +55,12 @@ def readable_body(body: bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def readable_payload(payload: Payload) -> Any:
+    """A body on disk: as it is when it is a short text, else its size and digest alone."""
+    if payload.size <= LOGGED_BYTES and payload.path.exists():
+        body = payload.read()
+        if body.isascii():
+            return readable_body(body)
+    return {"size": payload.size, "sha256": payload.sha256}

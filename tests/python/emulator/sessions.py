@@ -24,6 +24,8 @@ class Session:
     connection: FakeSnowflakeConnection
     parameters: dict[str, Any]
     engine_token: str
+    # The client wants the numbers of keys as texts.
+    smk_id_as_text: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     closed: bool = False
 

@@ -21,6 +21,7 @@ SCAN = re.compile(r"\s*select\s+\*\s+from\s+table\s*\(\s*result_scan\s*\(\s*'([^
 ALLOWLIST = re.compile(r"\s*select\s+system\$allowlist\s*\(\s*\)\s*;?\s*", re.I)
 ALTER_SESSION = re.compile(r"\s*alter\s+session\s+(set|unset)\s+(\w+)\s*(?:=\s*('[^']*'|[^\s;]+))?\s*;?\s*", re.I)
 USE = re.compile(r"\s*use\s+(role|warehouse)\s+(?:\"([^\"]+)\"|(\w+))\s*;?\s*", re.I)
+TRUNCATE = re.compile(r"\s*truncate\s+table\s+if\s+exists\b", re.I)
 CONTEXT = re.compile(r"current_(?:user|role|warehouse|account|session)\b", re.I)
 
 
@@ -109,7 +110,10 @@ def answered_here(sql: str, session: Session) -> Wait | Scan | Allowlist | Done 
 
 
 def with_context(sql: str, session: Session, account: str) -> str:
-    """Replaces `CURRENT_USER()` and its kind, which fakesnow answers with DuckDB's own, by the session's values."""
+    """The statement as fakesnow understands it: `CURRENT_USER()` and its kind, which it answers with DuckDB's own, are
+    replaced by the session's values."""
+    # DuckDB has no such condition.
+    sql = TRUNCATE.sub("truncate table", sql)
     if not CONTEXT.search(sql):
         return sql
     values = {

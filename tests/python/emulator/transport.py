@@ -5,14 +5,30 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from uvicorn.protocols.http import h11_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import program
 from emulator.request_log import RequestLog
 from web import Receive, Scope, Send
+
+# What the status line of the answer to this request says beside its number, if not the usual.
+REASON: ContextVar[str | None] = ContextVar("reason", default=None)
+
+
+class Phrases(dict[int, bytes]):
+    """The reasons of status lines, of which uvicorn lets nobody choose."""
+
+    def __getitem__(self, status: int) -> bytes:
+        reason = REASON.get()
+        return super().__getitem__(status) if reason is None else reason.encode("latin-1", "replace")
+
+
+h11_impl.STATUS_PHRASES = Phrases(h11_impl.STATUS_PHRASES)
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
