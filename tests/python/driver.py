@@ -3,8 +3,6 @@
 A step is `[method, argument, …]` on a cursor; the outcome is its rows, or the exception as the user sees it. Beside
 the cursor's methods there are `async` (execute_async, wait, fetch), `multi` (all results of a text with several
 statements), `signal` (sends signal [1] to process [2]) and `write_pandas` (table [1], columns [2], options [3]).
-
-pandas is no part of a connector's environment: it comes from the folder that `SANDBOX_PANDAS` names.
 """
 
 from __future__ import annotations
@@ -17,8 +15,6 @@ import warnings
 from typing import Any
 
 warnings.simplefilter("ignore")
-if folder := os.environ.get("SANDBOX_PANDAS"):
-    sys.path.append(folder)
 
 import snowflake.connector  # noqa: E402 - it warns at once
 

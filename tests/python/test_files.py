@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sysconfig
 import tempfile
 import unittest
 from pathlib import Path
@@ -25,6 +24,8 @@ class Files(unittest.TestCase):
     """The tests, once for each connector."""
 
     environment: ClassVar[str]
+    # Where the same connector has pandas beside it.
+    with_pandas: ClassVar[str]
     upstream: ClassVar[Upstream]
     proxy: ClassVar[Program]
     folder: ClassVar[tempfile.TemporaryDirectory[str]]
@@ -45,14 +46,15 @@ class Files(unittest.TestCase):
         cls.upstream.program.stop()
         cls.folder.cleanup()
 
-    def drive(self, *steps: list[Any], **variables: str) -> list[Any]:
+    def drive(self, *steps: list[Any], environment: str | None = None) -> list[Any]:
         """What becomes of the steps."""
         connect = {"account": HOST, "host": HOST, "port": self.upstream.port, "login_timeout": 20}
         connect |= {"database": "SANDBOX", "schema": "PUBLIC", "warehouse": "WH", "paramstyle": "qmark"}
         connect |= {"user": "SVC_AGENTS", "password": PASSWORD}
         proxy = f"http://127.0.0.1:{self.proxy.port}"
-        variables |= {"HTTPS_PROXY": proxy, "NO_PROXY": HOST}
-        result = fixtures.drive(self.environment, self.upstream, connect, list(steps), **variables)
+        result = fixtures.drive(
+            environment or self.environment, self.upstream, connect, list(steps), HTTPS_PROXY=proxy, NO_PROXY=HOST
+        )
         outcomes: list[Any] = result["outcomes"]
         return outcomes
 
@@ -195,7 +197,7 @@ class Files(unittest.TestCase):
             ["write_pandas", table, columns, {"overwrite": True}],
             ["write_pandas", table, columns, {"overwrite": True, "auto_create_table": True}],
             ["execute", f'{kept} "{table}"'],
-            SANDBOX_PANDAS=site_packages("pandas"),
+            environment=self.with_pandas,
         )
         first, once, chunks, twice, emptied, replaced, again = outcomes
         self.assertEqual((first, chunks), ([True, 1, 1000], [True, 4, 1000]))
@@ -205,23 +207,18 @@ class Files(unittest.TestCase):
         self.assertEqual(again["rows"], [[1000, 499500, 666]])
 
 
-def site_packages(environment: str) -> str:
-    """Where an environment's packages are."""
-    # The link is the environment's: the interpreter behind it knows nothing of it.
-    prefix = str(Path(fixtures.interpreter(environment)).parent.parent)
-    return sysconfig.get_path("purelib", "venv", {"base": prefix, "platbase": prefix})
-
-
 class Files5(Files):
     """snowflake-connector-python 5.x."""
 
     environment = "connector5"
+    with_pandas = "sqlalchemy"
 
 
 class Files4(Files):
     """snowflake-connector-python 4.x."""
 
     environment = "connector4"
+    with_pandas = "snowpark"
 
 
 def load_tests(loader: unittest.TestLoader, tests: unittest.TestSuite, pattern: str | None) -> unittest.TestSuite:

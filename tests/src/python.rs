@@ -54,8 +54,6 @@ pub enum Environment {
     Deploy,
     /// Snowpark, on the connector 4.x, with pandas.
     Snowpark,
-    /// pandas, to be put beside a connector.
-    Pandas,
     /// SQLAlchemy, on the connector 5.x, with pandas.
     SqlAlchemy,
     /// The emulated Snowflake and the identity provider.
@@ -63,7 +61,7 @@ pub enum Environment {
 }
 
 impl Environment {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::Adbc,
         Self::Cli,
         Self::ClickHouse,
@@ -71,7 +69,6 @@ impl Environment {
         Self::Connector5,
         Self::Deploy,
         Self::Snowpark,
-        Self::Pandas,
         Self::SqlAlchemy,
         Self::Upstream,
     ];
@@ -85,7 +82,6 @@ impl Environment {
             Self::Connector5 => "connector5",
             Self::Deploy => "deploy",
             Self::Snowpark => "snowpark",
-            Self::Pandas => "pandas",
             Self::SqlAlchemy => "sqlalchemy",
             Self::Upstream => "upstream",
         }

@@ -14,10 +14,10 @@ use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue};
-use hyper::{Response, StatusCode};
+use hyper::{HeaderMap, Response, StatusCode};
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, GetOptions, GetResult, MultipartUpload, PutMultipartOptions, PutOptions,
+    Attribute, Attributes, GetResult, MultipartUpload, PutMode, PutMultipartOptions, PutOptions,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -121,13 +121,19 @@ pub async fn upload(exchange: Exchange<'_>, name: &str, body: Incoming) -> React
     }
 }
 
-/// Tells the client of a file that is there already.
+/// Tells the client of a file that it wants to put, if it is there already, or to get: then the name is a sealed one.
 pub async fn head(exchange: Exchange<'_>, name: &str) -> Reaction {
+    let asked_for = if exchange.parts.headers.contains_key(AUTHORIZATION) {
+        to_upload(&exchange).and_then(|(lease, store)| {
+            let path = path(&lease.stage, name)?;
+            Ok((lease, path, store))
+        })
+    } else {
+        to_download(&exchange, name)
+    };
     let looked_for = async {
-        let (lease, store) = uploads(&exchange)?;
-        let path = path(&lease.stage, name)?;
-        let found = store.store.get_opts(&path, GetOptions::new().with_head(true)).await;
-        let found = found.map_err(|error| store.explain(&error))?;
+        let (lease, path, store) = asked_for?;
+        let found = store.get(&path, true).await?;
         Ok::<_, FileError>((lease, found))
     };
     match looked_for.await {
@@ -143,11 +149,8 @@ pub async fn head(exchange: Exchange<'_>, name: &str) -> Reaction {
 /// Gives the client a file.
 pub async fn download(exchange: Exchange<'_>, sealed: &str) -> Reaction {
     let asked_for = async {
-        let lease = open(&exchange, FILE, sealed)?;
-        let store = exchange.proxy.upstream.open(&lease.stage)?;
-        let path = path(&lease.stage, lease.file.as_deref().unwrap_or_default())?;
-        let found = store.store.get_opts(&path, GetOptions::default()).await;
-        let found = found.map_err(|error| store.explain(&error))?;
+        let (lease, path, store) = to_download(&exchange, sealed)?;
+        let found = store.get(&path, false).await?;
         Ok::<_, FileError>((lease, path, store, found))
     };
     let (lease, path, store, found) = match asked_for.await {
@@ -162,8 +165,16 @@ pub async fn download(exchange: Exchange<'_>, sealed: &str) -> Reaction {
     reaction
 }
 
+/// The file that a sealed name stands for.
+fn to_download(exchange: &Exchange<'_>, sealed: &str) -> Result<(Lease, Path, Opened), FileError> {
+    let lease = open(exchange, FILE, sealed)?;
+    let store = exchange.proxy.upstream.open(&lease.stage)?;
+    let path = path(&lease.stage, lease.file.as_deref().unwrap_or_default())?;
+    Ok((lease, path, store))
+}
+
 /// The right to a stage that an upload comes with, and its storage.
-fn uploads(exchange: &Exchange<'_>) -> Result<(Lease, Opened), FileError> {
+fn to_upload(exchange: &Exchange<'_>) -> Result<(Lease, Opened), FileError> {
     let header = exchange.parts.headers.get(AUTHORIZATION).ok_or(LeaseError::Missing)?;
     let token = header.to_str().ok().and_then(|header| header.split_once(' '));
     let (scheme, token) = token.ok_or(LeaseError::Missing)?;
@@ -190,7 +201,7 @@ fn path(stage: &Stage, name: &str) -> Result<Path, object_store::path::Error> {
 
 /// Writes a file: in one request if it is small, else in pieces, of which the storage makes a file when all are there.
 async fn store(exchange: &Exchange<'_>, name: &str, mut body: Incoming) -> Result<(), FileError> {
-    let (lease, store) = uploads(exchange)?;
+    let (lease, store) = to_upload(exchange)?;
     let path = path(&lease.stage, name)?;
     let metadata = Metadata::of_client(&exchange.parts.headers);
     let attributes: Attributes = metadata
@@ -198,6 +209,7 @@ async fn store(exchange: &Exchange<'_>, name: &str, mut body: Incoming) -> Resul
         .into_iter()
         .map(|(name, value)| (Attribute::Metadata(name.into()), value))
         .collect();
+    let only_new = only_new(&exchange.parts.headers);
     let mut held = Held::default();
     let turn = tokio::time::timeout(TURN, exchange.peer.share.wait(PIECE, &mut held));
     turn.await.map_err(|_| FileError::Busy)?;
@@ -210,18 +222,21 @@ async fn store(exchange: &Exchange<'_>, name: &str, mut body: Incoming) -> Resul
             moved.take(&piece);
             if is_last && pieces.is_none() {
                 moved.record().await?;
-                let options = PutOptions { attributes, ..PutOptions::default() };
-                let put = store.store.put_opts(&path, piece.into(), options).await;
-                put.map_err(|error| store.explain(&error))?;
+                let mode = if only_new { PutMode::Create } else { PutMode::Overwrite };
+                let options = PutOptions { attributes, mode, ..PutOptions::default() };
+                store.put(&path, piece.into(), options).await?;
                 return Ok(());
             }
             let pieces = if let Some(pieces) = &mut pieces {
                 pieces
             } else {
+                // Of a file in pieces no storage says whether it is new until it is done.
+                if only_new && store.get(&path, true).await.is_ok() {
+                    return Err(StorageError::Exists.into());
+                }
                 let attributes = attributes.clone();
                 let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
-                let begun = store.store.put_multipart_opts(&path, options).await;
-                pieces.insert(begun.map_err(|error| store.explain(&error))?)
+                pieces.insert(store.begin(&path, options).await?)
             };
             if !piece.is_empty() {
                 pieces.put_part(piece.into()).await.map_err(|error| store.explain(&error))?;
@@ -242,6 +257,13 @@ async fn store(exchange: &Exchange<'_>, name: &str, mut body: Incoming) -> Resul
         tracing::debug!(error = %store.explain(&error), "the pieces of a file that broke off stay for now");
     }
     written
+}
+
+/// Whether a file is to be written only where there is none: as HTTP says it, or as Google's storage does.
+fn only_new(headers: &HeaderMap) -> bool {
+    let is =
+        |name: &str, value: &str| headers.get(name).is_some_and(|given| given.as_bytes() == value.as_bytes());
+    is("if-none-match", "*") || is("x-goog-if-generation-match", "0")
 }
 
 /// The next piece of a body, and whether it is the last.
@@ -390,14 +412,18 @@ impl Exchange<'_> {
             FileError::Lease(_) => EventKind::SessionRefused,
             _ => EventKind::TransferFailed,
         };
-        let name: String = name.chars().take(200).collect();
-        self.event(kind, None, format!("{name}: {error}")).await;
+        // That a file is there already is what the client wanted to know.
+        if !matches!(error, FileError::Storage(StorageError::Exists)) {
+            let name: String = name.chars().take(200).collect();
+            self.event(kind, None, format!("{name}: {error}")).await;
+        }
         let status = match error {
             // The driver runs the statement again for new ones.
             FileError::Storage(StorageError::Expired) | FileError::Lease(LeaseError::Expired) => {
                 StatusCode::UNAUTHORIZED
             }
             FileError::Storage(StorageError::NotFound) => StatusCode::NOT_FOUND,
+            FileError::Storage(StorageError::Exists) => StatusCode::PRECONDITION_FAILED,
             FileError::Storage(StorageError::Refused(status)) if status.is_server_error() => *status,
             FileError::Storage(StorageError::Unreachable(_)) | FileError::Busy | FileError::Unrecorded => {
                 StatusCode::SERVICE_UNAVAILABLE

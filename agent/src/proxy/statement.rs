@@ -15,7 +15,7 @@ use super::{Proxy, workload};
 use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
 use crate::policy::{Decision, Subject, Verdict, label};
 use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply, request_id};
-use crate::sql::{Classification, Effect, MAX_TEXT_BYTES, classify, local_files};
+use crate::sql::{Classification, Effect, MAX_TEXT_BYTES, classify, local_files, with_values};
 
 /// Texts above this size are classified off the data path's threads, in bytes.
 const INLINE: usize = 16 * 1024;
@@ -29,16 +29,23 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: &Body) -> 
         Ok(request) => request,
         Err(error) => return exchange.malformed(&error.to_string()).await,
     };
-    let classification = if request.sql.len() <= INLINE {
-        classify(&request.sql)
+    let sql = with_values(&request.sql, |number| request.text(number));
+    let classification = if sql.len() <= INLINE {
+        classify(&sql)
     } else {
-        let sql = request.sql.clone();
+        let sql = sql.clone().into_owned();
         match tokio::task::spawn_blocking(move || classify(&sql)).await {
             Ok(classification) => classification,
             Err(_) => return exchange.malformed("the statement cannot be classified").await,
         }
     };
-    let decision = decide(&exchange, &session, &request, &classification);
+    let local = transfers(&classification).then(|| local_files(&sql));
+    let decision = if let Some(None) = &local {
+        // The answer tells the driver which local files to touch: it must be clear which the statement names.
+        Decision { verdict: Verdict::Deny, policy: "file-transfer-unclear".into() }
+    } else {
+        decide(&exchange, &session, &request, &classification)
+    };
     let record = record(&exchange, &session, &request, &classification, &decision);
     let id = record.id;
     if decision.verdict != Verdict::Allow {
@@ -51,7 +58,7 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: &Body) -> 
         };
     }
     match exchange.proxy.journal.append_statement(record).await {
-        Ok(recorded) => forward(&exchange, &session, &request, recorded, id, started).await,
+        Ok(recorded) => forward(&exchange, &session, &request, local.flatten(), recorded, id, started).await,
         Err(error) => not_recorded(&error, id),
     }
 }
@@ -88,10 +95,6 @@ fn decide(
 ) -> Decision {
     if request.sql.len() > MAX_TEXT_BYTES {
         return Decision { verdict: Verdict::Deny, policy: "text-too-large".into() };
-    }
-    // Its answer tells the driver which local files to touch, so it must be clear which the statement names.
-    if transfers(classification) && local_files(&request.sql).is_none() {
-        return Decision { verdict: Verdict::Deny, policy: "file-transfer-unclear".into() };
     }
     let (caller, rule) = (session.principal.caller(), session.principal.rule());
     let subject = Subject {
@@ -152,6 +155,7 @@ async fn forward(
     exchange: &Exchange<'_>,
     session: &Session,
     request: &QueryRequest,
+    local: Option<String>,
     recorded: Recorded,
     id: Uuid,
     started: Instant,
@@ -178,7 +182,7 @@ async fn forward(
         let status = OutcomeStatus::Unknown;
         append(exchange.proxy, Outcome { status, message, ..outcome(id, started) });
     }
-    match local_files(&request.sql) {
+    match local {
         Some(local) => exchange.pass_transfer(session, id, &local, &answer, reply).await,
         None => exchange.pass_result(session, &answer, reply).await,
     }

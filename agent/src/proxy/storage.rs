@@ -6,7 +6,7 @@ use std::{fmt, io};
 
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Collected, Limited};
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use hyper_util::client::legacy::Client;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -15,7 +15,11 @@ use object_store::client::{
     HttpResponseBody, HttpService,
 };
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider};
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, ClientOptions, GetOptions, GetResult, MultipartUpload, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, RetryConfig, StaticCredentialProvider,
+};
 
 use super::upstream::{Connector, innermost};
 use crate::snowflake::{Stage, Storage};
@@ -34,6 +38,8 @@ const ERROR_LIMIT: usize = 64 * 1024;
 pub enum StorageError {
     #[error("the file is not in the stage")]
     NotFound,
+    #[error("there is a file of this name in the stage")]
+    Exists,
     #[error("the credentials that Snowflake gave for the stage have expired")]
     Expired,
     #[error("the stage's storage refuses: HTTP {}", .0.as_u16())]
@@ -46,7 +52,7 @@ pub enum StorageError {
 
 /// A stage's storage, reached over the connections that everything else goes to Snowflake by.
 pub struct Opened {
-    pub store: Arc<dyn ObjectStore>,
+    store: Arc<dyn ObjectStore>,
     said: Arc<Mutex<Option<Said>>>,
 }
 
@@ -100,11 +106,41 @@ pub fn open(client: &Client<Connector, HttpRequestBody>, stage: &Stage) -> Resul
 }
 
 impl Opened {
+    /// A file, or no more than what is known of it.
+    pub async fn get(&self, path: &Path, head: bool) -> Result<GetResult, StorageError> {
+        let found = self.store.get_opts(path, GetOptions::new().with_head(head)).await;
+        found.map_err(|error| self.explain(&error))
+    }
+
+    /// Writes a file in one request.
+    pub async fn put(
+        &self,
+        path: &Path,
+        content: PutPayload,
+        options: PutOptions,
+    ) -> Result<(), StorageError> {
+        let put = self.store.put_opts(path, content, options).await;
+        put.map(drop).map_err(|error| self.explain(&error))
+    }
+
+    /// Begins to write a file in pieces.
+    pub async fn begin(
+        &self,
+        path: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>, StorageError> {
+        let begun = self.store.put_multipart_opts(path, options).await;
+        begun.map_err(|error| self.explain(&error))
+    }
+
     /// Why the storage did not do what it was asked. What it says in words may repeat what it was asked with.
     pub fn explain(&self, error: &object_store::Error) -> StorageError {
         let said = *self.said.lock().unwrap_or_else(PoisonError::into_inner);
         match (error, said) {
             (object_store::Error::NotFound { .. }, _) => StorageError::NotFound,
+            (object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }, _) => {
+                StorageError::Exists
+            }
             (_, Some(Said { expired: true, .. })) => StorageError::Expired,
             (_, Some(Said { status, .. })) => StorageError::Refused(status),
             (_, None) => StorageError::Unreachable("the connection cannot be made, or broke".to_owned()),
@@ -134,6 +170,8 @@ impl HttpConnector for StorageClient {
 #[async_trait]
 impl HttpService for StorageClient {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        // To a question for the head of a file S3 says nothing else of credentials that have expired.
+        let is_head = request.method() == Method::HEAD;
         let answered = tokio::time::timeout(ANSWER_DEADLINE, self.client.request(request)).await;
         let response = answered
             .map_err(|_| HttpError::new(HttpErrorKind::Timeout, io::Error::from(io::ErrorKind::TimedOut)))?
@@ -151,6 +189,7 @@ impl HttpService for StorageClient {
         let body = body.map(Collected::to_bytes).unwrap_or_default();
         let says = |code: &[u8]| memchr::memmem::find(&body, code).is_some();
         let expired = head.status == StatusCode::UNAUTHORIZED
+            || (is_head && head.status == StatusCode::BAD_REQUEST)
             || says(b"ExpiredToken")
             || says(b"not valid in the specified time frame");
         let said = Said { status: head.status, expired };

@@ -30,7 +30,7 @@ pub enum Operation {
     Part(String),
     /// `PUT /snowfence/files/{name}`: a file for a stage.
     Upload(String),
-    /// `HEAD /snowfence/files/{name}`: whether a file is there already.
+    /// `HEAD /snowfence/files/{name}`: whether a file is there already; of a sealed name, what is known of it.
     FileHead(String),
     /// `GET /snowfence/files/{sealed name}`: a file of a stage.
     Download(String),

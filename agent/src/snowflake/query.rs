@@ -1,5 +1,9 @@
 //! `POST /queries/v1/query-request`.
 
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
 use super::json::{Malformed, Object};
 
 /// What of the body goes upstream. `dataframeAst` does not: it is a second form of the statement, which nobody has
@@ -27,7 +31,25 @@ pub struct QueryRequest {
     pub describe_only: bool,
     /// The number of bound values.
     pub binds: u32,
+    /// Those that are texts, by their number: there can be names among them.
+    texts: BTreeMap<usize, String>,
     body: Object,
+}
+
+/// A value that is bound to a placeholder.
+#[derive(Deserialize)]
+struct Binding {
+    #[serde(rename = "type")]
+    kind: String,
+    value: Value,
+}
+
+/// An array is of one value for each row.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Text(String),
+    Other(serde::de::IgnoredAny),
 }
 
 impl QueryRequest {
@@ -35,13 +57,25 @@ impl QueryRequest {
         let mut body = Object::parse(bytes)?;
         body.retain(|key| FORWARDED.contains(&key));
         let sql = body.field::<String>("sqlText").ok_or(Malformed::Field("sqlText"))?;
-        let binds = body.object("bindings")?.keys().count();
+        let bindings = body.object("bindings")?;
+        let texts = bindings.keys().filter_map(|(number, _)| {
+            let binding: Binding = bindings.field(number)?;
+            let Value::Text(text) = binding.value else { return None };
+            Some((number.parse().ok()?, text)).filter(|_| binding.kind.eq_ignore_ascii_case("text"))
+        });
+        let (texts, binds) = (texts.collect(), bindings.keys().count());
         Ok(Self {
             sql,
             describe_only: body.field("describeOnly").unwrap_or(false),
             binds: u32::try_from(binds).unwrap_or(u32::MAX),
+            texts,
             body,
         })
+    }
+
+    /// The text that is bound to a placeholder, by its number.
+    pub fn text(&self, number: usize) -> Option<&str> {
+        self.texts.get(&number).map(String::as_str)
     }
 
     /// What goes upstream: the known fields of the body, value for value as they came.
@@ -69,10 +103,19 @@ mod tests {
         let body = br#"{"sqlText":"select ?","bindings":{"1":{"type":"FIXED","value":"1"}},"dataframeAst":"x","role":"ACCOUNTADMIN","sequenceId":12345678901234567890}"#;
         let request = QueryRequest::parse(body).unwrap();
         assert_eq!((request.sql.as_str(), request.binds, request.describe_only), ("select ?", 1, false));
+        assert_eq!(request.text(1), None, "no text");
         assert_eq!(
             String::from_utf8(request.to_vec()).unwrap(),
             r#"{"sqlText":"select ?","bindings":{"1":{"type":"FIXED","value":"1"}},"sequenceId":12345678901234567890}"#
         );
+    }
+
+    #[test]
+    fn texts_among_the_bound_values_are_known() {
+        let body = br#"{"sqlText":"x","bindings":{"1":{"type":"TEXT","value":"a"},"2":{"type":"TEXT","value":["b"]},"3":{"type":"FIXED","value":"4"},"x":{"type":"TEXT","value":"c"},"4":5}}"#;
+        let request = QueryRequest::parse(body).unwrap();
+        assert_eq!((request.text(1), request.binds), (Some("a"), 5));
+        assert_eq!([2, 3, 4, 0].map(|number| request.text(number)), [None; 4]);
     }
 
     #[test]

@@ -22,8 +22,8 @@ const ADDRESSES: &str = "presignedUrls";
 /// The path below which the client finds the files of a stage: the first part is what it takes for a bucket.
 pub const PATH: &str = "/snowfence/files/";
 const LOCATION: &str = "snowfence/files/";
-/// A longer file name is none that a storage takes.
-const LONGEST_NAME: usize = 1024;
+/// A longer name is neither one that a storage takes nor one that was given out.
+const LONGEST_NAME: usize = 16 * 1024;
 /// Files of one `GET`.
 const MOST_FILES: usize = 10_000;
 

@@ -19,6 +19,7 @@
 //! - Text without a statement has no effect: [`Effect::None`].
 
 mod ast;
+mod bound;
 mod ddl;
 mod dml;
 mod functions;
@@ -38,6 +39,7 @@ mod transfer;
 mod types;
 mod verbs;
 
+pub use bound::with_values;
 use source::Source;
 use tokens::Reading;
 pub use transfer::local_files;
