@@ -30,7 +30,9 @@ use crate::config::{Config, CredentialType, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
 use crate::kubernetes::{self, Pods, watch::KubernetesError};
 use crate::policy::{Policy, PolicyError};
-use crate::proxy::{Counts, Dialer, Foreign, Noise, Proxy, Sessions, Shares, Upstream, Vault, VaultError};
+use crate::proxy::{
+    Callers, Counts, Dialer, Foreign, Noise, Proxy, Sessions, Shares, Upstream, Vault, VaultError,
+};
 use crate::tls::{self, Authority, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
@@ -229,6 +231,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         policy: ArcSwap::from_pointee(policy),
         journal: journal.clone(),
         sessions,
+        callers: Callers::default(),
         noise: Noise::default(),
         shares: Shares::default(),
         counts: Counts::default(),

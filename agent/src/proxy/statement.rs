@@ -6,15 +6,14 @@ use std::time::Instant;
 use hyper::StatusCode;
 use uuid::Uuid;
 
-use super::body::Body;
 use super::login::unrecorded;
-use super::service::{Exchange, Reaction, refused, withheld};
+use super::service::{Exchange, Reaction, withheld};
 use super::sessions::{Pending, Session};
-use super::upstream::Answer;
+use super::upstream::{Answer, Outgoing, Token};
 use super::{Proxy, workload};
 use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
 use crate::policy::{Decision, Subject, Verdict, label};
-use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply, request_id};
+use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply};
 use crate::sql::{Classification, Effect, MAX_TEXT_BYTES, classify};
 
 /// Texts above this size are classified off the data path's threads, in bytes.
@@ -22,13 +21,14 @@ const INLINE: usize = 16 * 1024;
 /// Of a text that is too large to be decided on, so much is recorded, in bytes.
 const REFUSED_TEXT: usize = 64 * 1024;
 
-/// Handles one `query-request`.
-pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: &Body) -> Reaction {
+/// Handles one request to run SQL, by whichever door it came. If it may, it goes upstream with the token.
+pub async fn run(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    request: &QueryRequest,
+    token: Token<'_>,
+) -> Reaction {
     let started = Instant::now();
-    let request = match QueryRequest::parse(&body.bytes) {
-        Ok(request) => request,
-        Err(error) => return exchange.malformed(&error.to_string()).await,
-    };
     let classification = if request.sql.len() <= INLINE {
         classify(&request.sql)
     } else {
@@ -38,21 +38,24 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: &Body) -> 
             Err(_) => return exchange.malformed("the statement cannot be classified").await,
         }
     };
-    let decision = decide(&exchange, &session, &request, &classification);
-    let record = record(&exchange, &session, &request, &classification, &decision);
+    let decision = decide(exchange, session, request, &classification);
+    let record = record(exchange, session, request, &classification, &decision);
     let id = record.id;
     if decision.verdict != Verdict::Allow {
         let message = refusal(&classification, &decision, &record.request_id);
         let outcome =
             Outcome { status: OutcomeStatus::Refused, message: message.clone(), ..outcome(id, started) };
         return match exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await {
-            Ok(()) => refused(&Refusal::statement(message, id)),
-            Err(error) => not_recorded(&error, id),
+            Ok(()) => exchange.refuse(&Refusal::statement(message, id)),
+            Err(error) => not_recorded(exchange, &error, id),
         };
     }
     match exchange.proxy.journal.append_statement(record).await {
-        Ok(recorded) => forward(&exchange, &session, &request, recorded, id, started).await,
-        Err(error) => not_recorded(&error, id),
+        Ok(recorded) => {
+            let outgoing = exchange.outgoing(Some(token), request.to_vec().into());
+            forward(exchange, session, outgoing, recorded, id, started).await
+        }
+        Err(error) => not_recorded(exchange, &error, id),
     }
 }
 
@@ -122,7 +125,7 @@ fn record(
         id: Uuid::now_v7(),
         session: session.id,
         time: audit::now(),
-        request_id: request_id(exchange.parts.uri.query()),
+        request_id: exchange.query.request_id.clone(),
         workload: workload(&exchange.peer.flow.workload),
         caller: session.principal.caller().clone(),
         account: session.account.clone(),
@@ -151,14 +154,14 @@ fn record(
 async fn forward(
     exchange: &Exchange<'_>,
     session: &Session,
-    request: &QueryRequest,
+    outgoing: Outgoing<'_>,
     recorded: Recorded,
     id: Uuid,
     started: Instant,
 ) -> Reaction {
-    exchange.proxy.sessions.own_request(request_id(exchange.parts.uri.query()), session);
-    let (tokens, query) = (session.upstream(), exchange.query());
-    let outgoing = exchange.outgoing(Some(&tokens.session), &query, request.to_vec().into());
+    if !exchange.query.request_id.is_empty() {
+        exchange.proxy.sessions.own_request(&exchange.query.request_id, session);
+    }
     let answer = exchange.proxy.upstream.forward(recorded, outgoing).await;
     let answer = match answer {
         Ok(answer) => answer,
@@ -170,7 +173,7 @@ async fn forward(
             return exchange.failed(&error).await;
         }
     };
-    let reply = Reply::parse(&answer.body);
+    let reply = exchange.read_answer(&answer);
     if let Ok(reply) = &reply {
         settle(exchange.proxy, session, &answer, reply, id, started);
     } else {
@@ -195,9 +198,14 @@ fn settle(proxy: &Arc<Proxy>, session: &Session, answer: &Answer, reply: &Reply,
 }
 
 fn answered(statement: Uuid, started: Instant, answer: &Answer, reply: &Reply) -> Outcome {
-    let succeeded = reply.success && answer.status == StatusCode::OK;
+    let status = match answer.status {
+        StatusCode::OK if reply.success => OutcomeStatus::Succeeded,
+        // It may have run all the same, or may still.
+        status if status.is_server_error() || reply.in_progress => OutcomeStatus::Unknown,
+        _ => OutcomeStatus::Failed,
+    };
     Outcome {
-        status: if succeeded { OutcomeStatus::Succeeded } else { OutcomeStatus::Failed },
+        status,
         query_id: reply.query_id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
         rows: reply.rows,
         code: reply.code.clone(),
@@ -231,9 +239,10 @@ fn append(proxy: &Arc<Proxy>, outcome: Outcome) {
     });
 }
 
-fn not_recorded(error: &audit::AuditError, id: Uuid) -> Reaction {
+fn not_recorded(exchange: &Exchange<'_>, error: &audit::AuditError, id: Uuid) -> Reaction {
     tracing::error!(%error, "a statement could not be recorded");
-    refused(&Refusal::statement(unrecorded("statement"), id))
+    let refusal = Refusal::statement(unrecorded("statement"), id);
+    exchange.refuse(&Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal })
 }
 
 /// What the driver's exception says.
@@ -250,8 +259,9 @@ fn refusal(classification: &Classification, decision: &Decision, request_id: &st
         (_, Effect::Opaque) => "what it does cannot be determined",
         (_, Effect::None | Effect::Read | Effect::Session | Effect::Write) => "no policy allows it",
     };
+    let request = if request_id.is_empty() { String::new() } else { format!(", request {request_id}") };
     format!(
-        "SQL access control error:\nSnowfence refused {kind}: {why} (policy {}, request {request_id})",
+        "SQL access control error:\nSnowfence refused {kind}: {why} (policy {}{request})",
         decision.policy
     )
 }

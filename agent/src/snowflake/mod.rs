@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
 mod credential;
 mod json;
 mod login;
@@ -15,12 +16,13 @@ mod refusal;
 mod reply;
 mod token;
 
+pub use api::are_ours;
 pub use credential::{CredentialError, Proof};
 pub use json::{Malformed, Object};
 pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, renewal_body};
-pub use operation::{Operation, QueryId, UnknownOperation, classify, known_query};
+pub use operation::{KnownQuery, Operation, QueryId, UnknownOperation, classify};
 pub use parts::{InParts, LEASE};
 pub use query::{QueryRequest, aborted_request};
-pub use refusal::{Refusal, request_id, telemetry_answer};
+pub use refusal::{Refusal, telemetry_answer};
 pub use reply::{Ending, Reply};
-pub use token::{ClientToken, TokenHash, authorization, snowflake_token};
+pub use token::{ClientToken, TokenHash, authorization, bearer_token, snowflake_token};
