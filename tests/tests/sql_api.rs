@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use anyhow::{Context, Result};
 use sandbox::sandbox::SERVICE_PASSWORD;
@@ -186,6 +187,26 @@ fn a_password_is_no_credential_for_it() -> Result<()> {
 }
 
 #[test]
+fn a_credential_that_snowflake_refuses_is_not_the_clients_fault() -> Result<()> {
+    let mut sandbox = Sandbox::builder().credential(Credential::AccessToken).start()?;
+    let pod = sandbox.pod("reports")?;
+    let others = json!({ services::SERVICE_USER: { "programmatic_access_token": "another" } });
+    fs::write(sandbox.state().secret("credentials.json"), others.to_string())?;
+    let said = submit(&pod, "select 1")?;
+    let message = said.body["message"].as_str().unwrap_or_default();
+    assert_eq!(said.status, 502, "it is not the client that has to log in again: {said:?}");
+    assert!(message.contains("`svc`") && message.contains("394400"), "{message}");
+    assert!(!said.body.to_string().contains(SERVICE_PASSWORD));
+    eventually("it is on record", || {
+        let failed = journal(&sandbox, "SELECT code FROM trail WHERE status = 'failed'")?;
+        let events = journal(&sandbox, "SELECT detail FROM events WHERE kind = 'upstream_failed'")?;
+        Ok(failed == [json!({ "code": "394400" })] && events.len() == 1)
+    })?;
+    assert!(!sandbox.agent_log()?.contains(SERVICE_PASSWORD));
+    Ok(())
+}
+
+#[test]
 fn nobody_is_let_in_without_a_good_token() -> Result<()> {
     let mut sandbox = Sandbox::builder().credential(Credential::OauthToken).start()?;
     let pod = sandbox.pod("reports")?;
@@ -252,6 +273,21 @@ fn what_takes_long_is_asked_for_again_and_cancelled() -> Result<()> {
     eventually("its end is recorded", || {
         let outcome = outcome(&sandbox, &endless)?;
         Ok(outcome == [json!({ "status": "failed", "rows": null, "code": "000604" })])
+    })
+}
+
+#[test]
+fn a_statement_is_its_callers_by_the_next_agent_too() -> Result<()> {
+    let mut sandbox = sandbox()?;
+    let (pod, thief) = (sandbox.pod("reports")?, sandbox.pod("thief")?);
+    let handle = submit_with(&pod, "?async=true", "select system$wait(3)", json!({}))?.handle()?;
+    sandbox.replace_agent()?;
+    let path = format!("{STATEMENTS}/{handle}");
+    assert_eq!(ask(&thief, "GET", &path, &[])?.status, 404);
+    let ended = ask(&pod, "GET", &path, &[])?;
+    assert_eq!((ended.status, &ended.body["data"]), (200, &json!([["waited 3 seconds"]])), "{ended:?}");
+    eventually("its outcome is recorded", || {
+        Ok(outcome(&sandbox, &handle)?.first().is_some_and(|one| one["status"] == "succeeded"))
     })
 }
 
