@@ -31,7 +31,8 @@ use crate::identity::{Identity, KeyError};
 use crate::kubernetes::{self, Pods, watch::KubernetesError};
 use crate::policy::{Policy, PolicyError};
 use crate::proxy::{
-    Counts, Dialer, Foreign, Noise, Proxy, REVOCATION_PORT, Sessions, Shares, Upstream, Vault, VaultError,
+    Callers, Counts, Dialer, Foreign, Noise, Proxy, REVOCATION_PORT, Sessions, Shares, Upstream, Vault,
+    VaultError,
 };
 use crate::tls::{self, Authority, TlsError};
 
@@ -235,6 +236,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         policy: ArcSwap::from_pointee(policy),
         journal: journal.clone(),
         sessions,
+        callers: Callers::default(),
         noise: Noise::default(),
         shares: Shares::default(),
         counts: Counts::default(),

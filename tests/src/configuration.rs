@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use toml::{Table, Value};
 
-use crate::{network, services};
+use crate::{credential::Credential, network, services};
 
 /// What the configuration has to name and only the sandbox knows.
 #[derive(Clone, Debug)]
@@ -14,8 +14,9 @@ pub struct Facts {
     pub cgroup: String,
     pub pins: PathBuf,
     pub upstream_ca: PathBuf,
-    /// The file that holds the service's Snowflake password.
-    pub password: PathBuf,
+    /// The file that holds the service's credential for Snowflake, and of which type it is.
+    pub secret: PathBuf,
+    pub credential: Credential,
     pub policy: Option<PathBuf>,
 }
 
@@ -73,8 +74,8 @@ pub fn complete(mut configuration: Table, facts: &Facts) -> Result<Table> {
     let credentials = section(&mut configuration, "credentials")?;
     if !credentials.contains_key("svc") {
         let mut credential = Table::new();
-        credential.insert("type".into(), "password".into());
-        credential.insert("secret".into(), format!("file:{}", facts.password.display()).into());
+        credential.insert("type".into(), facts.credential.kind().into());
+        credential.insert("secret".into(), format!("file:{}", facts.secret.display()).into());
         credentials.insert("svc".into(), credential.into());
     }
     Ok(configuration)
@@ -108,7 +109,8 @@ mod tests {
             cgroup: "/snowfence-abc123".into(),
             pins: "/sys/fs/bpf/snowfence-abc123".into(),
             upstream_ca: "/run/s/public/upstream-ca.pem".into(),
-            password: "/run/s/secret/password".into(),
+            secret: "/run/s/secret/password".into(),
+            credential: Credential::Password,
             policy: None,
         }
     }

@@ -31,6 +31,7 @@ pub mod cgroup;
 pub mod command_line;
 pub mod configuration;
 pub mod container;
+pub mod credential;
 pub mod demo;
 pub mod launch;
 pub mod network;
@@ -44,6 +45,7 @@ pub mod signals;
 pub mod state;
 pub mod supervisor;
 
+pub use credential::Credential;
 pub use pod::{Output, Pod};
 pub use python::Environment;
 pub use sandbox::{Builder, Sandbox};

@@ -22,6 +22,7 @@ use crate::{
     certificates,
     cgroup::{self, Cgroup},
     configuration::{self, Facts},
+    credential::Credential,
     launch::{self, Place},
     network,
     pod::{self, Pod, Specification},
@@ -38,7 +39,7 @@ const AGENT_START_DEADLINE: Duration = Duration::from_mins(1);
 const AGENT_STOP_DEADLINE: Duration = Duration::from_mins(1);
 const CLICKHOUSE_DEADLINE: Duration = Duration::from_mins(1);
 const BPFFS: &str = "/sys/fs/bpf";
-/// The password that the agent logs in to the emulated Snowflake with. Tests look for it where it must not be.
+/// The password, or token, that the agent logs in to the emulated Snowflake with. Tests look for it where it must not be.
 pub const SERVICE_PASSWORD: &str = "correct-horse-battery-staple-7741";
 
 /// The port that the agent listens on unless its configuration says otherwise.
@@ -54,6 +55,7 @@ pub struct Builder {
     policy: Option<PathBuf>,
     configuration: Option<PathBuf>,
     changes: Vec<Change>,
+    credential: Credential,
     driver: Environment,
     role: Option<String>,
     without: Vec<Service>,
@@ -96,6 +98,13 @@ impl Builder {
     pub fn set(self, section: &'static str, key: &'static str, value: impl Into<toml::Value>) -> Self {
         let value = value.into();
         self.configure(move |configuration| configuration::put(configuration, section, key, value))
+    }
+
+    /// What the agent logs in to the emulated Snowflake with. Default: a password.
+    #[must_use]
+    pub fn credential(mut self, credential: Credential) -> Self {
+        self.credential = credential;
+        self
     }
 
     /// The connector that the pods' `SANDBOX_PYTHON` has. Default: 5.x.
@@ -206,6 +215,7 @@ impl Sandbox {
             policy: None,
             configuration: None,
             changes: Vec::new(),
+            credential: Credential::default(),
             driver: Environment::Connector5,
             role: None,
             without: Vec::new(),
@@ -422,7 +432,7 @@ impl Sandbox {
         hosts.extend(services::STORAGE_HOSTS);
         certificates::write(&hosts, &services::certificate_files(&self.state))?;
         certificates::write(&[services::DNS_HOST], &services::dns_certificate_files(&self.state))?;
-        self.write_files(builder.policy, builder.configuration, builder.changes)?;
+        self.write_files(builder.policy, builder.configuration, builder.changes, builder.credential)?;
         let wanted = Service::of(self.world).filter(|service| !builder.without.contains(service));
         let wanted: Vec<Service> = wanted.collect();
         let names: Vec<&str> = wanted.iter().map(|service| service.name()).collect();
@@ -456,12 +466,15 @@ impl Sandbox {
         policy: Option<PathBuf>,
         configuration: Option<PathBuf>,
         changes: Vec<Change>,
+        credential: Credential,
     ) -> Result<()> {
         state::make_folder(&self.agent_state(), 0o700)?;
         state::make_folder(&self.state.secret("clickhouse"), 0o700)?;
-        let password = self.state.secret("password");
-        fs::write(&password, SERVICE_PASSWORD).context("write the service's password")?;
-        let credentials = serde_json::json!({ services::SERVICE_USER: { "password": SERVICE_PASSWORD } });
+        let made = credential.make()?;
+        let secret = self.state.secret("credential");
+        fs::write(&secret, made.secret).context("write the service's credential")?;
+        let (name, value) = made.known;
+        let credentials = serde_json::json!({ services::SERVICE_USER: { name: value } });
         fs::write(self.state.secret("credentials.json"), credentials.to_string())
             .context("write the credentials")?;
         // A mount point: the pods see the binary here.
@@ -489,7 +502,8 @@ impl Sandbox {
                 cgroup: cgroup::covered_name(self.id()),
                 pins: self.state.pins(),
                 upstream_ca: services::certificate_files(&self.state).authority,
-                password,
+                secret,
+                credential,
                 policy,
             },
         )?;

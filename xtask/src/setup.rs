@@ -43,7 +43,8 @@ const NEEDS: [Need; 7] = [
 ];
 
 /// What the tests need besides: clients that are not Python's.
-const CLIENTS: [Need; 2] = [
+const CLIENTS: [Need; 3] = [
+    Need { what: "curl", package: "curl", is_there: || programs::find("curl").is_some() },
     Need { what: "node", package: "nodejs", is_there: || programs::find("node").is_some() },
     Need { what: "npm", package: "npm", is_there: || programs::find("npm").is_some() },
 ];

@@ -314,6 +314,7 @@ impl Checker<'_> {
                 cgroups,
                 account,
                 user: rule.user,
+                sql_api: rule.sql_api.unwrap_or(rule.role.is_none()),
                 role: rule.role,
                 warehouse: rule.warehouse,
                 credential: rule.credential,

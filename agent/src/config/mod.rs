@@ -163,6 +163,8 @@ pub struct Rule {
     pub warehouse: Option<String>,
     /// The name of a credential.
     pub credential: String,
+    /// Whether the SQL API is open, which has no way to switch secondary roles off.
+    pub sql_api: bool,
 }
 
 #[derive(Debug, Clone)]

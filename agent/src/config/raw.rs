@@ -259,6 +259,9 @@ pub struct Rule {
     pub warehouse: Option<String>,
     /// The name of the credential to log in with.
     pub credential: String,
+    /// Whether the SQL API is open. Default: only where the rule fixes no role, as the secondary roles of the user count
+    /// there unless the user has none by default, or the credential is an access token restricted to the role.
+    pub sql_api: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -1,5 +1,6 @@
 //! Bodies of requests: read whole, with a limit on what arrives and on what it inflates to.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ pub const LOGIN: usize = 1024 * 1024;
 pub const QUERY: usize = 32 * 1024 * 1024;
 /// Everything else that drivers send.
 pub const OTHER: usize = 1024 * 1024;
+
+/// What gzip begins with.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Time for a whole body to arrive.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -58,9 +62,30 @@ pub async fn read(
     let mut held = Held::default();
     let collected = tokio::time::timeout(DEADLINE, collect(body, limit, share, &mut held));
     let bytes = collected.await.map_err(|_| BodyError::Slow)??;
-    let bytes =
-        if bytes.starts_with(&[0x1f, 0x8b]) { inflate(&bytes, limit, share, &mut held)? } else { bytes };
+    let bytes = if bytes.starts_with(&GZIP) {
+        let mut inflated = Vec::new();
+        inflate(&bytes, |data| append(&mut inflated, data, limit, share, &mut held))?;
+        inflated
+    } else {
+        bytes
+    };
     Ok(Body { bytes: bytes.into(), _held: held })
+}
+
+/// An answer as it can be read, whether it came compressed or not.
+pub fn inflated(answer: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, BodyError> {
+    if !answer.starts_with(&GZIP) {
+        return Ok(answer.into());
+    }
+    let mut inflated = Vec::new();
+    inflate(answer, |data| {
+        if inflated.len() + data.len() > limit {
+            return Err(BodyError::TooLarge(limit));
+        }
+        inflated.extend_from_slice(data);
+        Ok(())
+    })?;
+    Ok(inflated.into())
 }
 
 /// Lets a body pass by that nobody reads, so that the connection stays usable; one that is too long ends it.
@@ -93,15 +118,15 @@ async fn collect(
     Ok(bytes)
 }
 
-fn inflate(bytes: &[u8], limit: usize, share: &Share, held: &mut Held) -> Result<Vec<u8>, BodyError> {
+/// Hands over what gzip inflates to, piece by piece, until that is refused.
+fn inflate(bytes: &[u8], mut append: impl FnMut(&[u8]) -> Result<(), BodyError>) -> Result<(), BodyError> {
     let mut decoder = MultiGzDecoder::new(bytes);
-    let mut inflated = Vec::new();
     let mut chunk = vec![0; 64 * 1024];
     loop {
         let count = decoder.read(&mut chunk).map_err(|_| BodyError::Gzip)?;
         match chunk.get(..count) {
-            None | Some([]) => return Ok(inflated),
-            Some(data) => append(&mut inflated, data, limit, share, held)?,
+            None | Some([]) => return Ok(()),
+            Some(data) => append(data)?,
         }
     }
 }
@@ -140,9 +165,16 @@ mod tests {
         let bomb = encoder.finish().unwrap();
         assert!(bomb.len() < LOGIN / 50);
         let share = Shares::default().of(1);
-        let inflate = |bytes, limit| super::inflate(bytes, limit, &share, &mut Held::default());
+        let inflate = |bytes, limit| {
+            let (mut inflated, mut held) = (Vec::new(), Held::default());
+            super::inflate(bytes, |data| append(&mut inflated, data, limit, &share, &mut held))?;
+            Ok::<_, BodyError>(inflated)
+        };
         assert!(matches!(inflate(&bomb, LOGIN), Err(BodyError::TooLarge(_))));
         assert_eq!(inflate(&bomb, 10 * LOGIN).unwrap().len(), 10 * LOGIN);
         assert!(matches!(inflate(&bomb[..bomb.len() / 2], 10 * LOGIN), Err(BodyError::Gzip)));
+        assert!(matches!(inflated(&bomb, LOGIN), Err(BodyError::TooLarge(_))));
+        assert_eq!(inflated(&bomb, 10 * LOGIN).unwrap().len(), 10 * LOGIN);
+        assert_eq!(*inflated(b"{}", 2).unwrap(), *b"{}");
     }
 }

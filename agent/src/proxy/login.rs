@@ -2,20 +2,17 @@
 //! the agent's.
 
 use hyper::body::Incoming;
-use hyper::header::USER_AGENT;
 use uuid::Uuid;
 
 use super::body;
-use super::service::{Exchange, Reaction, json_answer, refused};
-use super::sessions::{NewSession, UpstreamTokens};
-use super::upstream::Outgoing;
+use super::service::{Exchange, Reaction, json_answer};
+use super::sessions::{NewSession, Session, UpstreamTokens};
+use super::upstream::{Outgoing, Token};
 use super::workload;
 use crate::audit::{self, Caller, EventKind};
 use crate::config::Secret;
 use crate::identity::{IdentityError, Principal};
-use crate::snowflake::{
-    LoginAnswer, LoginRequest, LoginTarget, Operation, Refusal, Reply, login_query, request_id,
-};
+use crate::snowflake::{LoginAnswer, LoginRequest, LoginTarget, Operation, Refusal, Reply, login_query};
 
 pub async fn login(exchange: Exchange<'_>, body: Incoming) -> Reaction {
     let body = match exchange.read(body, body::LOGIN).await {
@@ -26,8 +23,7 @@ pub async fn login(exchange: Exchange<'_>, body: Incoming) -> Reaction {
         Ok(request) => request,
         Err(error) => return refuse(&exchange, None, &error.to_string()).await,
     };
-    if !exchange.proxy.config.accounts.iter().any(|account| account.host == exchange.account()) {
-        let reason = format!("the account {} is not one of the configured accounts", exchange.account());
+    if let Err(reason) = exchange.configured() {
         return refuse(&exchange, None, &reason).await;
     }
     let token = request.token();
@@ -53,7 +49,8 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     };
     let query = login_query(exchange.parts.uri.query(), &target);
     let body = request.for_upstream(&target, &proof);
-    let answer = match exchange.proxy.upstream.control(exchange.outgoing(None, &query, body.into())).await {
+    let outgoing = Outgoing { query: &query, ..exchange.outgoing(None, body.into()) };
+    let answer = match exchange.proxy.upstream.control(outgoing).await {
         Ok(answer) => answer,
         Err(error) => return exchange.failed(&error).await,
     };
@@ -87,13 +84,10 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
     if let Err(error) = exchange.proxy.journal.append(vec![record.into()]).await {
         tracing::error!(%error, "a session could not be recorded");
         discard(&exchange, answer.session_token()).await;
-        return refused(&Refusal::login(unrecorded("login")));
+        return exchange.refuse(&Refusal::login(unrecorded("login")));
     }
     let new = NewSession {
-        id,
-        principal,
-        account: exchange.account().to_owned(),
-        role: session_role,
+        session: Session { id, principal, account: exchange.account().to_owned(), role: session_role },
         upstream: UpstreamTokens {
             session: answer.session_token().clone(),
             master: answer.master_token().clone(),
@@ -115,7 +109,7 @@ async fn discard(exchange: &Exchange<'_>, token: &Secret) {
         operation: &Operation::CloseSession,
         query: "delete=true",
         headers: &exchange.parts.headers,
-        token: Some(token),
+        token: Some(Token::Session(token)),
         body: "{}".into(),
     };
     if let Err(error) = exchange.proxy.upstream.control(outgoing).await {
@@ -124,10 +118,7 @@ async fn discard(exchange: &Exchange<'_>, token: &Secret) {
 }
 
 fn client(exchange: &Exchange<'_>, request: &LoginRequest) -> String {
-    let agent =
-        exchange.parts.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let agent: String = agent.chars().take(200).collect();
-    format!("{} ({agent})", request.client())
+    format!("{} ({})", request.client(), exchange.user_agent())
 }
 
 async fn refuse(exchange: &Exchange<'_>, caller: Option<&Caller>, reason: &str) -> Reaction {
@@ -141,11 +132,11 @@ async fn refuse(exchange: &Exchange<'_>, caller: Option<&Caller>, reason: &str) 
             reason.to_owned(),
         )
         .await;
-    let request = match request_id(exchange.parts.uri.query()).as_str() {
+    let request = match exchange.query.request_id.as_str() {
         "" => String::new(),
         id => format!(" (request {id})"),
     };
-    refused(&Refusal::login(format!("Snowfence refused this login: {reason}{request}")))
+    exchange.refuse(&Refusal::login(format!("Snowfence refused this login: {reason}{request}")))
 }
 
 /// What a client is told when the journal does not work.

@@ -10,6 +10,7 @@
 mod allowlist;
 mod attempts;
 mod body;
+mod callers;
 mod connection;
 mod counts;
 mod credential;
@@ -26,6 +27,7 @@ mod service;
 mod sessions;
 mod share;
 mod splice;
+mod sql_api;
 mod statement;
 mod storage;
 mod tunnel;
@@ -51,6 +53,7 @@ use crate::policy::Policy;
 use noise::{Source, Suppressed};
 
 pub use allowlist::{AllowedHost, AllowlistError};
+pub use callers::Callers;
 pub use counts::Counts;
 pub use dial::Dialer;
 pub use foreign::{Foreign, Owner};
@@ -75,6 +78,7 @@ pub struct Proxy {
     pub policy: ArcSwap<Policy>,
     pub journal: Journal,
     pub sessions: Sessions,
+    pub callers: Callers,
     pub credentials: HashMap<String, (CredentialType, SecretReference)>,
     pub upstream: Upstream,
     pub dialer: Dialer,

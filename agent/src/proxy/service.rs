@@ -7,21 +7,21 @@ use bytes::Bytes;
 use http_body_util::channel::Channel;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 
 use super::body::{self, Body, BodyError};
 use super::connection::Peer;
-use super::sessions::{Session, SessionError, TokenKind, UpstreamTokens};
-use super::upstream::{Answer, Outgoing, UpstreamError};
-use super::{Proxy, files, login, parts, statement};
-use crate::audit::EventKind;
+use super::sessions::{OpenSession, Session, SessionError, TokenKind, UpstreamTokens};
+use super::upstream::{Answer, Outgoing, Token, UpstreamError};
+use super::{Proxy, files, login, parts, sql_api, statement};
+use crate::audit::{self, EventKind};
 use crate::config::Telemetry;
 use crate::snowflake::{
-    Leads, Malformed, Operation, QueryId, Refusal, Renewal, Reply, aborted_request, classify, known_query,
-    renewal_body, snowflake_token, telemetry_answer, telemetry_body,
+    KnownQuery, Leads, Malformed, Operation, QueryId, QueryRequest, Refusal, Renewal, Reply, aborted_request,
+    classify, renewal_body, snowflake_token, telemetry_answer, telemetry_body,
 };
 
 /// An answer for the client, whole or as it comes.
@@ -32,6 +32,7 @@ pub struct Exchange<'a> {
     pub proxy: &'a Arc<Proxy>,
     pub peer: &'a Peer,
     pub operation: Operation,
+    pub query: KnownQuery,
     pub parts: Parts,
 }
 
@@ -64,7 +65,12 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
             return plain(StatusCode::NOT_FOUND, &detail);
         }
     };
-    let exchange = Exchange { proxy, peer, operation, parts };
+    let query = KnownQuery::parse(&operation, parts.uri.query());
+    let mut exchange = Exchange { proxy, peer, operation, query: KnownQuery::default(), parts };
+    match query {
+        Ok(query) => exchange.query = query,
+        Err(error) => return exchange.malformed(&error.to_string()).await,
+    }
     match &exchange.operation {
         Operation::Login => login::login(exchange, body).await,
         Operation::Part(name) => {
@@ -102,22 +108,33 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
         | Operation::Result(_)
         | Operation::AbortQuery(_)
         | Operation::Monitor(_) => in_session(exchange, body).await,
+        Operation::ApiStatement | Operation::ApiResult(_) | Operation::ApiCancel(_) => {
+            sql_api::handle(&exchange, body).await
+        }
     }
 }
 
 /// What needs a session.
 async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
-    let session = match exchange.session(TokenKind::Session).await {
-        Ok(session) => session,
+    let open = match exchange.session(TokenKind::Session).await {
+        Ok(open) => open,
         Err(refusal) => return refusal,
     };
+    let session = &open.session;
     let sessions = &exchange.proxy.sessions;
     // What the client sends along is read only where it says something, and then only that goes on.
     let body = match &exchange.operation {
         Operation::Query => {
-            return match exchange.read(body, body::QUERY).await {
-                Ok(body) => statement::run(exchange, session, &body).await,
-                Err(error) => exchange.unreadable(&error).await,
+            let body = match exchange.read(body, body::QUERY).await {
+                Ok(body) => body,
+                Err(error) => return exchange.unreadable(&error).await,
+            };
+            return match QueryRequest::parse(&body.bytes) {
+                Ok(request) => {
+                    let tokens = open.upstream();
+                    statement::run(&exchange, session, &request, Token::Session(&tokens.session)).await
+                }
+                Err(error) => exchange.malformed(&error.to_string()).await,
             };
         }
         Operation::Telemetry => match exchange.read(body, body::OTHER).await {
@@ -133,17 +150,17 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
                 Err(error) => return exchange.unreadable(&error).await,
             };
             match aborted_request(&body.bytes) {
-                Ok(request) if sessions.owns_request(&session, &request) => {
+                Ok(request) if sessions.owns_request(session, &request) => {
                     json!({ "requestId": request }).to_string().into()
                 }
-                Ok(request) => return exchange.not_the_owner(&session, &request).await,
+                Ok(request) => return exchange.not_the_owner(session, &request).await,
                 Err(error) => return exchange.malformed(&error.to_string()).await,
             }
         }
         Operation::Result(query) | Operation::AbortQuery(query) | Operation::Monitor(query)
-            if !sessions.owns(&session, query) =>
+            if !sessions.owns(session, query) =>
         {
-            return exchange.not_the_owner(&session, query.as_str()).await;
+            return exchange.not_the_owner(session, query.as_str()).await;
         }
         Operation::Result(_) | Operation::Monitor(_) => Bytes::new(),
         _ => {
@@ -151,10 +168,12 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
             Bytes::from_static(b"{}")
         }
     };
-    let answer = exchange.control(&session, body).await;
+    let tokens = open.upstream();
+    let outgoing = exchange.outgoing(Some(Token::Session(&tokens.session)), body);
+    let answer = exchange.proxy.upstream.control(outgoing).await;
     if exchange.operation == Operation::CloseSession {
-        sessions.close(&session);
-        exchange.event(EventKind::SessionClosed, Some(&session), format!("session {}", session.id)).await;
+        sessions.close(session);
+        exchange.event(EventKind::SessionClosed, Some(session), format!("session {}", session.id)).await;
     }
     let answer = match answer {
         Ok(answer) => answer,
@@ -163,23 +182,23 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
     let reply = Reply::parse(&answer.body);
     match (&exchange.operation, &reply) {
         (Operation::Result(query), Ok(reply)) => {
-            statement::finish(exchange.proxy, &session, query, &answer, reply);
+            statement::finish(exchange.proxy, session, query, &answer, reply);
         }
         (Operation::Monitor(query), _) => statement::observe(exchange.proxy, query, &answer),
         _ => {}
     }
     match &exchange.operation {
-        Operation::Result(_) => exchange.pass_result(&session, &answer, reply).await,
+        Operation::Result(_) => exchange.pass_result(session, &answer, reply).await,
         _ => exchange.pass(&answer, reply).await,
     }
 }
 
 async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
-    let session = match exchange.session(TokenKind::Master).await {
-        Ok(session) => session,
+    let open = match exchange.session(TokenKind::Master).await {
+        Ok(open) => open,
         Err(refusal) => return refusal,
     };
-    let tokens = session.upstream();
+    let tokens = open.upstream();
     let body = match exchange.read(body, body::OTHER).await {
         Ok(body) => body,
         Err(error) => return exchange.unreadable(&error).await,
@@ -188,8 +207,7 @@ async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
         Ok(body) => body,
         Err(error) => return exchange.malformed(&error.to_string()).await,
     };
-    let query = exchange.query();
-    let outgoing = exchange.outgoing(Some(&tokens.master), &query, body.into());
+    let outgoing = exchange.outgoing(Some(Token::Session(&tokens.master)), body.into());
     let answer = match exchange.proxy.upstream.control(outgoing).await {
         Ok(answer) => answer,
         Err(error) => return exchange.failed(&error).await,
@@ -200,7 +218,7 @@ async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
                 session: renewal.session_token().clone(),
                 master: renewal.master_token().clone(),
             };
-            match exchange.proxy.sessions.renew(&session, upstream) {
+            match exchange.proxy.sessions.renew(&open, upstream) {
                 Ok(client) => json_answer(renewal.for_client(&client.session, &client.master)),
                 Err(error) => exchange.malformed(&error.to_string()).await,
             }
@@ -216,13 +234,27 @@ impl Exchange<'_> {
         &self.peer.server_name
     }
 
+    /// That the account is one of the configured ones; why not, otherwise.
+    pub fn configured(&self) -> Result<(), String> {
+        if self.proxy.config.accounts.iter().any(|account| account.host == self.account()) {
+            return Ok(());
+        }
+        Err(format!("the account {} is not one of the configured accounts", self.account()))
+    }
+
+    /// What the client says it is.
+    pub fn user_agent(&self) -> String {
+        let agent = self.parts.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+        agent.unwrap_or_default().chars().take(200).collect()
+    }
+
     pub async fn event(&self, kind: EventKind, session: Option<&Session>, detail: String) {
         let caller = session.map(|session| session.principal.caller());
         self.proxy.event(kind, Some(&self.peer.flow.workload), caller, self.account(), detail).await;
     }
 
     /// The session of the request's token, or the refusal.
-    async fn session(&self, kind: TokenKind) -> Result<Arc<Session>, Reaction> {
+    pub async fn session(&self, kind: TokenKind) -> Result<Arc<OpenSession>, Reaction> {
         let header = self.parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = header.and_then(snowflake_token);
         let find = || self.proxy.sessions.find(token, kind, &self.peer.flow.workload, self.account());
@@ -239,7 +271,7 @@ impl Exchange<'_> {
                     TokenKind::Session => Refusal::session(),
                     TokenKind::Master => Refusal::master_token(),
                 };
-                Err(refused(&refusal))
+                Err(self.refuse(&refusal))
             }
         }
     }
@@ -249,33 +281,30 @@ impl Exchange<'_> {
         body::read(&self.parts.headers, body, limit, &self.peer.share).await
     }
 
-    /// The query string as it goes upstream.
-    pub fn query(&self) -> String {
-        known_query(self.parts.uri.query())
-    }
-
     /// The request as it goes upstream.
-    pub fn outgoing<'b>(
-        &'b self,
-        token: Option<&'b crate::config::Secret>,
-        query: &'b str,
-        body: Bytes,
-    ) -> Outgoing<'b> {
+    pub fn outgoing<'b>(&'b self, token: Option<Token<'b>>, body: Bytes) -> Outgoing<'b> {
         Outgoing {
             account: self.account(),
             operation: &self.operation,
-            query,
+            query: &self.query.text,
             headers: &self.parts.headers,
             token,
             body,
         }
     }
 
-    async fn control(&self, session: &Session, body: Bytes) -> Result<Answer, UpstreamError> {
-        let tokens = session.upstream();
-        let query = self.query();
-        let outgoing = self.outgoing(Some(&tokens.session), &query, body);
-        self.proxy.upstream.control(outgoing).await
+    /// Says no, as the clients of the operation understand it.
+    pub fn refuse(&self, refusal: &Refusal) -> Reaction {
+        if self.operation.is_of_api() {
+            with_status(refusal.status, refusal.body_of_api(audit::now() / 1000).into())
+        } else {
+            json_answer(refusal.body())
+        }
+    }
+
+    /// Reads the answer to a statement.
+    pub fn read_answer(&self, answer: &Answer) -> Result<Reply, Malformed> {
+        if self.operation.is_of_api() { sql_api::read(answer) } else { Reply::parse(&answer.body) }
     }
 
     /// Passes an answer of Snowflake's to the client, unless what was read of it says that it carries a secret.
@@ -283,10 +312,10 @@ impl Exchange<'_> {
         match reply {
             Ok(Reply { secret: None, leads: None, .. }) => with_status(answer.status, answer.body.clone()),
             Ok(Reply { secret: None, leads: Some(Leads::ToParts), .. }) => {
-                refused(&Refusal::request(withheld("chunks")))
+                self.refuse(&Refusal::answer(withheld("chunks")))
             }
-            Ok(Reply { secret: None, .. }) => refused(&Refusal::request(withheld("stageInfo"))),
-            Ok(Reply { secret: Some(key), .. }) => refused(&Refusal::request(withheld(&key))),
+            Ok(Reply { secret: None, .. }) => self.refuse(&Refusal::answer(withheld("stageInfo"))),
+            Ok(Reply { secret: Some(key), .. }) => self.refuse(&Refusal::answer(withheld(&key))),
             Err(error) => {
                 let status = answer.status;
                 let detail = format!("the answer (HTTP {}) is not Snowflake's: {error}", status.as_u16());
@@ -313,9 +342,9 @@ impl Exchange<'_> {
             ""
         };
         let message = format!("Snowfence: {detail}{hint}");
-        refused(&match self.operation {
+        self.refuse(&match self.operation {
             Operation::Login => Refusal::login(message),
-            _ => Refusal::request(message),
+            _ => Refusal::answer(message),
         })
     }
 
@@ -326,6 +355,9 @@ impl Exchange<'_> {
         answer: &Answer,
         reply: Result<Reply, Malformed>,
     ) -> Reaction {
+        if self.operation.is_of_api() {
+            return sql_api::pass(self, session, answer, reply).await;
+        }
         let Ok(Reply { leads: Some(Leads::ToParts), secret: None, query_id, .. }) = &reply else {
             return self.pass(answer, reply).await;
         };
@@ -335,7 +367,7 @@ impl Exchange<'_> {
             Err(error) => {
                 let detail = format!("the result of query {query} is in parts that cannot be read: {error}");
                 self.event(EventKind::UpstreamFailed, Some(session), detail).await;
-                refused(&Refusal::request(withheld("chunks")))
+                self.refuse(&Refusal::answer(withheld("chunks")))
             }
         }
     }
@@ -358,7 +390,7 @@ impl Exchange<'_> {
             Err(error) => {
                 let detail = format!("the answer to the file transfer {query} is not relayed: {error}");
                 self.event(EventKind::TransferFailed, Some(session), detail).await;
-                refused(&Refusal::request(format!("Snowfence cannot relay this file transfer: {error}")))
+                self.refuse(&Refusal::answer(format!("Snowfence cannot relay this file transfer: {error}")))
             }
         }
     }
@@ -368,7 +400,7 @@ impl Exchange<'_> {
         self.event(EventKind::UpstreamFailed, None, error.to_string()).await;
         match error {
             UpstreamError::TooLarge | UpstreamError::Request(_) => {
-                refused(&Refusal::request(format!("Snowfence: {error}")))
+                self.refuse(&Refusal::answer(format!("Snowfence: {error}")))
             }
             _ => plain(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         }
@@ -377,7 +409,7 @@ impl Exchange<'_> {
     /// The request cannot be understood.
     pub async fn malformed(&self, reason: &str) -> Reaction {
         self.event(EventKind::MalformedRequest, None, reason.to_owned()).await;
-        refused(&Refusal::request(format!("Snowfence refused this request: {reason}")))
+        self.refuse(&Refusal::request(format!("Snowfence refused this request: {reason}")))
     }
 
     /// The request's body cannot be read.
@@ -390,15 +422,14 @@ impl Exchange<'_> {
         match error {
             // Drivers come again by themselves.
             BodyError::Busy => plain(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
-            _ => refused(&Refusal::request(format!("Snowfence refused this request: {error}"))),
+            _ => self.refuse(&Refusal::request(format!("Snowfence refused this request: {error}"))),
         }
     }
 
-    async fn not_the_owner(&self, session: &Session, query: &str) -> Reaction {
+    pub async fn not_the_owner(&self, session: &Session, query: &str) -> Reaction {
         let detail = format!("query {query} is not this caller's");
         self.event(EventKind::SessionRefused, Some(session), detail).await;
-        let message = "Snowfence does not know this query as one of this caller's".to_owned();
-        refused(&Refusal { query_id: None, ..Refusal::statement(message, uuid::Uuid::nil()) })
+        self.refuse(&Refusal::query("Snowfence does not know this query as one of this caller's".to_owned()))
     }
 }
 
@@ -407,10 +438,6 @@ pub fn withheld(key: &str) -> String {
     format!(
         "Snowfence withheld Snowflake's answer: it carries `{key}`, a secret or the way to storage outside the account's host"
     )
-}
-
-pub fn refused(refusal: &Refusal) -> Reaction {
-    json_answer(refusal.body())
 }
 
 pub fn json_answer(body: Vec<u8>) -> Reaction {
@@ -425,7 +452,7 @@ pub fn plain(status: StatusCode, message: &str) -> Reaction {
     with_status(status, body.to_string().into())
 }
 
-fn with_status(status: StatusCode, body: Bytes) -> Reaction {
+pub fn with_status(status: StatusCode, body: Bytes) -> Reaction {
     let mut response = Response::new(Either::Left(Full::new(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

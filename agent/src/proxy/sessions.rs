@@ -34,13 +34,19 @@ const IDLE: Duration = Duration::from_mins(4 * 60 + 10);
 /// The sessions of a predecessor are not looked for more often than this.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
-/// A session with Snowflake that a client opened.
+/// On whose behalf statements run.
+#[derive(Clone)]
 pub struct Session {
     pub id: Uuid,
     pub principal: Principal,
     /// The account's host name.
     pub account: String,
     pub role: String,
+}
+
+/// A session with Snowflake that a client opened.
+pub struct OpenSession {
+    pub session: Session,
     /// The workload that the session is bound to.
     cgroup_id: u64,
     cgroup: String,
@@ -63,12 +69,9 @@ pub struct ClientTokens {
     pub master: ClientToken,
 }
 
-/// What a session is made from.
+/// What a session with Snowflake is made from.
 pub struct NewSession {
-    pub id: Uuid,
-    pub principal: Principal,
-    pub account: String,
-    pub role: String,
+    pub session: Session,
     pub upstream: UpstreamTokens,
 }
 
@@ -146,7 +149,7 @@ struct Predecessor {
 
 #[derive(Default)]
 struct Tokens {
-    by_hash: HashMap<TokenHash, (TokenKind, Arc<Session>)>,
+    by_hash: HashMap<TokenHash, (TokenKind, Arc<OpenSession>)>,
     /// The hashes of each session, oldest first.
     by_session: HashMap<Uuid, Vec<TokenHash>>,
 }
@@ -184,11 +187,8 @@ impl Sessions {
             if !sealed.tokens.is_empty() && sealed.tokens.iter().all(known) {
                 continue;
             }
-            let session = Arc::new(Session {
-                id: sealed.id,
-                principal,
-                account: sealed.account,
-                role: sealed.role,
+            let open = Arc::new(OpenSession {
+                session: Session { id: sealed.id, principal, account: sealed.account, role: sealed.role },
                 cgroup_id: sealed.cgroup_id,
                 cgroup: sealed.cgroup,
                 upstream: Mutex::new(UpstreamTokens {
@@ -198,13 +198,13 @@ impl Sessions {
                 used: Mutex::new(Instant::now()),
                 running: Mutex::new(sealed.running.iter().filter_map(|id| QueryId::parse(id)).collect()),
             });
-            let running = session.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let running = open.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for query in running {
-                self.queries.insert(query, Owner::of(&session));
+                self.queries.insert(query, Owner::of(&open.session));
             }
-            tokens.remove(session.id);
+            tokens.remove(open.session.id);
             for (hash, kind) in sealed.tokens {
-                tokens.add(&session, TokenHash::from_bytes(hash), kind);
+                tokens.add(&open, TokenHash::from_bytes(hash), kind);
             }
         }
         tokens.by_session.len()
@@ -212,11 +212,8 @@ impl Sessions {
 
     /// Opens a session for a workload and gives the tokens for its client.
     pub fn open(&self, new: NewSession, workload: &Workload) -> Result<ClientTokens, SessionError> {
-        let session = Arc::new(Session {
-            id: new.id,
-            principal: new.principal,
-            account: new.account,
-            role: new.role,
+        let open = Arc::new(OpenSession {
+            session: new.session,
             cgroup_id: workload.cgroup_id,
             cgroup: workload.cgroup.clone(),
             upstream: Mutex::new(new.upstream),
@@ -231,8 +228,8 @@ impl Sessions {
         if tokens.of_workload(workload.cgroup_id) >= SESSIONS_OF_A_WORKLOAD {
             return Err(SessionError::TooMany);
         }
-        let issued = tokens.issue(&session)?;
-        self.keep(&session.sealed(&tokens));
+        let issued = tokens.issue(&open)?;
+        self.keep(&open.sealed(&tokens));
         Ok(issued)
     }
 
@@ -243,15 +240,15 @@ impl Sessions {
         kind: TokenKind,
         workload: &Workload,
         account: &str,
-    ) -> Result<Arc<Session>, SessionError> {
+    ) -> Result<Arc<OpenSession>, SessionError> {
         let hash = TokenHash::of(token.ok_or(SessionError::NoToken)?);
         let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
         match tokens.by_hash.get(&hash) {
-            Some((_, session)) if session.cgroup_id != workload.cgroup_id => Err(SessionError::OtherWorkload),
-            Some((_, session)) if session.account != account => Err(SessionError::OtherAccount),
-            Some((found, session)) if *found == kind => {
-                *session.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                Ok(Arc::clone(session))
+            Some((_, open)) if open.cgroup_id != workload.cgroup_id => Err(SessionError::OtherWorkload),
+            Some((_, open)) if open.session.account != account => Err(SessionError::OtherAccount),
+            Some((found, open)) if *found == kind => {
+                *open.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                Ok(Arc::clone(open))
             }
             _ => Err(SessionError::Unknown),
         }
@@ -260,17 +257,17 @@ impl Sessions {
     /// Replaces Snowflake's tokens and gives new ones for the client.
     pub fn renew(
         &self,
-        session: &Arc<Session>,
+        open: &Arc<OpenSession>,
         upstream: UpstreamTokens,
     ) -> Result<ClientTokens, SessionError> {
-        *session.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
+        *open.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         // It may have been closed while Snowflake renewed it.
-        if !tokens.by_session.contains_key(&session.id) {
+        if !tokens.by_session.contains_key(&open.session.id) {
             return Err(SessionError::Unknown);
         }
-        let issued = tokens.issue(session)?;
-        self.keep(&session.sealed(&tokens));
+        let issued = tokens.issue(open)?;
+        self.keep(&open.sealed(&tokens));
         Ok(issued)
     }
 
@@ -285,12 +282,12 @@ impl Sessions {
     fn drop_idle(&self) {
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
         let is_idle =
-            |session: &Session| session.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > IDLE;
+            |open: &OpenSession| open.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > IDLE;
         let idle: Vec<_> = tokens
             .by_hash
             .values()
-            .filter(|(_, session)| is_idle(session))
-            .map(|(_, session)| session.id)
+            .filter(|(_, open)| is_idle(open))
+            .map(|(_, open)| open.session.id)
             .collect();
         for id in idle {
             self.vault.remove(id);
@@ -317,8 +314,8 @@ impl Sessions {
     }
 
     /// Notes that a request belongs to a session's caller.
-    pub fn own_request(&self, request: String, session: &Session) {
-        let owner = Owner::of(session);
+    pub fn own_request(&self, request: &str, session: &Session) {
+        let (request, owner) = (request.to_ascii_lowercase(), Owner::of(session));
         self.tell(|| Legacy { requests: vec![(request.clone(), owner.clone())], ..Legacy::default() });
         self.requests.insert(request, owner);
     }
@@ -330,23 +327,29 @@ impl Sessions {
 
     /// Whether a request is the session's caller's, admitted by the same rule.
     pub fn owns_request(&self, session: &Session, request: &str) -> bool {
-        self.requests.get(request) == Some(Owner::of(session))
+        self.requests.get(&request.to_ascii_lowercase()) == Some(Owner::of(session))
+    }
+
+    /// Whether a request is known to be another caller's.
+    pub fn is_of_another(&self, session: &Session, request: &str) -> bool {
+        let owner = self.requests.get(&request.to_ascii_lowercase());
+        !request.is_empty() && owner.is_some_and(|owner| owner != Owner::of(session))
     }
 
     /// Notes that a query's outcome is still to come.
     pub fn wait(&self, query: QueryId, session: &Session, pending: Pending) {
         self.pending.insert(query.clone(), pending);
         self.tell(|| Legacy { pending: vec![pending.told(&query)], ..Legacy::default() });
-        let mut running = session.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        // It may have been closed meanwhile; and who asks by the SQL API has none that is open.
+        let Some(open) = tokens.open(session.id) else { return };
+        let mut running = open.running.lock().unwrap_or_else(PoisonError::into_inner);
         if running.len() == RUNNING {
             running.pop_front();
         }
         running.push_back(query);
         drop(running);
-        let tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-        if tokens.by_session.contains_key(&session.id) {
-            self.keep(&session.sealed(&tokens));
-        }
+        self.keep(&open.sealed(&tokens));
     }
 
     /// The statement whose outcome a query's result is, once.
@@ -450,21 +453,22 @@ impl Owner {
     }
 }
 
-impl Session {
+impl OpenSession {
     /// What the next agent needs of the session.
     fn sealed(&self, tokens: &Tokens) -> Sealed {
-        let caller = self.principal.caller();
+        let session = &self.session;
+        let caller = session.principal.caller();
         let upstream = self.upstream();
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let hashes = tokens.by_session.get(&self.id).into_iter().flatten();
+        let hashes = tokens.by_session.get(&session.id).into_iter().flatten();
         Sealed {
-            id: self.id,
+            id: session.id,
             issuer: caller.issuer.clone(),
             subject: caller.subject.clone(),
             groups: caller.groups.clone(),
-            rule: self.principal.rule().name.clone(),
-            account: self.account.clone(),
-            role: self.role.clone(),
+            rule: session.principal.rule().name.clone(),
+            account: session.account.clone(),
+            role: session.role.clone(),
             cgroup: self.cgroup.clone(),
             cgroup_id: self.cgroup_id,
             session_token: Zeroizing::new(upstream.session.expose().to_owned()),
@@ -484,23 +488,26 @@ impl Session {
 impl Tokens {
     /// How many sessions a workload has.
     fn of_workload(&self, cgroup_id: u64) -> usize {
-        let first = |hashes: &Vec<TokenHash>| hashes.first().and_then(|hash| self.by_hash.get(hash));
-        let sessions = self.by_session.values().filter_map(first);
-        sessions.filter(|(_, session)| session.cgroup_id == cgroup_id).count()
+        self.by_session.keys().filter_map(|id| self.open(*id)).filter(|it| it.cgroup_id == cgroup_id).count()
     }
 
-    fn issue(&mut self, session: &Arc<Session>) -> Result<ClientTokens, SessionError> {
+    fn open(&self, session: Uuid) -> Option<&Arc<OpenSession>> {
+        let hash = self.by_session.get(&session)?.first()?;
+        self.by_hash.get(hash).map(|(_, open)| open)
+    }
+
+    fn issue(&mut self, open: &Arc<OpenSession>) -> Result<ClientTokens, SessionError> {
         let random = || ClientToken::random().ok_or(SessionError::NoRandomness);
         let issued = ClientTokens { session: random()?, master: random()? };
-        self.add(session, issued.session.hash(), TokenKind::Session);
-        self.add(session, issued.master.hash(), TokenKind::Master);
+        self.add(open, issued.session.hash(), TokenKind::Session);
+        self.add(open, issued.master.hash(), TokenKind::Master);
         Ok(issued)
     }
 
-    fn add(&mut self, session: &Arc<Session>, hash: TokenHash, kind: TokenKind) {
-        let hashes = self.by_session.entry(session.id).or_default();
+    fn add(&mut self, open: &Arc<OpenSession>, hash: TokenHash, kind: TokenKind) {
+        let hashes = self.by_session.entry(open.session.id).or_default();
         hashes.push(hash);
-        self.by_hash.insert(hash, (kind, Arc::clone(session)));
+        self.by_hash.insert(hash, (kind, Arc::clone(open)));
         let surplus = hashes.len().saturating_sub(TOKENS_PER_SESSION);
         for hash in hashes.drain(..surplus) {
             self.by_hash.remove(&hash);

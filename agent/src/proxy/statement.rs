@@ -6,15 +6,14 @@ use std::time::Instant;
 use hyper::StatusCode;
 use uuid::Uuid;
 
-use super::body::Body;
 use super::login::unrecorded;
-use super::service::{Exchange, Reaction, refused, withheld};
+use super::service::{Exchange, Reaction, withheld};
 use super::sessions::{Pending, Session};
-use super::upstream::Answer;
+use super::upstream::{Answer, Outgoing, Token};
 use super::{Proxy, workload};
 use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
 use crate::policy::{Decision, Subject, Verdict, label};
-use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply, request_id};
+use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply};
 use crate::sql::{Classification, Effect, MAX_TEXT_BYTES, classify, local_files, with_values};
 
 /// Texts above this size are classified off the data path's threads, in bytes.
@@ -22,13 +21,14 @@ const INLINE: usize = 16 * 1024;
 /// Of a text that is too large to be decided on, so much is recorded, in bytes.
 const REFUSED_TEXT: usize = 64 * 1024;
 
-/// Handles one `query-request`.
-pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: &Body) -> Reaction {
+/// Handles one request to run SQL, by whichever door it came. If it may, it goes upstream with the token.
+pub async fn run(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    request: &QueryRequest,
+    token: Token<'_>,
+) -> Reaction {
     let started = Instant::now();
-    let request = match QueryRequest::parse(&body.bytes) {
-        Ok(request) => request,
-        Err(error) => return exchange.malformed(&error.to_string()).await,
-    };
     let sql = with_values(&request.sql, |number| request.text(number));
     let classification = if sql.len() <= INLINE {
         classify(&sql)
@@ -40,26 +40,29 @@ pub async fn run(exchange: Exchange<'_>, session: Arc<Session>, body: &Body) -> 
         }
     };
     let local = transfers(&classification).then(|| local_files(&sql));
-    let decision = if let Some(None) = &local {
+    let decision = match &local {
+        Some(_) if exchange.operation.is_of_api() => denied("file-transfer-by-api"),
         // The answer tells the driver which local files to touch: it must be clear which the statement names.
-        Decision { verdict: Verdict::Deny, policy: "file-transfer-unclear".into() }
-    } else {
-        decide(&exchange, &session, &request, &classification)
+        Some(None) => denied("file-transfer-unclear"),
+        _ => decide(exchange, session, request, &classification),
     };
-    let record = record(&exchange, &session, &request, &classification, &decision);
+    let record = record(exchange, session, request, &classification, &decision);
     let id = record.id;
     if decision.verdict != Verdict::Allow {
         let message = refusal(&classification, &decision, &record.request_id);
         let outcome =
             Outcome { status: OutcomeStatus::Refused, message: message.clone(), ..outcome(id, started) };
         return match exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await {
-            Ok(()) => refused(&Refusal::statement(message, id)),
-            Err(error) => not_recorded(&error, id),
+            Ok(()) => exchange.refuse(&Refusal::statement(message, id)),
+            Err(error) => not_recorded(exchange, &error, id),
         };
     }
     match exchange.proxy.journal.append_statement(record).await {
-        Ok(recorded) => forward(&exchange, &session, &request, local.flatten(), recorded, id, started).await,
-        Err(error) => not_recorded(&error, id),
+        Ok(recorded) => {
+            let outgoing = exchange.outgoing(Some(token), request.to_vec().into());
+            forward(exchange, session, outgoing, local.flatten(), recorded, id, started).await
+        }
+        Err(error) => not_recorded(exchange, &error, id),
     }
 }
 
@@ -87,6 +90,11 @@ pub fn observe(proxy: &Arc<Proxy>, query: &QueryId, answer: &Answer) {
     }
 }
 
+/// A refusal that is no policy's.
+fn denied(reason: &'static str) -> Decision {
+    Decision { verdict: Verdict::Deny, policy: reason.into() }
+}
+
 fn decide(
     exchange: &Exchange<'_>,
     session: &Session,
@@ -94,7 +102,7 @@ fn decide(
     classification: &Classification,
 ) -> Decision {
     if request.sql.len() > MAX_TEXT_BYTES {
-        return Decision { verdict: Verdict::Deny, policy: "text-too-large".into() };
+        return denied("text-too-large");
     }
     let (caller, rule) = (session.principal.caller(), session.principal.rule());
     let subject = Subject {
@@ -125,7 +133,7 @@ fn record(
         id: Uuid::now_v7(),
         session: session.id,
         time: audit::now(),
-        request_id: request_id(exchange.parts.uri.query()),
+        request_id: exchange.query.request_id.clone(),
         workload: workload(&exchange.peer.flow.workload),
         caller: session.principal.caller().clone(),
         account: session.account.clone(),
@@ -154,15 +162,15 @@ fn record(
 async fn forward(
     exchange: &Exchange<'_>,
     session: &Session,
-    request: &QueryRequest,
+    outgoing: Outgoing<'_>,
     local: Option<String>,
     recorded: Recorded,
     id: Uuid,
     started: Instant,
 ) -> Reaction {
-    exchange.proxy.sessions.own_request(request_id(exchange.parts.uri.query()), session);
-    let (tokens, query) = (session.upstream(), exchange.query());
-    let outgoing = exchange.outgoing(Some(&tokens.session), &query, request.to_vec().into());
+    if !exchange.query.request_id.is_empty() {
+        exchange.proxy.sessions.own_request(&exchange.query.request_id, session);
+    }
     let answer = exchange.proxy.upstream.forward(recorded, outgoing).await;
     let answer = match answer {
         Ok(answer) => answer,
@@ -174,7 +182,7 @@ async fn forward(
             return exchange.failed(&error).await;
         }
     };
-    let reply = Reply::parse(&answer.body);
+    let reply = exchange.read_answer(&answer);
     if let Ok(reply) = &reply {
         settle(exchange.proxy, session, &answer, reply, id, started);
     } else {
@@ -207,9 +215,14 @@ fn settle(proxy: &Arc<Proxy>, session: &Session, answer: &Answer, reply: &Reply,
 }
 
 fn answered(statement: Uuid, started: Instant, answer: &Answer, reply: &Reply) -> Outcome {
-    let succeeded = reply.success && answer.status == StatusCode::OK;
+    let status = match answer.status {
+        StatusCode::OK if reply.success => OutcomeStatus::Succeeded,
+        // It may have run all the same, or may still.
+        status if status.is_server_error() || reply.in_progress => OutcomeStatus::Unknown,
+        _ => OutcomeStatus::Failed,
+    };
     Outcome {
-        status: if succeeded { OutcomeStatus::Succeeded } else { OutcomeStatus::Failed },
+        status,
         query_id: reply.query_id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
         rows: reply.rows,
         code: reply.code.clone(),
@@ -243,9 +256,10 @@ fn append(proxy: &Arc<Proxy>, outcome: Outcome) {
     });
 }
 
-fn not_recorded(error: &audit::AuditError, id: Uuid) -> Reaction {
+fn not_recorded(exchange: &Exchange<'_>, error: &audit::AuditError, id: Uuid) -> Reaction {
     tracing::error!(%error, "a statement could not be recorded");
-    refused(&Refusal::statement(unrecorded("statement"), id))
+    let refusal = Refusal::statement(unrecorded("statement"), id);
+    exchange.refuse(&Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal })
 }
 
 /// What the driver's exception says.
@@ -262,8 +276,9 @@ fn refusal(classification: &Classification, decision: &Decision, request_id: &st
         (_, Effect::Opaque) => "what it does cannot be determined",
         (_, Effect::None | Effect::Read | Effect::Session | Effect::Write) => "no policy allows it",
     };
+    let request = if request_id.is_empty() { String::new() } else { format!(", request {request_id}") };
     format!(
-        "SQL access control error:\nSnowfence refused {kind}: {why} (policy {}, request {request_id})",
+        "SQL access control error:\nSnowfence refused {kind}: {why} (policy {}{request})",
         decision.policy
     )
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use hyper::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -35,13 +35,16 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Snowflake answers within 45 s, if only to say that the statement still runs.
 const ANSWER_DEADLINE: Duration = Duration::from_mins(2);
 /// The inline part of a result is a few megabytes.
-const ANSWER_LIMIT: usize = 128 * 1024 * 1024;
+pub const ANSWER_LIMIT: usize = 128 * 1024 * 1024;
 const IDLE: Duration = Duration::from_mins(1);
 const PORT: u16 = 443;
 
 /// Headers of the client that go on to Snowflake: what it is, and how it wants the answer. No other, as each is a way
 /// to say something that was not decided on.
 const FORWARDED: [&str; 5] = ["accept", "client_app_id", "client_app_version", "traceparent", "user-agent"];
+
+/// By which the SQL API is told what kind of bearer token comes.
+const TOKEN_TYPE: &str = "x-snowflake-authorization-token-type";
 
 /// Sends requests to Snowflake.
 pub struct Upstream {
@@ -56,14 +59,24 @@ pub struct Outgoing<'a> {
     pub query: &'a str,
     /// The client's headers, of which a few go on.
     pub headers: &'a HeaderMap,
-    /// The agent's session token; a login has none.
-    pub token: Option<&'a Secret>,
+    /// A login has none.
+    pub token: Option<Token<'a>>,
     pub body: Bytes,
+}
+
+/// What tells Snowflake on whose behalf the agent asks.
+#[derive(Clone, Copy)]
+pub enum Token<'a> {
+    /// Of a session of the agent's.
+    Session(&'a Secret),
+    /// A credential of the agent's itself, and of which kind it is, as the SQL API wants it.
+    Bearer(&'a Secret, &'static str),
 }
 
 /// Snowflake's answer, whole.
 pub struct Answer {
     pub status: StatusCode,
+    pub headers: HeaderMap,
     pub body: Bytes,
 }
 
@@ -109,7 +122,7 @@ impl Upstream {
     /// Sends a request that carries no statement: logins, the life of sessions, results of statements that were
     /// forwarded before.
     pub async fn control(&self, request: Outgoing<'_>) -> Result<Answer, UpstreamError> {
-        debug_assert!(*request.operation != Operation::Query, "a statement goes by `forward`");
+        debug_assert!(!request.operation.carries_a_statement(), "a statement goes by `forward`");
         self.send(request).await
     }
 
@@ -137,15 +150,15 @@ impl Upstream {
         let request = outgoing.into_request()?;
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| unanswered(&error))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(|error| {
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
                 if error.is::<http_body_util::LengthLimitError>() {
                     UpstreamError::TooLarge
                 } else {
                     UpstreamError::Broken(error.to_string())
                 }
             })?;
-            Ok(Answer { status, body: body.to_bytes() })
+            Ok(Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() })
         };
         tokio::time::timeout(ANSWER_DEADLINE, exchange).await.map_err(|_| UpstreamError::Slow)?
     }
@@ -157,10 +170,7 @@ impl Outgoing<'_> {
         let uri = format!("https://{}{}{separator}{}", self.account, self.operation.path(), self.query);
         let uri: Uri =
             uri.parse().map_err(|_| UpstreamError::Request("its query string is invalid".into()))?;
-        let method = match self.operation {
-            Operation::Result(_) | Operation::Monitor(_) => Method::GET,
-            _ => Method::POST,
-        };
+        let encoding = if self.takes_gzip() { "gzip" } else { "identity" };
         let mut request = Request::new(self.body.into());
         for (name, value) in self.headers {
             if FORWARDED.contains(&name.as_str()) {
@@ -168,18 +178,32 @@ impl Outgoing<'_> {
             }
         }
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // The answer is read here, so it comes as it is.
-        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        // The answer is read here, so it comes as it is; partitions are large, and a client of the SQL API may want to
+        // have them compressed.
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(encoding));
         if let Some(token) = self.token {
-            let mut value = HeaderValue::try_from(authorization(token.expose()))
-                .map_err(|_| UpstreamError::Request("the session token is not a header".into()))?;
+            let text = match token {
+                Token::Session(token) => authorization(token.expose()),
+                Token::Bearer(token, _) => format!("Bearer {}", token.expose()),
+            };
+            let mut value = HeaderValue::try_from(text)
+                .map_err(|_| UpstreamError::Request("the agent's token is not a header".into()))?;
             value.set_sensitive(true);
             request.headers_mut().insert(AUTHORIZATION, value);
+            if let Token::Bearer(_, kind) = token {
+                request.headers_mut().insert(TOKEN_TYPE, HeaderValue::from_static(kind));
+            }
         }
-        *request.method_mut() = method;
+        *request.method_mut() = self.operation.method();
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_11;
         Ok(request)
+    }
+
+    fn takes_gzip(&self) -> bool {
+        let named =
+            self.headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        matches!(self.operation, Operation::ApiResult(_)) && named.contains("gzip")
     }
 }
 

@@ -15,12 +15,14 @@ use crate::config::{CredentialType, Secret};
 /// Snowflake accepts up to an hour; the drivers use one minute.
 const KEY_PAIR_LIFETIME_SECONDS: u64 = 60;
 
-/// The fields of a login that carry the credential.
+/// What carries the credential: in the fields of a login, or as the bearer token of the SQL API.
 pub struct Proof {
     /// `AUTHENTICATOR`; a password goes without.
     pub authenticator: Option<&'static str>,
     /// The field that the value goes in.
     pub field: &'static str,
+    /// What kind of bearer token the SQL API is told that it is; a password is none.
+    pub token_type: Option<&'static str>,
     pub value: Secret,
 }
 
@@ -41,17 +43,19 @@ impl Proof {
         user: &str,
         now: u64,
     ) -> Result<Self, CredentialError> {
-        let (authenticator, field) = match kind {
-            CredentialType::Password => (None, "PASSWORD"),
-            CredentialType::ProgrammaticAccessToken => (Some("PROGRAMMATIC_ACCESS_TOKEN"), "TOKEN"),
-            CredentialType::OauthToken => (Some("OAUTH"), "TOKEN"),
-            CredentialType::KeyPair => (Some("SNOWFLAKE_JWT"), "TOKEN"),
+        let (authenticator, field, token_type) = match kind {
+            CredentialType::Password => (None, "PASSWORD", None),
+            CredentialType::ProgrammaticAccessToken => {
+                (Some("PROGRAMMATIC_ACCESS_TOKEN"), "TOKEN", Some("PROGRAMMATIC_ACCESS_TOKEN"))
+            }
+            CredentialType::OauthToken => (Some("OAUTH"), "TOKEN", Some("OAUTH")),
+            CredentialType::KeyPair => (Some("SNOWFLAKE_JWT"), "TOKEN", Some("KEYPAIR_JWT")),
         };
         let value = match kind {
             CredentialType::KeyPair => key_pair_token(secret, host, user, now)?,
             _ => secret.clone(),
         };
-        Ok(Self { authenticator, field, value })
+        Ok(Self { authenticator, field, token_type, value })
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Malformed {
     DuplicateKey,
     #[error("the body lacks `{0}`, or it has the wrong type")]
     Field(&'static str),
+    #[error("the query parameter `{0}` has a value that it cannot have, or is there twice")]
+    Parameter(&'static str),
     #[error("the login needs `{0}`, which is not supported")]
     Unsupported(&'static str),
 }

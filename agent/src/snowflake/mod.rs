@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
 mod credential;
 mod json;
 mod login;
@@ -18,15 +19,16 @@ mod telemetry;
 mod token;
 mod transfer;
 
+pub use api::are_ours;
 pub use credential::{CredentialError, Proof};
 pub use json::{Malformed, Object};
 pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, renewal_body};
 pub use metadata::{Metadata, UnreadableEncryption};
-pub use operation::{Operation, QueryId, UnknownOperation, classify, known_query};
+pub use operation::{KnownQuery, Operation, QueryId, UnknownOperation, classify};
 pub use parts::{InParts, LEASE};
 pub use query::{QueryRequest, aborted_request};
-pub use refusal::{Refusal, request_id};
+pub use refusal::Refusal;
 pub use reply::{Ending, Leads, Reply};
 pub use telemetry::{telemetry_answer, telemetry_body};
-pub use token::{ClientToken, TokenHash, authorization, snowflake_token};
+pub use token::{ClientToken, TokenHash, authorization, bearer_token, snowflake_token};
 pub use transfer::{Access, Direction, Stage, Storage, Transfer, TransferError};

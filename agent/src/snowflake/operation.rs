@@ -2,7 +2,10 @@
 
 use hyper::Method;
 
+use super::api::{ApiQuery, PATH as API};
+use super::json::Malformed;
 use super::parts::{PATH as PARTS, part_name};
+use super::refusal::request_id;
 use super::transfer::{PATH as FILES, file_name};
 
 /// The operations that the agent understands.
@@ -38,6 +41,12 @@ pub enum Operation {
     Telemetry,
     /// `POST /telemetry/send/sessionless`: the same, with a token of the client's.
     SessionlessTelemetry,
+    /// `POST /api/v2/statements`: the SQL API, as are the two below.
+    ApiStatement,
+    /// `GET /api/v2/statements/{handle}`: where a statement is, or a partition of its result.
+    ApiResult(QueryId),
+    /// `POST /api/v2/statements/{handle}/cancel`
+    ApiCancel(QueryId),
 }
 
 /// Snowflake's identifier of a query: letters, digits and hyphens.
@@ -88,6 +97,9 @@ pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Oper
         }
         ("POST", ["telemetry", "send"]) => Ok(Operation::Telemetry),
         ("POST", ["telemetry", "send", "sessionless"]) => Ok(Operation::SessionlessTelemetry),
+        ("POST", ["api", "v2", "statements"]) => Ok(Operation::ApiStatement),
+        ("GET", ["api", "v2", "statements", handle]) => Ok(Operation::ApiResult(id(handle)?)),
+        ("POST", ["api", "v2", "statements", handle, "cancel"]) => Ok(Operation::ApiCancel(id(handle)?)),
         _ => Err(unknown()),
     }
 }
@@ -111,14 +123,47 @@ pub fn is_known_parameter(name: &str) -> bool {
     PARAMETERS.contains(&name)
 }
 
-/// The query string as it goes upstream: what is not known is left out.
-pub fn known_query(query: Option<&str>) -> String {
-    let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-    let known = pairs.filter(|(name, _)| is_known_parameter(name));
-    form_urlencoded::Serializer::new(String::new()).extend_pairs(known).finish()
+/// What is taken of a query string.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct KnownQuery {
+    /// As it goes upstream: what is not known is left out.
+    pub text: String,
+    /// The client's identifier of the request; empty where it sends none.
+    pub request_id: String,
+}
+
+impl KnownQuery {
+    pub fn parse(operation: &Operation, query: Option<&str>) -> Result<Self, Malformed> {
+        if operation.is_of_api() {
+            let query = ApiQuery::parse(query)?;
+            return Ok(Self { text: query.to_string(), request_id: query.request_id().to_owned() });
+        }
+        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        let known = pairs.filter(|(name, _)| is_known_parameter(name));
+        let text = form_urlencoded::Serializer::new(String::new()).extend_pairs(known).finish();
+        Ok(Self { text, request_id: request_id(query) })
+    }
 }
 
 impl Operation {
+    /// Whether it is one of the SQL API, where a refusal is an error of HTTP.
+    pub fn is_of_api(&self) -> bool {
+        matches!(self, Self::ApiStatement | Self::ApiResult(_) | Self::ApiCancel(_))
+    }
+
+    /// The method to ask upstream with.
+    pub fn method(&self) -> Method {
+        match self {
+            Self::Result(_) | Self::Monitor(_) | Self::Part(_) | Self::ApiResult(_) => Method::GET,
+            _ => Method::POST,
+        }
+    }
+
+    /// Whether it carries a statement, which goes upstream only when it is recorded.
+    pub fn carries_a_statement(&self) -> bool {
+        matches!(self, Self::Query | Self::ApiStatement)
+    }
+
     /// The path to ask upstream. It is built here, so that no spelling of the client's gets there.
     pub fn path(&self) -> String {
         match self {
@@ -135,6 +180,9 @@ impl Operation {
             Self::Upload(name) | Self::FileHead(name) | Self::Download(name) => format!("{FILES}{name}"),
             Self::Telemetry => "/telemetry/send".into(),
             Self::SessionlessTelemetry => "/telemetry/send/sessionless".into(),
+            Self::ApiStatement => API.into(),
+            Self::ApiResult(QueryId(id)) => format!("{API}/{id}"),
+            Self::ApiCancel(QueryId(id)) => format!("{API}/{id}/cancel"),
         }
     }
 }
@@ -179,8 +227,24 @@ mod tests {
     #[test]
     fn of_the_query_string_only_what_is_known_goes_upstream() {
         let query = "requestId=1-2&token=secret&roleName=X&request_guid=3&sqlText=drop&delete=true";
-        assert_eq!(known_query(Some(query)), "requestId=1-2&request_guid=3&delete=true");
-        assert_eq!(known_query(None), "");
+        let known = |query| KnownQuery::parse(&Operation::Query, query).unwrap();
+        assert_eq!(known(Some(query)).text, "requestId=1-2&request_guid=3&delete=true");
+        assert_eq!(known(Some(query)).request_id, "1-2");
+        assert_eq!(known(None).text, "");
+    }
+
+    #[test]
+    fn the_sql_api_is_known() {
+        let id = QueryId::parse("01b1c2d3-0000-1111-2222-333344445555").unwrap();
+        let path = format!("/api/v2/statements/{}", id.as_str());
+        let get = classify(&Method::GET, &path, Some("partition=1")).unwrap();
+        assert_eq!(get, Operation::ApiResult(id.clone()));
+        assert_eq!((get.method(), get.path()), (Method::GET, path.clone()));
+        assert_eq!(post("/api/v2/statements?async=true"), Ok(Operation::ApiStatement));
+        let cancel = post(&format!("{path}/cancel")).unwrap();
+        assert_eq!((cancel.path(), &cancel), (format!("{path}/cancel"), &Operation::ApiCancel(id)));
+        assert!(cancel.is_of_api() && Operation::ApiStatement.carries_a_statement());
+        assert!(classify(&Method::DELETE, &path, None).is_err());
     }
 
     #[test]
@@ -194,7 +258,10 @@ mod tests {
             "/queries/v1/../v1/query-request",
             "/queries/v1/query-request;x=1",
             "queries/v1/query-request",
-            "/api/v2/statements",
+            "/api/v2/databases",
+            "/api/v2/statements/",
+            "/api/v2/statements/cancel",
+            "/api/v2/statements/0123456789abcdef'--/cancel",
             "/queries/0123456789abcdef'--/abort-request",
             "*",
             "",

@@ -1,4 +1,4 @@
-//! `POST /queries/v1/query-request`.
+//! `POST /queries/v1/query-request`, and `POST /api/v2/statements`, which is the same of the SQL API.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,18 @@ const FORWARDED: [&str; 12] = [
     "querySubmissionTime",
     "sequenceId",
     "sqlText",
+];
+
+/// The same of the SQL API. `role` is not among them: it is the rule's, or nobody's.
+const FORWARDED_BY_API: [&str; 8] = [
+    "bindings",
+    "database",
+    "parameters",
+    "resultSetMetaData",
+    "schema",
+    "statement",
+    "timeout",
+    "warehouse",
 ];
 
 /// A request to run SQL.
@@ -53,10 +65,27 @@ enum Value {
 }
 
 impl QueryRequest {
+    /// A driver's.
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut body = Object::parse(bytes)?;
         body.retain(|key| FORWARDED.contains(&key));
-        let sql = body.field::<String>("sqlText").ok_or(Malformed::Field("sqlText"))?;
+        Self::new(body, "sqlText")
+    }
+
+    /// One by the SQL API, where each request says as which role and on which warehouse it is to run.
+    pub fn of_api(bytes: &[u8], role: Option<&str>, warehouse: Option<&str>) -> Result<Self, Malformed> {
+        let mut body = Object::parse(bytes)?;
+        body.retain(|key| FORWARDED_BY_API.contains(&key));
+        for (key, value) in [("role", role), ("warehouse", warehouse)] {
+            if let Some(value) = value {
+                body.set(key, &value);
+            }
+        }
+        Self::new(body, "statement")
+    }
+
+    fn new(body: Object, text: &'static str) -> Result<Self, Malformed> {
+        let sql = body.field::<String>(text).ok_or(Malformed::Field(text))?;
         let bindings = body.object("bindings")?;
         let texts = bindings.keys().filter_map(|(number, _)| {
             let binding: Binding = bindings.field(number)?;
@@ -116,6 +145,24 @@ mod tests {
         let request = QueryRequest::parse(body).unwrap();
         assert_eq!((request.text(1), request.binds), (Some("a"), 5));
         assert_eq!([2, 3, 4, 0].map(|number| request.text(number)), [None; 4]);
+    }
+
+    #[test]
+    fn by_the_sql_api_role_and_warehouse_are_the_rules() {
+        let body = br#"{"statement":"select ?","role":"ACCOUNTADMIN","warehouse":"BIG","timeout":60,"x":1,"bindings":{"1":{"type":"FIXED","value":"1"}}}"#;
+        let text = |request: &QueryRequest| String::from_utf8(request.to_vec()).unwrap();
+        let request = QueryRequest::of_api(body, None, None).unwrap();
+        assert_eq!((request.sql.as_str(), request.binds), ("select ?", 1));
+        assert_eq!(
+            text(&request),
+            r#"{"statement":"select ?","warehouse":"BIG","timeout":60,"bindings":{"1":{"type":"FIXED","value":"1"}}}"#
+        );
+        let request = QueryRequest::of_api(body, Some("ANALYST"), Some("WH")).unwrap();
+        let body: serde_json::Value = serde_json::from_str(&text(&request)).unwrap();
+        assert_eq!((&body["role"], &body["warehouse"]), (&"ANALYST".into(), &"WH".into()));
+        for body in ["{}", r#"{"sqlText":"select 1"}"#, r#"{"statement":"a","STATEMENT":"b"}"#] {
+            assert!(QueryRequest::of_api(body.as_bytes(), None, None).is_err(), "{body}");
+        }
     }
 
     #[test]

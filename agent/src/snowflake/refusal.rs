@@ -1,8 +1,12 @@
 //! How the agent says no. Every driver raises its usual exception for HTTP 200 with `success: false` and a six-digit
-//! code; other codes lose the message in some driver, and HTTP errors are retried, by some for ever.
+//! code; other codes lose the message in some driver, and HTTP errors are retried, by some for ever. The SQL API has no
+//! driver, and says it by the status of HTTP.
 
+use hyper::StatusCode;
 use serde_json::json;
 use uuid::Uuid;
+
+use super::api::PATH as API;
 
 /// A refusal as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,36 +17,50 @@ pub struct Refusal {
     pub message: String,
     /// Ours, so that the driver's exception leads to the record.
     pub query_id: Option<Uuid>,
+    /// By the SQL API.
+    pub status: StatusCode,
 }
 
 impl Refusal {
     /// Insufficient privileges: a statement that the policy refuses. Not retried by any driver.
     pub fn statement(message: String, id: Uuid) -> Self {
-        Self { code: "003001", sql_state: "42501", message, query_id: Some(id) }
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Self { code: "003001", sql_state: "42501", message, query_id: Some(id), status }
+    }
+
+    /// A query that is unknown, or another caller's.
+    pub fn query(message: String) -> Self {
+        Self { code: "003001", sql_state: "42501", message, query_id: None, status: StatusCode::NOT_FOUND }
     }
 
     /// A login that is refused: raised at once by every driver.
     pub fn login(message: String) -> Self {
-        Self { code: "390100", sql_state: "28000", message, query_id: None }
+        Self { code: "390100", sql_state: "28000", message, query_id: None, status: StatusCode::UNAUTHORIZED }
     }
 
     /// The session is unknown or not the caller's: drivers connect anew.
     pub fn session() -> Self {
         let message = "Snowfence does not know this session for this workload: connect again".into();
-        Self { code: "390111", sql_state: "08001", message, query_id: None }
+        Self { code: "390111", sql_state: "08001", message, query_id: None, status: StatusCode::UNAUTHORIZED }
     }
 
     /// The master token is unknown: the driver has to log in again.
     pub fn master_token() -> Self {
         let message = "Snowfence does not know this session for this workload: log in again".into();
-        Self { code: "390114", sql_state: "08001", message, query_id: None }
+        Self { code: "390114", sql_state: "08001", message, query_id: None, status: StatusCode::UNAUTHORIZED }
     }
 
-    /// A request that cannot be understood, or whose answer must not be given.
+    /// A request that cannot be understood.
     pub fn request(message: String) -> Self {
-        Self { code: "001003", sql_state: "42000", message, query_id: None }
+        Self { code: "001003", sql_state: "42000", message, query_id: None, status: StatusCode::BAD_REQUEST }
     }
 
+    /// A request whose answer must not, or cannot, be given.
+    pub fn answer(message: String) -> Self {
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, ..Self::request(message) }
+    }
+
+    /// As drivers read it.
     pub fn body(&self) -> Vec<u8> {
         let mut data = json!({
             "internalError": false,
@@ -56,6 +74,17 @@ impl Refusal {
             data.insert("queryId".into(), json!(id));
         }
         let body = json!({ "data": data, "code": self.code, "message": self.message, "success": false });
+        body.to_string().into_bytes()
+    }
+
+    /// As the SQL API says it; `now` in milliseconds since the epoch.
+    pub fn body_of_api(&self, now: i64) -> Vec<u8> {
+        let mut body = json!({ "code": self.code, "sqlState": self.sql_state, "message": self.message });
+        if let (Some(id), Some(body)) = (self.query_id, body.as_object_mut()) {
+            body.insert("statementHandle".into(), json!(id));
+            body.insert("createdOn".into(), json!(now));
+            body.insert("statementStatusUrl".into(), json!(format!("{API}/{id}")));
+        }
         body.to_string().into_bytes()
     }
 }
@@ -85,6 +114,19 @@ mod tests {
         assert_eq!(body["data"]["sqlState"], "42501");
         assert_eq!(body["data"]["queryId"], id.to_string());
         assert_eq!(body["message"], "no \"x\"\n");
+    }
+
+    #[test]
+    fn by_the_sql_api_it_is_an_error_of_http() {
+        let (id, refusal) = (Uuid::nil(), Refusal::statement("no".into(), Uuid::nil()));
+        let body: serde_json::Value = serde_json::from_slice(&refusal.body_of_api(7)).unwrap();
+        assert_eq!((refusal.status.as_u16(), &body["code"]), (422, &json!("003001")));
+        assert_eq!((&body["sqlState"], &body["createdOn"]), (&json!("42501"), &json!(7)));
+        assert_eq!(body["statementHandle"], id.to_string());
+        assert_eq!(body["statementStatusUrl"], format!("/api/v2/statements/{id}"));
+        let body = Refusal::login("no".into()).body_of_api(7);
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body, json!({ "code": "390100", "sqlState": "28000", "message": "no" }));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What Snowflake answers: looked through before any of it reaches the client.
 
+use hyper::StatusCode;
 use serde_json::value::RawValue;
 
+use super::api::is_ours;
 use super::json::{Malformed, Object};
 use super::operation::QueryId;
 use super::parts::{self, InParts};
@@ -26,6 +28,9 @@ const SECRET: [&str; 16] = [
     "token",
     "uploadinfo",
 ];
+
+/// By the SQL API, where there is always a code.
+const SUCCEEDED: &str = "090001";
 
 /// An answer that the client may have, and what the record needs of it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -63,13 +68,10 @@ impl Reply {
             Some(text) if text.starts_with('{') => Object::parse(text.as_bytes())?,
             _ => Object::default(),
         };
-        let is_secret = |(key, value): &(&str, &RawValue)| {
-            SECRET.contains(&key.to_ascii_lowercase().as_str()) && !is_empty(value.get())
-        };
         // Of those that lead to parts or stages only the known spelling is, in the known place.
         let is_replaced = |key: &str| parts::KEYS.contains(&key) || transfer::KEYS.contains(&key);
         let in_data = data.keys().filter(|(key, _)| !is_replaced(key));
-        let secret = body.keys().chain(in_data).find(is_secret).map(|(key, _)| key.to_owned());
+        let secret = secret_among(body.keys().chain(in_data));
         let (leads, secret) = match (InParts::is_in(&data), Transfer::is_in(&data)) {
             // No answer of Snowflake's leads to both.
             (true, true) => (None, Some("chunks".to_owned())),
@@ -96,6 +98,45 @@ impl Reply {
             secret,
         })
     }
+
+    /// Reads an answer of the SQL API, where the status of HTTP says how the statement went.
+    pub fn of_api(status: StatusCode, bytes: &[u8]) -> Result<Self, Malformed> {
+        let body = Object::parse(bytes)?;
+        let mut secret = secret_among(body.keys());
+        for (_, value) in body.keys().filter(|(_, value)| value.get().starts_with('{')) {
+            let inner = Object::parse(value.get().as_bytes())?;
+            secret = secret.or_else(|| secret_among(inner.keys()));
+        }
+        // A client follows it with its token, wherever it leads.
+        let url: Option<String> = body.field("statementStatusUrl");
+        let leads_away = url.is_some_and(|url| !is_ours(&url));
+        let text = |key| body.field::<String>(key).unwrap_or_default();
+        let (code, message) = match text("code") {
+            code if code == SUCCEEDED => (String::new(), String::new()),
+            code => (code, text("message")),
+        };
+        let query_id: Option<String> = body.field("statementHandle");
+        let result_ids: Option<Vec<String>> = body.field("statementHandles");
+        Ok(Self {
+            success: status == StatusCode::OK,
+            in_progress: status == StatusCode::ACCEPTED,
+            code,
+            message,
+            query_id: query_id.and_then(|id| QueryId::parse(&id)),
+            result_ids: result_ids.into_iter().flatten().filter_map(|id| QueryId::parse(&id)).collect(),
+            leads: None,
+            rows: body.object("resultSetMetaData")?.field("numRows"),
+            secret: secret.or_else(|| leads_away.then(|| "statementStatusUrl".to_owned())),
+        })
+    }
+}
+
+/// The first key that carries a secret, or leads to one.
+fn secret_among<'a>(mut entries: impl Iterator<Item = (&'a str, &'a RawValue)>) -> Option<String> {
+    let is_secret = |(key, value): &(&str, &RawValue)| {
+        SECRET.contains(&key.to_ascii_lowercase().as_str()) && !is_empty(value.get())
+    };
+    entries.find(is_secret).map(|(key, _)| key.to_owned())
 }
 
 /// How a query ended, as `GET /monitoring/queries/{id}` tells it.
@@ -143,6 +184,29 @@ mod tests {
         .unwrap();
         assert_eq!((reply.success, reply.rows, &reply.secret), (true, Some(3), &None));
         assert_eq!(reply.query_id.unwrap().as_str(), "01b1c2d3-0000-1111-2222-333344445555");
+    }
+
+    #[test]
+    fn an_answer_of_the_sql_api_is_read_by_its_status() {
+        let body = br#"{"code":"090001","message":"ok","statementHandle":"01b1c2d3-0000-1111-2222-333344445555","statementHandles":["01b1c2d3-0000-1111-2222-333344445556"],"statementStatusUrl":"/api/v2/statements/01b1c2d3-0000-1111-2222-333344445555","resultSetMetaData":{"numRows":3,"rowType":[{"name":"token"}]},"data":[["1"]]}"#;
+        let reply = Reply::of_api(StatusCode::OK, body).unwrap();
+        assert_eq!(
+            (reply.success, reply.rows, reply.code.as_str(), &reply.secret),
+            (true, Some(3), "", &None)
+        );
+        assert_eq!((reply.result_ids.len(), reply.in_progress), (1, false));
+        assert!(Reply::of_api(StatusCode::ACCEPTED, body).unwrap().in_progress);
+        let failed =
+            Reply::of_api(StatusCode::UNPROCESSABLE_ENTITY, br#"{"code":"002003","message":"no"}"#).unwrap();
+        assert_eq!((failed.success, failed.code.as_str(), failed.message.as_str()), (false, "002003", "no"));
+        for secret in [
+            r#"{"token":"x"}"#,
+            r#"{"data":{"stageInfo":{"creds":{}}}}"#,
+            r#"{"resultSetMetaData":{"qrmk":"k"}}"#,
+            r#"{"statementStatusUrl":"https://evil.example/api/v2/statements/1"}"#,
+        ] {
+            assert!(Reply::of_api(StatusCode::OK, secret.as_bytes()).unwrap().secret.is_some(), "{secret}");
+        }
     }
 
     #[test]

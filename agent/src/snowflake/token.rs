@@ -53,7 +53,15 @@ pub fn snowflake_token(header: &str) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("snowflake") && !token.is_empty() && !token.contains('"')).then_some(token)
 }
 
-/// The header that carries a token upstream.
+/// The token in a header `Authorization: Bearer …`, of RFC 6750.
+pub fn bearer_token(header: &str) -> Option<&str> {
+    let (scheme, rest) = header.split_once(' ')?;
+    let token = rest.trim();
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.bytes().all(valid)).then_some(token)
+}
+
+/// The header that carries a session token upstream.
 pub fn authorization(token: &str) -> String {
     format!("Snowflake Token=\"{token}\"")
 }
@@ -74,6 +82,15 @@ mod tests {
             "Snowflake Token=\"a\"b\"",
         ] {
             assert_eq!(snowflake_token(header), None, "{header}");
+        }
+    }
+
+    #[test]
+    fn a_bearer_token_is_one_word() {
+        assert_eq!(bearer_token("Bearer a.b-c_d"), Some("a.b-c_d"));
+        assert_eq!(bearer_token("BEARER  a.b.c "), Some("a.b.c"));
+        for header in ["", "Bearer", "Bearer ", "Bearer a b", "Snowflake Token=\"abc\"", "Basic abc"] {
+            assert_eq!(bearer_token(header), None, "{header}");
         }
     }
 

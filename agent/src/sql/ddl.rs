@@ -9,6 +9,9 @@ use super::types::{Access, Action, Effect, Feature, ObjectKind};
 use super::verbs::{ObjectType, Verb, is_modifier, object_type};
 use super::{MAX_NESTING, classify_nested, relations, scan};
 
+/// What drivers call the stage for bulk binds.
+const BIND_STAGES: [&str; 3] = ["SYSTEM$BIND", "SYSTEMBIND", "SNOWPARK_TEMP_STAGE_BIND"];
+
 /// `CREATE [OR REPLACE | OR ALTER] [modifier …] type [IF NOT EXISTS] name …`.
 pub(super) fn create(tokens: Tokens<'_>, nesting: u8) -> Reading {
     let replaces = tokens.phrase(1, &["OR", "REPLACE"]);
@@ -40,8 +43,9 @@ pub(super) fn create(tokens: Tokens<'_>, nesting: u8) -> Reading {
     if replaces {
         reading.act(Action::Replace);
         reading.feature(Feature::OrReplace);
-        let binds = named.as_ref().is_some_and(|(name, _)| name.rsplit('.').next() == Some("SYSTEM$BIND"));
+        let last = named.as_ref().and_then(|(name, _)| name.rsplit('.').next());
         // The stage that drivers make for bulk binds, which is theirs alone and ends with the session.
+        let binds = last.is_some_and(|name| BIND_STAGES.contains(&name));
         if !(binds && temporary && object_type.is(&["STAGE"])) {
             reading.raise(Effect::Destructive);
         }

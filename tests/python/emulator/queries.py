@@ -35,6 +35,8 @@ class Query:
     request: dict[str, Any]
     statements: list[str]
     wants_json: bool
+    # All rows in the answer, none in the storage.
+    whole: bool = False
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     started: float = field(default_factory=time.time)
     ended: float | None = None
@@ -100,10 +102,10 @@ class Queries:
         return query if query is not None and query.user == user else None
 
     def prepare(
-        self, session: Session, request_id: str, request: dict[str, Any], wants_json: bool
+        self, session: Session, request_id: str, request: dict[str, Any], wants_json: bool, whole: bool = False
     ) -> tuple[Query, bool]:
         """The query for a request, and whether to start it: not so when its id is repeated or its text bad."""
-        query = Query(session, request, [], wants_json)
+        query = Query(session, request, [], wants_json, whole)
         earlier = self._by_request.get((session.id, request_id)) if request_id else None
         if earlier is not None:
             if earlier.identity != query.identity:
@@ -179,7 +181,7 @@ class Queries:
         children: list[Query] = []
         for text in query.statements:
             request = {"sqlText": text}
-            child = Query(query.session, request, [text], query.wants_json, parent=query)
+            child = Query(query.session, request, [text], query.wants_json, query.whole, parent=query)
             self._remember(child)
             await self._run(child)
             if query.cancelled or child.error is not None:
@@ -296,6 +298,8 @@ class Queries:
             "sendResultTime": int(time.time() * 1000),
             "queryContext": {"entries": [{"id": 0, "timestamp": int(time.time() * 1_000_000), "priority": 0}]},
         }
+        if query.whole:
+            return data | final
         return parts.cut(data | final, query.id, str(query.request["sqlText"]), self._storage.results)
 
 
