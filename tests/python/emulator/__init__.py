@@ -15,4 +15,9 @@ keys. Comments in a PUT or a GET ask for what a test needs:
     /* expired credentials */              such as the storage refuses (with `once`: the first time that it is sent)
     /* breaks off */                       the first download of each of its files ends in the middle
     /* other file */                       the answer to a PUT names another local file than the statement
+
+In any statement of a driver's, once it has run (`trouble`; with `once`, only the first answer to its request):
+
+    /* answers 503 */                      an error page with this status
+    /* the answer breaks off */            half of the answer, and the end of the connection
 """

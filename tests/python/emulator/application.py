@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from emulator import protocol
+from emulator import protocol, trouble
 from emulator.credentials import Credentials
 from emulator.engine import Engine
 from emulator.protocol import Refusal
@@ -19,6 +19,7 @@ from emulator.request_log import RequestLog, readable_body, readable_payload
 from emulator.sessions import Session, Sessions
 from emulator.sql_api import SqlApi
 from emulator.storage import Storage
+from emulator.trouble import Trouble
 from web import Answer, Receive, Scope, Send
 
 LOGGER = logging.getLogger("upstream")
@@ -94,6 +95,10 @@ class Application:
         request = await read_request(scope, receive)
         try:
             answer = await self._dispatch(request)
+        except Trouble as trouble_on_the_way:
+            if trouble_on_the_way.status is None:
+                await trouble.break_off(json_answer(trouble_on_the_way.envelope), send)
+            answer = trouble_on_the_way.page()
         except Exception:
             LOGGER.exception("%s %s failed inside the emulator", request.method, request.path)
             answer = json_answer(protocol.failure(Refusal("000603", "Internal error.")), 500)
@@ -267,6 +272,10 @@ class Application:
         if body.get("asyncExec"):
             return query.envelope(protocol.IN_PROGRESS_ASYNC) if not query.done else query.envelope()
         await self._queries.wait(query, self._patience)
+        wanted = trouble.asked(sql)
+        if wanted is not None and not (wanted.once and query.troubled):
+            query.troubled = True
+            raise Trouble(wanted.status, query.envelope())
         return query.envelope()
 
     async def _result(self, request: Request, query_id: str) -> dict[str, Any]:

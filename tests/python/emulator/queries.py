@@ -45,6 +45,8 @@ class Query:
     parent: Query | None = None
     in_engine: bool = False
     cancelled: bool = False
+    # Its answer went wrong once already.
+    troubled: bool = False
     data: dict[str, Any] | None = None
     error: Refusal | None = None
 
