@@ -239,11 +239,14 @@ fn a_query_belongs_to_who_ran_it() -> Result<()> {
             r#"{HTTP}
 token = login()
 query_id = query(token, json.dumps(dict(sqlText="select 42")), request_id="4242-aaaa")["body"]["data"]["queryId"]
-say(id=query_id, mine=request("GET", f"/queries/{{query_id}}/result", None, token))
+scan = f"select * from table(result_scan('{{query_id}}'))"
+say(id=query_id, mine=request("GET", f"/queries/{{query_id}}/result", None, token),
+    scanned=query(token, json.dumps(dict(sqlText=scan))))
 "#
         ),
     )?;
     assert_eq!(ran[0]["mine"]["body"]["success"], true, "{}", ran[0]);
+    assert_eq!(ran[0]["scanned"]["body"]["success"], true, "{}", ran[0]);
     let id = ran[0]["id"].as_str().unwrap_or_default();
     let said = client(
         &other,
@@ -254,12 +257,18 @@ say(**request("GET", "/queries/{id}/result", None, token))
 say(**request("GET", "/monitoring/queries//{id}", None, token))
 say(**request("POST", "/queries/{id}/abort-request", "{{}}", token))
 say(**request("POST", "/queries/v1/abort-request", json.dumps(dict(requestId="4242-aaaa")), token))
+for scanned in ("'{id}'", "?", "$other", "'{id}' || ''"):
+    bound = {{"1": dict(type="TEXT", value="{id}")}} if scanned == "?" else None
+    say(**query(token, json.dumps(dict(sqlText=f"select * from table(result_scan({{scanned}}))", bindings=bound))))
+say(**query(token, json.dumps(dict(sqlText="execute immediate 'select * from table(result_scan(''{id}''))'"))))
 "#
         ),
     )?;
+    assert_eq!(said.len(), 9);
     for refused in &said {
         assert_eq!(refused["body"]["success"], false, "{refused}");
     }
+    assert!(arrived(&sandbox)?.iter().filter(|sql| sql.contains("result_scan")).count() == 1);
     let paths = sandbox.upstream_log()?;
     let asked = paths.iter().filter(|line| line["path"].as_str().unwrap_or_default().contains(id)).count();
     assert_eq!(asked, 1, "only the owner's request reached Snowflake");

@@ -14,12 +14,28 @@ use super::{Proxy, workload};
 use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
 use crate::policy::{Decision, Subject, Verdict, label};
 use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply};
-use crate::sql::{Classification, Effect, MAX_TEXT_BYTES, classify, local_files, with_values};
+use crate::sql::{
+    Classification, Effect, Feature, MAX_TEXT_BYTES, ObjectKind, Statement, classify, local_files,
+    with_values,
+};
 
 /// Texts above this size are classified off the data path's threads, in bytes.
 const INLINE: usize = 16 * 1024;
 /// Of a text that is too large to be decided on, so much is recorded, in bytes.
 const REFUSED_TEXT: usize = 64 * 1024;
+
+/// What is refused whatever the policy says: its name in the record, and why.
+const BUILT_IN: [(&str, &str); 4] = [TOO_LARGE, UNCLEAR_TRANSFER, TRANSFER_BY_API, OTHERS_RESULT];
+const TOO_LARGE: (&str, &str) = ("text-too-large", "its text is too large to be decided on");
+const UNCLEAR_TRANSFER: (&str, &str) = (
+    "file-transfer-unclear",
+    "a file transfer must be a statement by itself that names local files as `file://…`",
+);
+const TRANSFER_BY_API: (&str, &str) = ("file-transfer-by-api", "the SQL API has no file transfers");
+const OTHERS_RESULT: (&str, &str) = (
+    "result-of-another",
+    "it reads the result of a query that is not known as one of this caller's; name one by its id, or by LAST_QUERY_ID()",
+);
 
 /// Handles one request to run SQL, by whichever door it came. If it may, it goes upstream with the token.
 pub async fn run(
@@ -41,9 +57,10 @@ pub async fn run(
     };
     let local = transfers(&classification).then(|| local_files(&sql));
     let decision = match &local {
-        Some(_) if exchange.operation.is_of_api() => denied("file-transfer-by-api"),
+        Some(_) if exchange.operation.is_of_api() => denied(TRANSFER_BY_API.0),
         // The answer tells the driver which local files to touch: it must be clear which the statement names.
-        Some(None) => denied("file-transfer-unclear"),
+        Some(None) => denied(UNCLEAR_TRANSFER.0),
+        None if !results_are_own(exchange, session, &sql, &classification) => denied(OTHERS_RESULT.0),
         _ => decide(exchange, session, request, &classification),
     };
     let record = record(exchange, session, request, &classification, &decision);
@@ -90,6 +107,28 @@ pub fn observe(proxy: &Arc<Proxy>, query: &QueryId, answer: &Answer) {
     }
 }
 
+/// Whether every result of an earlier query that is read is one of the caller's: Snowflake knows only its user.
+fn results_are_own(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    sql: &str,
+    classification: &Classification,
+) -> bool {
+    let mut objects = classification.statements.iter().flat_map(|statement| &statement.objects);
+    let is_own = |id: &str| {
+        let id = QueryId::parse(id);
+        id.is_some_and(|id| exchange.proxy.sessions.owns(session, &id))
+    };
+    // What is cut off the list could be one.
+    let hides = |statement: &Statement| {
+        let has = |feature| statement.features.contains(&feature);
+        has(Feature::Truncated)
+            && (has(Feature::DynamicSql) || sql.to_ascii_uppercase().contains("RESULT_SCAN"))
+    };
+    objects.all(|object| object.kind != ObjectKind::QueryResult || is_own(&object.name))
+        && !classification.statements.iter().any(hides)
+}
+
 /// A refusal that is no policy's.
 fn denied(reason: &'static str) -> Decision {
     Decision { verdict: Verdict::Deny, policy: reason.into() }
@@ -102,7 +141,7 @@ fn decide(
     classification: &Classification,
 ) -> Decision {
     if request.sql.len() > MAX_TEXT_BYTES {
-        return denied("text-too-large");
+        return denied(TOO_LARGE.0);
     }
     let (caller, rule) = (session.principal.caller(), session.principal.rule());
     let subject = Subject {
@@ -266,7 +305,9 @@ fn not_recorded(exchange: &Exchange<'_>, error: &audit::AuditError, id: Uuid) ->
 fn refusal(classification: &Classification, decision: &Decision, request_id: &str) -> String {
     let worst = classification.statements.iter().find(|statement| statement.effect == classification.effect);
     let kind = worst.map_or("this", |statement| statement.kind.as_str());
+    let built_in = BUILT_IN.iter().find(|(name, _)| decision.policy == *name);
     let why = match (decision.verdict, classification.effect) {
+        (Verdict::Deny, _) if let Some((_, why)) = built_in => why,
         (Verdict::Hold, _) => {
             "it needs the approval of a person, for which this version of Snowfence has no way to ask"
         }

@@ -5,7 +5,7 @@ use super::lexer::{Kind, decode};
 use super::objects::{self, object};
 use super::source::Tokens;
 use super::tokens::Reading;
-use super::types::{Access, Action, Effect, Feature, ObjectKind};
+use super::types::{Access, Action, Effect, Feature, Object, ObjectKind};
 use super::{functions, session};
 
 /// Where a verb counts.
@@ -213,11 +213,29 @@ fn call(tokens: Tokens<'_>, at: usize, reading: &mut Reading) {
         }
     }
     apply(&name, reading);
+    if name.rsplit(['.', '!']).next() == Some("RESULT_SCAN") {
+        // A call with one literal is over within these.
+        if let Some(result) = scanned(tokens.slice(at + 1, at + 16)) {
+            reading.object(result);
+        }
+    }
     let qualified = first < at && !matches!(tokens.word(at), "VALUES");
     let reported = qualified || name.starts_with("SYSTEM$");
     if reported && !follows_target(tokens, first) && !reading.names(&name) {
         reading.object(object(name, ObjectKind::Function, Access::Execute));
     }
+}
+
+/// The result that `RESULT_SCAN` reads, the tokens being those behind the name; none where it is one of the session's own.
+fn scanned(tokens: Tokens<'_>) -> Option<Object> {
+    let behind = tokens.behind_bracket(0);
+    if tokens.word(1) == "LAST_QUERY_ID" && tokens.behind_bracket(2) + 1 == behind {
+        return None;
+    }
+    let is_literal = behind == 3 && tokens.is_punct(2, b')');
+    let literal = is_literal.then(|| decode(tokens.kind(1)?, tokens.raw(1))).flatten();
+    let id = literal.unwrap_or_else(|| objects::UNKNOWN_NAME.to_owned());
+    Some(object(id, ObjectKind::QueryResult, Access::Read))
 }
 
 /// Whether brackets behind the name at `at` hold columns or parameters rather than the arguments of a call.

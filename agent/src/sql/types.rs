@@ -160,6 +160,8 @@ pub enum ObjectKind {
     User,
     View,
     Warehouse,
+    /// The result of an earlier query, by that query's id.
+    QueryResult,
     /// An object of a type without an entry here, or of one that the text does not tell.
     Unknown,
 }

@@ -1,6 +1,6 @@
 //! What a policy may want to know beyond the effect, and how a classification is printed.
 
-use super::super::{Action, Feature, MAX_TEXT_BYTES, classify};
+use super::super::{Action, Feature, MAX_TEXT_BYTES, ObjectKind, classify};
 use super::features_of;
 
 #[test]
@@ -111,4 +111,39 @@ fn printed_in_snake_case_without_the_range() {
             "effect": "exfiltration",
         })
     );
+}
+
+#[test]
+fn the_results_of_earlier_queries_are_named() {
+    let results = |sql: &str| -> Vec<String> {
+        let objects = classify(sql).statements.into_iter().flat_map(|statement| statement.objects);
+        objects.filter(|object| object.kind == ObjectKind::QueryResult).map(|object| object.name).collect()
+    };
+    let id = "01b1c2d3-0000-1111-2222-333344445555";
+    for sql in [
+        "select * from table(result_scan('01b1c2d3-0000-1111-2222-333344445555'))",
+        "select * from table ( RESULT_SCAN ( $$01b1c2d3-0000-1111-2222-333344445555$$ ) ) where 1 = 1",
+        "execute immediate 'select * from table(result_scan(''01b1c2d3-0000-1111-2222-333344445555''))'",
+        "with a as (select * from table(\"RESULT_SCAN\"('01b1c2d3-0000-1111-2222-333344445555'))) select 1",
+        "begin let x := (select * from table(result_scan('01b1c2d3-0000-1111-2222-333344445555'))); end",
+    ] {
+        assert_eq!(results(sql), [id], "{sql}");
+    }
+    for sql in [
+        "select * from table(result_scan($id))",
+        "select * from table(result_scan(?))",
+        "select * from table(result_scan('01b1' || 'c2d3'))",
+        "select * from table(result_scan((select max(id) from t)))",
+        "select * from table(result_scan(last_query_id() || ''))",
+    ] {
+        assert_eq!(results(sql), ["?"], "{sql}");
+    }
+    for sql in [
+        "select * from table(result_scan(last_query_id()))",
+        "select * from table(result_scan(last_query_id(-2)))",
+        "select 'result_scan(''x'')'",
+        "select result_scan from t",
+    ] {
+        assert_eq!(results(sql), Vec::<String>::new(), "{sql}");
+    }
 }
