@@ -25,7 +25,6 @@ use uuid::Uuid;
 use super::lease::{Bound, LeaseError};
 use super::service::{Exchange, Reaction, plain};
 use super::sessions::Session;
-use super::share::Held;
 use super::storage::{Opened, StorageError};
 use super::{Proxy, workload};
 use crate::audit::{Caller, Event, EventKind};
@@ -35,7 +34,7 @@ use crate::snowflake::{Access, Direction, Metadata, Stage, Transfer, TransferErr
 const PIECE: usize = 8 * 1024 * 1024;
 /// Between two frames of a file.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// How long an upload waits for its workload's share of memory.
+/// How long an upload waits for its turn.
 const TURN: Duration = Duration::from_secs(30);
 /// Frames of a file that wait for the client.
 const WAITING: usize = 2;
@@ -210,9 +209,8 @@ async fn store(exchange: &Exchange<'_>, name: &str, mut body: Incoming) -> Resul
         .map(|(name, value)| (Attribute::Metadata(name.into()), value))
         .collect();
     let only_new = only_new(&exchange.parts.headers);
-    let mut held = Held::default();
-    let turn = tokio::time::timeout(TURN, exchange.peer.share.wait(PIECE, &mut held));
-    turn.await.map_err(|_| FileError::Busy)?;
+    let turn = tokio::time::timeout(TURN, exchange.peer.share.upload()).await;
+    let _turn = turn.ok().flatten().ok_or(FileError::Busy)?;
     let mut moved = Moved::new(exchange, EventKind::FileUploaded, &lease, &path);
     moved.digest_of_client = metadata.digest;
     let mut pieces: Option<Box<dyn MultipartUpload>> = None;

@@ -10,11 +10,16 @@ const CONNECTIONS: usize = 512;
 /// Bytes of requests that are in memory, in KiB: of one workload, and of all.
 const WORKLOAD_KIB: usize = 64 * 1024;
 const ALL_KIB: usize = 256 * 1024;
+/// Files that are taken from clients at a time, of which each has a piece in memory: of one workload, and of all. They
+/// have nothing of the above, as a slow one could keep it for long.
+const UPLOADS: usize = 4;
+const ALL_UPLOADS: usize = 16;
 
 /// The shares of all workloads that have connections.
 pub struct Shares {
     by_cgroup: Mutex<HashMap<u64, Weak<Share>>>,
     all: Arc<Semaphore>,
+    all_uploads: Arc<Semaphore>,
 }
 
 /// The share of one workload.
@@ -22,6 +27,14 @@ pub struct Share {
     connections: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     all: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
+    all_uploads: Arc<Semaphore>,
+}
+
+/// Room for one upload, until this is dropped.
+pub struct Upload {
+    _of_workload: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
 }
 
 /// Memory that is taken from a share until this is dropped.
@@ -30,7 +43,11 @@ pub struct Held(Vec<OwnedSemaphorePermit>);
 
 impl Default for Shares {
     fn default() -> Self {
-        Self { by_cgroup: Mutex::default(), all: Arc::new(Semaphore::new(ALL_KIB)) }
+        Self {
+            by_cgroup: Mutex::default(),
+            all: Arc::new(Semaphore::new(ALL_KIB)),
+            all_uploads: Arc::new(Semaphore::new(ALL_UPLOADS)),
+        }
     }
 }
 
@@ -46,6 +63,8 @@ impl Shares {
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             bytes: Arc::new(Semaphore::new(WORKLOAD_KIB)),
             all: Arc::clone(&self.all),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            all_uploads: Arc::clone(&self.all_uploads),
         });
         shares.insert(cgroup_id, Arc::downgrade(&share));
         share
@@ -56,6 +75,13 @@ impl Share {
     /// Room for one more connection; `None` where the workload has all that it may have.
     pub fn connection(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.connections).try_acquire_owned().ok()
+    }
+
+    /// Waits for its turn to upload a file; those of a workload wait for each other first.
+    pub async fn upload(&self) -> Option<Upload> {
+        let of_workload = Arc::clone(&self.uploads).acquire_owned().await.ok()?;
+        let of_all = Arc::clone(&self.all_uploads).acquire_owned().await.ok()?;
+        Some(Upload { _of_workload: of_workload, _of_all: of_all })
     }
 
     /// Room for so many bytes more; false where there is none.
@@ -78,19 +104,10 @@ impl Share {
     }
 }
 
-impl Share {
-    /// Waits for room for so many bytes more; the requests of a workload wait in turn.
-    pub async fn wait(&self, bytes: usize, held: &mut Held) {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        for semaphore in [&self.bytes, &self.all] {
-            // They are never closed.
-            held.0.extend(Arc::clone(semaphore).acquire_many_owned(kib).await.ok());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -106,7 +123,10 @@ mod tests {
         let connections: Vec<_> = std::iter::from_fn(|| greedy.connection()).collect();
         assert_eq!(connections.len(), CONNECTIONS);
         assert!(modest.connection().is_some());
-        drop((greedy, connections));
+        let uploads: Vec<_> = std::iter::from_fn(|| greedy.upload().now_or_never().flatten()).collect();
+        assert_eq!(uploads.len(), UPLOADS);
+        assert!(modest.upload().now_or_never().flatten().is_some());
+        drop((greedy, connections, uploads));
         assert!(shares.of(1).connection().is_some(), "a share is forgotten with its last connection");
     }
 }
