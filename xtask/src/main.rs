@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod ebpf;
+mod fuzz;
 mod kernels;
 mod pages;
 mod privilege;
@@ -44,6 +45,9 @@ enum Job {
     /// Measure what Snowfence costs.
     #[command(after_help = pages::BENCH)]
     Bench(bench::Options),
+    /// Look for input that the agent does not take well.
+    #[command(after_help = pages::FUZZ)]
+    Fuzz(fuzz::Options),
     /// Take down sandboxes whose owner was killed.
     CleanSandboxes,
 }
@@ -67,6 +71,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Job::Demo(options) => sandbox::demo(&root, &options),
         Job::Test(options) => test::run(&root, &options),
         Job::Bench(options) => bench::run(&root, &options),
+        Job::Fuzz(options) => fuzz::run(&root, &options),
         Job::CleanSandboxes => sandbox::clean(&root),
     }
 }

@@ -90,3 +90,12 @@ what they are on another machine is another matter.
 Examples:
   cargo xtask bench capture
   cargo xtask bench capture --pairs 1000 --json > capture.json";
+
+pub const FUZZ: &str = "\
+By libFuzzer, with the stable compiler; the first build takes some minutes. What is worth trying
+each time lies in agent/fuzz/corpus, which `cargo xtask test` feeds to the same functions; new
+inputs go to target/fuzz/found.
+
+Examples:
+  cargo xtask fuzz
+  cargo xtask fuzz answer --seconds 600";
