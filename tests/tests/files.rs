@@ -167,10 +167,7 @@ say(**attempt(lambda: cursor.execute("select count(*), cast(sum(a) as int), max(
         assert_eq!(texts(&said[1]["rows"][0]), ["1000", "499500", "row 999"], "{}", said[1]);
         assert_eq!(said[2]["rows"], 70_000, "{}", said[2]);
         assert_eq!(texts(&said[3]["rows"][0]), ["70000", "2449965000", "row 9999"], "{}", said[3]);
-        assert!(
-            arrived(&sandbox)?.iter().any(|sql| sql.contains("BIND")),
-            "the binds went by a stage"
-        );
+        assert!(arrived(&sandbox)?.iter().any(|sql| sql.contains("BIND")), "the binds went by a stage");
         assert!(storage_requests(&sandbox)?.len() >= 2);
     }
     Ok(())
