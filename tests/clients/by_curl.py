@@ -98,10 +98,10 @@ def names(answer: Answer) -> list[str]:
 @scenario("every type")
 def _() -> None:
     values = rows("""
-        select 42, 1.50::number(10, 2), 12345678901234567890123456789012345678::number(38, 0), 1.25::float, true,
+        select 42, 1.50::number(10, 2), 123456789012345678901234567890.12::number(38, 2), 1.25::float, true,
             '2024-02-29'::date, '13:14:15.123456'::time, '2024-02-29 13:14:15.123456'::timestamp_ntz,
             '2024-02-29 13:14:15.123456 +0000'::timestamp_tz, to_binary('CAFE', 'HEX')""")[0]
-    same(values[:5], ["42", "1.50", "12345678901234567890123456789012345678", "1.25", "true"])
+    same(values[:5], ["42", "1.50", "123456789012345678901234567890.12", "1.25", "true"])
     same(values[5:], ["19782", "47655.123456000", "1709212455.123456000", "1709212455.123456000 1440", "CAFE"])
     nested = rows("""select parse_json('{"a": [1, "ü", null]}'), array_construct(1, 2), object_construct('k', 1)""")[0]
     same([json.loads(text) for text in nested], [{"a": [1, "ü", None]}, [1, 2], {"k": 1}])
@@ -155,7 +155,7 @@ def _() -> None:
 
 @scenario("asynchronous")
 def _() -> None:
-    answer = ask("select 40 + 2 from (select system$wait(1))", "?async=true")
+    answer = ask("select 40 + 2", "?async=true")
     same(answer.status in (200, 202), True)
     path = f"{STATEMENTS}/{answer.handle}"
     wait_until(lambda: curl("GET", path).status != 202)

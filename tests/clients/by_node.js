@@ -86,18 +86,20 @@ scenario('every type', async () => {
   const [row] = await rows(`
     select 42 as A, 1.50::number(10, 2) as B, 1.25::float as C, true as D, '2024-02-29'::date as E,
       '13:14:15.123456'::time as F, '2024-02-29 13:14:15.123456'::timestamp_ntz as G,
-      '2024-02-29 13:14:15.123456 +0000'::timestamp_tz as H, to_binary('CAFE', 'HEX') as I,
-      parse_json('{"a": [1, "ü", null]}') as J, array_construct(1, 2) as K, object_construct('k', 1) as L`);
+      to_binary('CAFE', 'HEX') as H`);
+  const [zoned] = await rows("select '2024-02-29 13:14:15.123456 +0000'::timestamp_tz as A");
+  const [nested] = await rows(`
+    select parse_json('{"a": [1, "ü", null]}') as A, array_construct(1, 2) as B, object_construct('k', 1) as C`);
   same([row.A, row.B, row.C, row.D], [42, 1.5, 1.25, true]);
-  same([row.E, row.G, row.H].map((moment) => moment.getTime()), [
+  same([row.E, row.G, zoned.A].map((moment) => moment.getTime()), [
     Date.UTC(2024, 1, 29), Date.UTC(2024, 1, 29, 13, 14, 15, 123), Date.UTC(2024, 1, 29, 13, 14, 15, 123)]);
   same(row.F, '13:14:15');
-  same([...row.I], [0xca, 0xfe]);
-  same([row.J, row.K, row.L], [{ a: [1, 'ü', null] }, [1, 2], { k: 1 }]);
-  const [exact] = await rowsOf(connection, 'select 12345678901234567890123456789012345678::number(38, 0) as N', {
+  same([...row.H], [0xca, 0xfe]);
+  same([nested.A, nested.B, nested.C], [{ a: [1, 'ü', null] }, [1, 2], { k: 1 }]);
+  const [exact] = await rowsOf(connection, 'select 123456789012345678901234567890.12::number(38, 2) as N', {
     fetchAsString: ['Number'],
   });
-  same(exact.N, '12345678901234567890123456789012345678');
+  same(exact.N, '123456789012345678901234567890.12');
 });
 
 scenario('NULLs', async () => {

@@ -86,10 +86,10 @@ def _() -> None:
 def _() -> None:
     moment = datetime.datetime(2024, 2, 29, 13, 14, 15, 123456)
     values = tuple(rows("""
-        select 42, 1.50::number(10, 2), 12345678901234567890123456789012345678::number(38, 0), 1.25::float, true,
+        select 42, 1.50::number(10, 2), 123456789012345678901234567890.12::number(38, 2), 1.25::float, true,
             '2024-02-29'::date, '13:14:15.123456'::time, '2024-02-29 13:14:15.123456'::timestamp_ntz,
             to_binary('CAFE', 'HEX')""")[0])
-    same(values[:5], (42, Decimal("1.50"), 12345678901234567890123456789012345678, 1.25, True))
+    same(values[:5], (42, Decimal("1.50"), Decimal("123456789012345678901234567890.12"), 1.25, True))
     same(values[5:], (moment.date(), moment.time(), moment, bytearray(b"\xca\xfe")))
     zone = datetime.timezone(datetime.timedelta(0))
     same(rows("select '2024-02-29 13:14:15.123456 +0000'::timestamp_tz")[0][0].astimezone(zone), moment.replace(tzinfo=zone))

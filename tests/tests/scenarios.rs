@@ -157,6 +157,8 @@ fn tries_all(client: Client) -> Result<()> {
             _ => drop(outcomes.insert(text("scenario"), text("outcome"))),
         }
     }
+    let missing = SCENARIOS.iter().filter(|name| !outcomes.contains_key(**name) && failures.is_empty());
+    failures.extend(missing.map(|name| format!("{name}: it was not tried")).collect::<Vec<_>>());
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
 
     let refused =
@@ -200,11 +202,11 @@ fn said_by(client: Client, sandbox: &mut Sandbox, program: &Path) -> Result<Vec<
         }
         fs::remove_file(&wish)?;
     }
+    let ended = process.wait(Duration::ZERO)?.context("it has ended")?;
+    ensure!(ended.success(), "it ended with {ended}:\n{}", process.last_words());
     let output = process.output()?;
     let said = output.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned()));
-    let said: Vec<Value> = said.collect::<Result<_>>()?;
-    ensure!(!said.is_empty(), "{}", process.last_words());
-    Ok(said)
+    said.collect()
 }
 
 /// Compares a column with what is checked in, or puts it there.
