@@ -81,11 +81,11 @@ def _() -> None:
     row = rows("""
         select 42 as a, 1.50::number(10, 2) as b, 123456789012345678901234567890.12::number(38, 2) as c,
             1.25::float as d, true as e, '2024-02-29'::date as f, '13:14:15.123456'::time as g,
-            '2024-02-29 13:14:15.123456'::timestamp_ntz as h, to_binary('CAFE', 'HEX') as i,
-            parse_json('{"a": [1, "ü", null]}') as j, array_construct(1, 2) as k, object_construct('k', 1) as l""")[0]
-    same([row[name] for name in "ABCDE"], [42, "1.50", Decimal("123456789012345678901234567890.12"), 1.25, True])
+            '2024-02-29 13:14:15.123456'::timestamp_ntz as h, to_binary('CAFE', 'HEX') as i""")[0]
+    same([row[name] for name in "ABCDE"], [42, "1.50", "123456789012345678901234567890.12", 1.25, True])
     same([row[name] for name in "FGHI"], ["2024-02-29", "13:14:15.123456", "2024-02-29T13:14:15.123456", "cafe"])
-    same([json.loads(row[name]) for name in "JKL"], [{"a": [1, "ü", None]}, [1, 2], {"k": 1}])
+    nested = rows("""select parse_json('{"a": [1, "ü", null]}'), array_construct(1, 2), object_construct('k', 1)""")[0]
+    same([json.loads(text) for text in nested.values()], [{"a": [1, "ü", None]}, [1, 2], {"k": 1}])
 
 
 @scenario("NULLs")
@@ -101,19 +101,24 @@ def _() -> None:
 
 @scenario("write")
 def _() -> None:
-    rows("create table written (id int, name varchar)")
-    same(rows("insert into written values (1, 'one'), (2, 'two')"), [{"number of rows inserted": 2}])
-    rows("update written set name = 'zwei' where id = 2")
-    rows("delete from written where id = 1")
-    same(rows("select * from written"), [{"ID": 2, "NAME": "zwei"}])
+    said = rows("""
+        create table written (id int, name varchar);
+        insert into written values (1, 'one'), (2, 'two');
+        update written set name = 'zwei' where id = 2;
+        delete from written where id = 1;
+        select * from written""")
+    same(said[1], [{"number of rows inserted": 2}])
+    same(said[4], [{"ID": 2, "NAME": "zwei"}])
 
 
 @scenario("transaction")
 def _() -> None:
-    rows("create table kept (id int)")
-    rows("begin; insert into kept values (1); rollback")
-    rows("begin; insert into kept values (2); commit")
-    same(rows("select id from kept"), [{"ID": 2}])
+    said = rows("""
+        create table kept (id int);
+        begin; insert into kept values (1); rollback;
+        begin; insert into kept values (2); commit;
+        select id from kept""")
+    same(said[-1], [{"ID": 2}])
 
 
 cannot("binds", "the CLI puts variables into the text itself")
@@ -167,9 +172,9 @@ def _() -> None:
 
 def in_between(wish: str) -> None:
     """A session of three statements, and something happens during the second."""
-    timer = threading.Timer(5, please, [wish])
+    timer = threading.Timer(4, please, [wish])
     timer.start()
-    text = "select current_session() as s; select system$wait(8) as w; select current_session() as s"
+    text = "select current_session() as s; select system$wait(8); select current_session() as s"
     before, _, after = rows(text)
     timer.join()
     same(before, after)
@@ -190,7 +195,7 @@ def _() -> None:
     same(at_once(3, lambda number: rows(f"select {number} as n")), [[{"N": number}] for number in range(3)])
 
 
-cannot("100 sessions at once", "each is a process of its own, of half a second of work")
+cannot("100 sessions at once", "each session is a process of its own")
 
 
 @scenario("files: PUT and GET")

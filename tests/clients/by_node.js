@@ -89,13 +89,13 @@ scenario('every type', async () => {
       to_binary('CAFE', 'HEX') as H`);
   const [zoned] = await rows("select '2024-02-29 13:14:15.123456 +0000'::timestamp_tz as A");
   const [nested] = await rows(`
-    select parse_json('{"a": [1, "ü", null]}') as A, array_construct(1, 2) as B, object_construct('k', 1) as C`);
+    select parse_json('{"a": [1, "ü", null]}') as A, array_construct(1, 2), object_construct('k', 1) as C`);
   same([row.A, row.B, row.C, row.D], [42, 1.5, 1.25, true]);
   same([row.E, row.G, zoned.A].map((moment) => moment.getTime()), [
     Date.UTC(2024, 1, 29), Date.UTC(2024, 1, 29, 13, 14, 15, 123), Date.UTC(2024, 1, 29, 13, 14, 15, 123)]);
   same(row.F, '13:14:15');
   same([...row.H], [0xca, 0xfe]);
-  same([nested.A, nested.B, nested.C], [{ a: [1, 'ü', null] }, [1, 2], { k: 1 }]);
+  same(Object.values(nested), [{ a: [1, 'ü', null] }, [1, 2], { k: 1 }]);
   const [exact] = await rowsOf(connection, 'select 123456789012345678901234567890.12::number(38, 2) as N', {
     fetchAsString: ['Number'],
   });
