@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def rows(sql: str, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
+@cache
+def several_results() -> Any:
+    """What small statements say, all in one call: the CLI takes seconds to start."""
+    quoted = UNICODE.replace("\\", "\\\\").replace("'", "''")
+    return rows(f"""
+        select id, credit from customers where id < 3 order by id;
+        select id, name from customers where id < 0;
+        select null as a, null::int as b, null::date as c;
+        select '{quoted}' as a""")
+
+
 def error_of(sql: str) -> str:
     done = snow("sql", "--query", sql)
     same(done.returncode, 1)
@@ -61,8 +73,7 @@ def _() -> None:
 
 @scenario("a small result")
 def _() -> None:
-    read = rows("select id, credit from customers where id < 3 order by id")
-    same(read, [{"ID": 1, "CREDIT": "17.37"}, {"ID": 2, "CREDIT": "34.74"}])
+    same(several_results()[0], [{"ID": 1, "CREDIT": "17.37"}, {"ID": 2, "CREDIT": "34.74"}])
 
 
 @scenario("a large result, in parts")
@@ -73,7 +84,7 @@ def _() -> None:
 
 @scenario("an empty result")
 def _() -> None:
-    same(rows("select id, name from customers where id < 0"), [])
+    same(several_results()[1], [])
 
 
 @scenario("every type")
@@ -90,13 +101,12 @@ def _() -> None:
 
 @scenario("NULLs")
 def _() -> None:
-    same(rows("select null as a, null::int as b, null::date as c"), [{"A": None, "B": None, "C": None}])
+    same(several_results()[2], [{"A": None, "B": None, "C": None}])
 
 
 @scenario("Unicode")
 def _() -> None:
-    text = UNICODE.replace("\\", "\\\\").replace("'", "''")
-    same(rows(f"select '{text}' as a"), [{"A": UNICODE}])
+    same(several_results()[3], [{"A": UNICODE}])
 
 
 @scenario("write")

@@ -46,7 +46,11 @@ impl Table {
             rows.push('\n');
         }
         let titles = self.columns.iter().map(|column| column.first().map_or("", String::as_str));
-        let mut text = format!("| |{}\n|---|", titles.map(|title| format!(" {title} |")).collect::<String>());
+        let mut text = String::from("| |");
+        for title in titles {
+            let _ = write!(text, " {title} |");
+        }
+        text.push_str("\n|---|");
         text.push_str(&":-:|".repeat(self.columns.len()));
         let _ = writeln!(text, "\n{rows}");
         for (number, reason) in reasons.iter().enumerate() {
