@@ -28,6 +28,7 @@
 pub mod bench;
 pub mod certificates;
 pub mod cgroup;
+pub mod client_table;
 pub mod command_line;
 pub mod configuration;
 pub mod container;

@@ -386,6 +386,12 @@ impl Sandbox {
         self.running(service)?.stop(services::STOP_DEADLINE).map(drop)
     }
 
+    /// Sends a part of the outside world a signal.
+    pub fn signal_service(&self, service: Service, signal: Signal) -> Result<()> {
+        let process = self.services.get(&service);
+        process.with_context(|| format!("{} does not run", service.name()))?.signal(signal)
+    }
+
     /// Kills a part of the outside world.
     pub fn kill_service(&mut self, service: Service) -> Result<()> {
         self.running(service)?.kill()

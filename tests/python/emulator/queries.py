@@ -145,6 +145,15 @@ class Queries:
         else:
             query.task.cancel()
 
+    def _cancel_by_statement(self, query: Query, action: statements.Cancel) -> str:
+        """Cancels what the statement `query` names, and says so."""
+        user = [other for other in self._by_id.values() if other.user == query.user and other is not query]
+        named = [other for other in user if action.target in (other.id, str(other.session.id) if action.all else "")]
+        running = [other for other in named if not other.done and other.task is not None]
+        for other in running:
+            self.cancel(other)
+        return f"{len(running)} queries canceled." if action.all else f"query [{action.target}] terminated."
+
     def forget(self, session: Session) -> None:
         """The session ends: its temporary stages go."""
         for stage in self._stages.forget(session):
@@ -207,6 +216,8 @@ class Queries:
                 return self._scan(query, action.query_id)
             if isinstance(action, statements.Allowlist):
                 return status_result(json.dumps(allowlist(self._hosts, self._storage.host)), 0x1000, "SYSTEM$ALLOWLIST()")
+            if isinstance(action, statements.Cancel):
+                return status_result(self._cancel_by_statement(query, action), 0x1000, "SYSTEM$CANCEL_QUERY")
             if action is not None:
                 return status_result("Statement executed successfully.", 0x4000)
         async with session.lock:
@@ -287,7 +298,9 @@ class Queries:
         if "rowtype" in data:
             data.setdefault("returned", data.get("total", 0))
             data.setdefault("numberOfBinds", len(query.request.get("bindings") or {}))
+        settings = [{"name": name, "value": value} for name, value in session.parameters.items()]
         final = {
+            "parameters": settings,
             "queryId": query.id,
             "sqlState": "00000",
             "databaseProvider": None,

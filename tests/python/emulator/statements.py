@@ -22,6 +22,10 @@ ALLOWLIST = re.compile(r"\s*select\s+system\$allowlist\s*\(\s*\)\s*;?\s*", re.I)
 ALTER_SESSION = re.compile(r"\s*alter\s+session\s+(set|unset)\s+(\w+)\s*(?:=\s*('[^']*'|[^\s;]+))?\s*;?\s*", re.I)
 USE = re.compile(r"\s*use\s+(role|warehouse)\s+(?:\"([^\"]+)\"|(\w+))\s*;?\s*", re.I)
 TRUNCATE = re.compile(r"\s*truncate\s+table\s+if\s+exists\b", re.I)
+CANCEL = re.compile(r"\s*select\s+system\$cancel_(query|all_queries)\s*\(\s*'?([\w-]+)'?\s*\)\s*;?\s*", re.I)
+# `$1` and its kind, which name the columns of VALUES; not what is quoted.
+FROM_VALUES = re.compile(r"\bfrom\s+values\b", re.I)
+POSITION = re.compile(r"""('(?:\\.|''|[^'\\])*'|"(?:""|[^"])*")|\$(\d+)""", re.S)
 CONTEXT = re.compile(r"current_(?:user|role|warehouse|account|session)\b", re.I)
 
 
@@ -42,6 +46,14 @@ class Scan:
 @dataclass
 class Allowlist:
     """`SYSTEM$ALLOWLIST()`: the hosts that the account's clients need."""
+
+
+@dataclass
+class Cancel:
+    """`SYSTEM$CANCEL_QUERY(id)`, or `SYSTEM$CANCEL_ALL_QUERIES(session)`."""
+
+    target: str
+    all: bool
 
 
 @dataclass
@@ -84,7 +96,7 @@ def expected_count(parameters: dict[str, Any], session: Session) -> int:
         raise Refusal("001007", f"invalid value {value!r} for parameter 'MULTI_STATEMENT_COUNT'", "22023") from None
 
 
-def answered_here(sql: str, session: Session) -> Wait | Scan | Allowlist | Done | None:
+def answered_here(sql: str, session: Session) -> Wait | Scan | Allowlist | Cancel | Done | None:
     """Takes what fakesnow does not know (waiting, old results, session parameters, role, warehouse) off the engine."""
     if match := SCAN.fullmatch(sql):
         return Scan(match[1])
@@ -92,6 +104,8 @@ def answered_here(sql: str, session: Session) -> Wait | Scan | Allowlist | Done 
         return Wait(int(match[1]))
     if ALLOWLIST.fullmatch(sql):
         return Allowlist()
+    if match := CANCEL.fullmatch(sql):
+        return Cancel(match[2], match[1].lower() != "query")
     if (match := ALTER_SESSION.fullmatch(sql)) and match[2].upper() != "AUTOCOMMIT":
         name = match[2].upper()
         if match[1].lower() == "unset":
@@ -114,6 +128,9 @@ def with_context(sql: str, session: Session, account: str) -> str:
     replaced by the session's values."""
     # DuckDB has no such condition.
     sql = TRUNCATE.sub("truncate table", sql)
+    if FROM_VALUES.search(sql):
+        # The other name that Snowflake has for them.
+        sql = POSITION.sub(lambda match: match[1] or f"COLUMN{match[2]}", sql)
     if not CONTEXT.search(sql):
         return sql
     values = {
