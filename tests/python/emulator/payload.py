@@ -8,9 +8,11 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from web import Receive
+if TYPE_CHECKING:
+    # The server behind it is not where there is no more than Python.
+    from web import Receive
 
 PIECE = 64 * 1024
 # Bodies up to this size are in the request log as they are.
