@@ -9,6 +9,8 @@ import random
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import unittest
@@ -260,6 +262,18 @@ class Witness(unittest.TestCase):
             for kind in (witness.IPV4, witness.IPV6):
                 with self.assertRaises(witness.NotPacket):
                     witness.read(kind, data)
+
+
+class Plain(unittest.TestCase):
+    """What runs on other kernels, where there is no more than Python."""
+
+    def test_nothing_but_python_is_needed(self) -> None:
+        for program in ("dns.py", "forward_proxy.py", "plain_upstream.py", "witness.py"):
+            with self.subTest(program):
+                # Without the environment's packages.
+                command = [sys.executable, "-S", str(fixtures.HERE / program), "--help"]
+                done = subprocess.run(command, capture_output=True, text=True, env={}, timeout=60)
+                self.assertEqual(done.returncode, 0, done.stderr)
 
 
 if __name__ == "__main__":
