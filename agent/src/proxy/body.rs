@@ -21,7 +21,7 @@ pub const QUERY: usize = 32 * 1024 * 1024;
 pub const OTHER: usize = 1024 * 1024;
 
 /// What gzip begins with.
-const GZIP: [u8; 2] = [0x1f, 0x8b];
+pub const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Time for a whole body to arrive.
 const DEADLINE: Duration = Duration::from_mins(1);

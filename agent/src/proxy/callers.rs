@@ -7,7 +7,7 @@ use moka::sync::Cache;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::sessions::Session;
+use super::sessions::{Owner, Session};
 use super::{Proxy, workload};
 use crate::audit::{self, AuditError};
 use crate::capture::Workload;
@@ -20,19 +20,10 @@ const IDLE: Duration = Duration::from_hours(4);
 
 /// The callers' sessions in the trail.
 pub struct Callers {
-    sessions: Cache<Key, Uuid>,
+    /// By who asks and the workload's cgroup.
+    sessions: Cache<(Owner, u64), Uuid>,
     /// Held while a session is recorded, so that there is one.
     opening: Mutex<()>,
-}
-
-/// What makes a caller the same. Groups do not count: they may change from token to token.
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
-    issuer: String,
-    subject: String,
-    rule: String,
-    account: String,
-    cgroup_id: u64,
 }
 
 impl Default for Callers {
@@ -55,13 +46,7 @@ impl Proxy {
         client: impl FnOnce() -> String,
     ) -> Result<Session, AuditError> {
         let (caller, rule) = (principal.caller(), principal.rule());
-        let key = Key {
-            issuer: caller.issuer.clone(),
-            subject: caller.subject.clone(),
-            rule: rule.name.clone(),
-            account: account.to_owned(),
-            cgroup_id: from.cgroup_id,
-        };
+        let key = (Owner::new(&principal, account), from.cgroup_id);
         let session = |id, principal: Principal| Session {
             id,
             account: account.to_owned(),

@@ -109,8 +109,8 @@ pub fn lease(
 }
 
 /// Takes a file from the client.
-pub async fn upload(exchange: Exchange<'_>, name: &str, body: Incoming) -> Reaction {
-    match store(&exchange, name, body).await {
+pub async fn upload(exchange: &Exchange<'_>, name: &str, body: Incoming) -> Reaction {
+    match store(exchange, name, body).await {
         Ok(()) => {
             let mut done = Response::new(Either::Left(Full::default()));
             done.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -121,14 +121,14 @@ pub async fn upload(exchange: Exchange<'_>, name: &str, body: Incoming) -> React
 }
 
 /// Tells the client of a file that it wants to put, if it is there already, or to get: then the name is a sealed one.
-pub async fn head(exchange: Exchange<'_>, name: &str) -> Reaction {
+pub async fn head(exchange: &Exchange<'_>, name: &str) -> Reaction {
     let asked_for = if exchange.parts.headers.contains_key(AUTHORIZATION) {
-        to_upload(&exchange).and_then(|(lease, store)| {
+        to_upload(exchange).and_then(|(lease, store)| {
             let path = path(&lease.stage, name)?;
             Ok((lease, path, store))
         })
     } else {
-        to_download(&exchange, name)
+        to_download(exchange, name)
     };
     let looked_for = async {
         let (lease, path, store) = asked_for?;
@@ -146,9 +146,9 @@ pub async fn head(exchange: Exchange<'_>, name: &str) -> Reaction {
 }
 
 /// Gives the client a file.
-pub async fn download(exchange: Exchange<'_>, sealed: &str) -> Reaction {
+pub async fn download(exchange: &Exchange<'_>, sealed: &str) -> Reaction {
     let asked_for = async {
-        let (lease, path, store) = to_download(&exchange, sealed)?;
+        let (lease, path, store) = to_download(exchange, sealed)?;
         let found = store.get(&path, false).await?;
         Ok::<_, FileError>((lease, path, store, found))
     };
@@ -158,7 +158,7 @@ pub async fn download(exchange: Exchange<'_>, sealed: &str) -> Reaction {
     };
     let (sender, body) = Channel::new(WAITING);
     let reaction = described(&lease.stage, &found, Either::Right(body));
-    let moved = Moved::new(&exchange, EventKind::FileDownloaded, &lease, &path);
+    let moved = Moved::new(exchange, EventKind::FileDownloaded, &lease, &path);
     let size = found.meta.size;
     exchange.proxy.tasks.spawn(relay(moved, store, size, found.into_stream(), sender));
     reaction
@@ -386,20 +386,22 @@ impl Moved {
         });
         self.event.detail =
             format!("{}: {} bytes, SHA-256 {hash}{content}; {}", self.what, self.bytes, self.query);
-        self.proxy.counts.events(self.event.kind, 1);
-        self.proxy.journal.append(vec![self.event.clone().into()]).await.map_err(|error| {
-            tracing::error!(%error, "a file's transfer could not be recorded");
-            FileError::Unrecorded
-        })
+        self.append().await
     }
 
     async fn broke_off(mut self, reason: &str) {
         self.event.kind = EventKind::TransferFailed;
         self.event.detail = format!("{}: after {} bytes: {reason}; {}", self.what, self.bytes, self.query);
+        // It has failed either way.
+        let _ = self.append().await;
+    }
+
+    async fn append(&self) -> Result<(), FileError> {
         self.proxy.counts.events(self.event.kind, 1);
-        if let Err(error) = self.proxy.journal.append(vec![self.event.into()]).await {
+        self.proxy.journal.append(vec![self.event.clone().into()]).await.map_err(|error| {
             tracing::error!(%error, "a file's transfer could not be recorded");
-        }
+            FileError::Unrecorded
+        })
     }
 }
 

@@ -21,6 +21,7 @@ use hyper::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::Proxy;
+use super::body::GZIP;
 use super::lease::{Bound, LeaseError};
 use super::service::{Exchange, Reaction, plain};
 use super::sessions::Session;
@@ -76,8 +77,8 @@ pub fn lease(
 }
 
 /// Fetches a part for the client.
-pub async fn fetch(exchange: Exchange<'_>, name: &str) -> Reaction {
-    let part = match open(&exchange, name) {
+pub async fn fetch(exchange: &Exchange<'_>, name: &str) -> Reaction {
+    let part = match open(exchange, name) {
         Ok(part) => part,
         Err(error) => {
             exchange.event(EventKind::SessionRefused, None, error.to_string()).await;
@@ -111,8 +112,7 @@ pub async fn fetch(exchange: Exchange<'_>, name: &str) -> Reaction {
         Err(error) => return exchange.failed(&error).await,
     };
     // Where the bytes are gzip, some drivers must be told, and others find out.
-    let encoding =
-        encoding.or_else(|| first.starts_with(&[0x1f, 0x8b]).then(|| HeaderValue::from_static("gzip")));
+    let encoding = encoding.or_else(|| first.starts_with(&GZIP).then(|| HeaderValue::from_static("gzip")));
     let (sender, body) = Channel::new(WAITING);
     let mut reaction = Response::new(Either::Right(body));
     let headers = reaction.headers_mut();

@@ -73,22 +73,10 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
     }
     match &exchange.operation {
         Operation::Login => login::login(exchange, body).await,
-        Operation::Part(name) => {
-            let name = name.clone();
-            parts::fetch(exchange, &name).await
-        }
-        Operation::Upload(name) => {
-            let name = name.clone();
-            files::upload(exchange, &name, body).await
-        }
-        Operation::FileHead(name) => {
-            let name = name.clone();
-            files::head(exchange, &name).await
-        }
-        Operation::Download(name) => {
-            let name = name.clone();
-            files::download(exchange, &name).await
-        }
+        Operation::Part(name) => parts::fetch(&exchange, name).await,
+        Operation::Upload(name) => files::upload(&exchange, name, body).await,
+        Operation::FileHead(name) => files::head(&exchange, name).await,
+        Operation::Download(name) => files::download(&exchange, name).await,
         Operation::Renew => renew(exchange, body).await,
         Operation::Telemetry if proxy.config.telemetry == Telemetry::Forward => {
             in_session(exchange, body).await

@@ -97,8 +97,8 @@ pub enum SessionError {
     NoRandomness,
 }
 
-/// Whose a query is. Groups do not count: they may change from token to token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Whose a query, or a session of the trail, is. Groups do not count: they may change from token to token.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
     issuer: String,
     subject: String,
@@ -443,13 +443,17 @@ fn owned<K: Eq + Hash + Send + Sync + 'static, V: Clone + Send + Sync + 'static>
 }
 
 impl Owner {
-    fn of(session: &Session) -> Self {
+    pub fn new(principal: &Principal, account: &str) -> Self {
         Self {
-            issuer: session.principal.caller().issuer.clone(),
-            subject: session.principal.caller().subject.clone(),
-            account: session.account.clone(),
-            rule: session.principal.rule().name.clone(),
+            issuer: principal.caller().issuer.clone(),
+            subject: principal.caller().subject.clone(),
+            account: account.to_owned(),
+            rule: principal.rule().name.clone(),
         }
+    }
+
+    fn of(session: &Session) -> Self {
+        Self::new(&session.principal, &session.account)
     }
 }
 

@@ -79,6 +79,8 @@ pub enum Storage {
 pub struct Transfer {
     body: Object,
     data: Object,
+    /// Whether the client encrypts, and decrypts, the files.
+    encrypted: bool,
     pub direction: Direction,
     pub stage: Stage,
     /// Of a download: the files' names below the stage's prefix.
@@ -96,7 +98,8 @@ impl Transfer {
     pub fn parse(bytes: &[u8], local: &str) -> Result<Self, TransferError> {
         let body = Object::parse(bytes)?;
         let data = body.object("data")?;
-        let stage = Stage::parse(&data.object(STAGE)?)?;
+        let info = data.object(STAGE)?;
+        let (stage, encrypted) = (Stage::parse(&info)?, info.field("isClientSideEncrypted").unwrap_or(true));
         let sources: Vec<String> = data.field("src_locations").ok_or(Malformed::Field("src_locations"))?;
         let command: String = data.field("command").ok_or(Malformed::Field("command"))?;
         let (direction, names) = match command.to_ascii_uppercase().as_str() {
@@ -119,18 +122,12 @@ impl Transfer {
         if !names.iter().all(|name| is_inside(name)) {
             return Err(TransferError::Outside);
         }
-        Ok(Self { body, data, direction, stage, names })
+        Ok(Self { body, data, encrypted, direction, stage, names })
     }
 
     /// The answer for the client: for an upload, with a token that is good for this stage; for a download, with an
     /// address for each of the files.
     pub fn for_client(mut self, account: &str, access: &Access) -> Vec<u8> {
-        let encrypted = self
-            .data
-            .object(STAGE)
-            .ok()
-            .and_then(|stage| stage.field::<bool>("isClientSideEncrypted"))
-            .unwrap_or(true);
         let credential = match access {
             Access::Token(token) => json!({ "GCS_ACCESS_TOKEN": token }),
             Access::Addresses(_) => json!({}),
@@ -142,7 +139,7 @@ impl Transfer {
             "region": "",
             "storageAccount": null,
             "endPoint": account,
-            "isClientSideEncrypted": encrypted,
+            "isClientSideEncrypted": self.encrypted,
             "useS3RegionalUrl": false,
             "useRegionalUrl": false,
             "useVirtualUrl": false,
