@@ -25,7 +25,7 @@ from scenarios import (  # noqa: E402
     UNICODE,
     at_once,
     error_of,
-    please,
+    of_one_session,
     same,
     says,
     scenario,
@@ -190,24 +190,7 @@ def _() -> None:
     says(str(error), "DROP TABLE", "no-drop")
 
 
-@scenario("going on after a refusal")
-def _() -> None:
-    same(rows("select count(*) from customers"), [(300,)])
-
-
-@scenario("the session is renewed")
-def _() -> None:
-    session = rows("select current_session()")
-    please("expire")
-    same(rows("select current_session()"), session)
-
-
-@scenario("the agent restarts")
-def _() -> None:
-    rows("create temporary table mine (id int)")
-    please("restart")
-    rows("insert into mine values (1)")
-    same(rows("select id from mine"), [(1,)])
+of_one_session(rows)
 
 
 def own_session(number: int) -> Any:

@@ -47,6 +47,27 @@ def cannot(name: str, reason: str) -> None:
     TRIALS[name] = trial
 
 
+def of_one_session(rows: Callable[[str], list[Any]]) -> None:
+    """What goes on in a session, for a client whose rows are tuples."""
+
+    @scenario("going on after a refusal")
+    def _() -> None:
+        same(rows("select count(*) from customers"), [(300,)])
+
+    @scenario("the session is renewed")
+    def _() -> None:
+        session = rows("select current_session()")
+        please("expire")
+        same(rows("select current_session()"), session)
+
+    @scenario("the agent restarts")
+    def _() -> None:
+        rows("create temporary table mine (id int)")
+        please("restart")
+        rows("insert into mine values (1)")
+        same(rows("select id from mine"), [(1,)])
+
+
 def try_all(client: str) -> None:
     """Tries every scenario in the order of the program."""
     say(client=client)

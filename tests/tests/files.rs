@@ -2,11 +2,11 @@
 
 mod common;
 
-use anyhow::{Context, Result};
-use sandbox::{Environment, Sandbox, network, node};
+use anyhow::Result;
+use sandbox::{Environment, Sandbox, node};
 use serde_json::{Value, json};
 
-use common::{arrived, client, events, eventually, journal};
+use common::{ADBC, arrived, client, events, eventually, journal, requests_of_agent};
 
 /// Stages of every kind, by what the emulated account is told in a comment.
 const STAGES: [&str; 4] = ["", "/* unencrypted */", "/* on azure */", "/* on gcs */"];
@@ -20,16 +20,10 @@ fn sandbox(driver: Environment) -> Result<Sandbox> {
 /// What the storage was asked, by the agent and by nobody else.
 fn storage_requests(sandbox: &Sandbox) -> Result<Vec<Value>> {
     let hosts = ["amazonaws.com", "blob.core.windows.net", "storage.googleapis.com"];
-    let is_storage = |line: &Value| {
+    requests_of_agent(sandbox, |line| {
         let host = line["headers"]["host"].as_str().unwrap_or_default();
-        line["event"] == "request" && hosts.iter().any(|name| host.ends_with(name))
-    };
-    let requests: Vec<Value> = sandbox.upstream_log()?.into_iter().filter(is_storage).collect();
-    for request in &requests {
-        let peer = request["peer"].as_str().context("a peer")?;
-        assert!(peer.starts_with(&format!("{}:", network::NODE)), "{peer} is not the agent");
-    }
-    Ok(requests)
+        hosts.iter().any(|name| host.ends_with(name))
+    })
 }
 
 /// Python that moves a file there and back. `there_and_back` says whether it came back as it was.
@@ -88,24 +82,17 @@ fn adbc_moves_files() -> Result<()> {
     let mut sandbox = sandbox(Environment::Adbc)?;
     let pod = sandbox.pod("loader")?;
     let output = pod.python(&format!(
-        r#"
-import json, os
-import adbc_driver_snowflake.dbapi as snowflake
+        r"
+{ADBC}
 {MOVE}
-of = os.environ
-options = {{
-    "account": of["SNOWFLAKE_ACCOUNT"], "auth_type": "auth_oauth", "client_option.auth_token": of["SNOWFLAKE_TOKEN"],
-    "db": of["SNOWFLAKE_DATABASE"], "schema": of["SNOWFLAKE_SCHEMA"],
-}}
-options = {{f"adbc.snowflake.sql.{{name}}": value for name, value in options.items()}}
-with snowflake.connect(db_kwargs={{"username": of["SNOWFLAKE_USER"], **options}}) as connection:
+with connect() as connection:
     cursor = connection.cursor()
     for comment in {STAGES:?}:
         try:
             print(json.dumps([comment, there_and_back(cursor, 300_000, comment)]))
         except Exception as error:
             print(json.dumps([comment, str(error)]))
-"#
+"
     ))?;
     let said = output.into_stdout()?;
     let said: Vec<Value> = said.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;

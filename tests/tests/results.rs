@@ -5,10 +5,10 @@ mod common;
 use std::{fs, thread};
 
 use anyhow::{Context, Result};
-use sandbox::{Environment, Sandbox, network};
+use sandbox::{Environment, Sandbox};
 use serde_json::Value;
 
-use common::{RAW, client, eventually, journal};
+use common::{ADBC, RAW, client, eventually, journal, requests_of_agent};
 
 /// So many that most of them are in parts.
 const ROWS: u64 = 90_000;
@@ -37,15 +37,7 @@ fn expected() -> Value {
 
 /// What arrived at the storage: requests, of which none is from anybody but the agent.
 fn storage_requests(sandbox: &Sandbox) -> Result<Vec<Value>> {
-    let requests = sandbox.upstream_log()?.into_iter().filter(|line| {
-        line["event"] == "request" && line["path"].as_str().is_some_and(|it| it.starts_with("/results/"))
-    });
-    let requests: Vec<Value> = requests.collect();
-    for request in &requests {
-        let peer = request["peer"].as_str().context("a peer")?;
-        assert!(peer.starts_with(&format!("{}:", network::NODE)), "{peer} is not the agent");
-    }
-    Ok(requests)
+    requests_of_agent(sandbox, |line| line["path"].as_str().is_some_and(|it| it.starts_with("/results/")))
 }
 
 fn comes_whole(driver: Environment) -> Result<()> {
@@ -93,15 +85,8 @@ fn a_large_result_comes_whole_by_adbc() -> Result<()> {
     let pod = sandbox.pod("reports")?;
     let output = pod.python(&format!(
         r#"
-import json, os
-import adbc_driver_snowflake.dbapi as snowflake
-of = os.environ
-options = {{
-    "account": of["SNOWFLAKE_ACCOUNT"], "auth_type": "auth_oauth", "client_option.auth_token": of["SNOWFLAKE_TOKEN"],
-    "db": of["SNOWFLAKE_DATABASE"], "schema": of["SNOWFLAKE_SCHEMA"],
-}}
-options = {{f"adbc.snowflake.sql.{{name}}": value for name, value in options.items()}}
-with snowflake.connect(db_kwargs={{"username": of["SNOWFLAKE_USER"], **options}}) as connection:
+{ADBC}
+with connect() as connection:
     cursor = connection.cursor()
     cursor.execute({:?})
     n, t, x = cursor.fetch_arrow_table().columns

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use sandbox::{Pod, Sandbox};
+use sandbox::{Pod, Sandbox, network};
 use serde_json::Value;
 
 /// Python that every client begins with. `connect` is what the connector's manual shows; `attempt` prints how a
@@ -110,6 +110,20 @@ const attempt = async (sql, binds) => {
 };
 ";
 
+/// What ADBC's manual shows, up to the connection: `connect`.
+pub const ADBC: &str = r#"
+import json, os
+import adbc_driver_snowflake.dbapi as snowflake
+def connect():
+    of = os.environ
+    options = {
+        "account": of["SNOWFLAKE_ACCOUNT"], "auth_type": "auth_oauth", "client_option.auth_token": of["SNOWFLAKE_TOKEN"],
+        "db": of["SNOWFLAKE_DATABASE"], "schema": of["SNOWFLAKE_SCHEMA"],
+    }
+    options = {f"adbc.snowflake.sql.{name}": value for name, value in options.items()}
+    return snowflake.connect(db_kwargs={"username": of["SNOWFLAKE_USER"], **options})
+"#;
+
 /// Runs Python after the prelude; what it says comes back as one JSON value a line.
 pub fn client(pod: &Pod, source: &str) -> Result<Vec<Value>> {
     let output = pod.python(&format!("{PRELUDE}\n{source}"))?.into_stdout()?;
@@ -199,6 +213,17 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result
         sleep(Duration::from_millis(100));
     }
     Ok(())
+}
+
+/// The requests among what arrived that are meant, of which none is from anybody but the agent.
+pub fn requests_of_agent(sandbox: &Sandbox, is_meant: impl Fn(&Value) -> bool) -> Result<Vec<Value>> {
+    let arrived = sandbox.upstream_log()?.into_iter();
+    let requests: Vec<Value> = arrived.filter(|line| line["event"] == "request" && is_meant(line)).collect();
+    for request in &requests {
+        let peer = request["peer"].as_str().context("a peer")?;
+        ensure!(peer.starts_with(&format!("{}:", network::NODE)), "{peer} is not the agent");
+    }
+    Ok(requests)
 }
 
 /// The statements that arrived at Snowflake, in their order.
