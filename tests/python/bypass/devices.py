@@ -170,7 +170,7 @@ table ip pod {{
     return knock(dial(SNOWFLAKE))
 
 
-@way(ends="stopped", events=("perimeter_dropped",), root=True, alters=True)
+@way(ends="stopped", events=("perimeter_dropped",), in_all="proxy", root=True, alters=True)
 def rewritten_at_the_device() -> str:
     """A rule at the pod's device, behind every hook for sockets, that writes Snowflake's address over another."""
     nft(f"""
