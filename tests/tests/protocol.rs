@@ -55,7 +55,7 @@ say(**query(token, b"\x1f\x8b broken"))
 say(**query(token, json.dumps(dict(sqlText="select 1")), **{{"Content-Encoding": "br"}}))
 say(**query(token, json.dumps(dict(sqlText="select '" + "x" * (2 << 20) + "'"))))
 say(**query("not-a-token", json.dumps(dict(sqlText="select 1"))))
-say(**request("POST", "/api/v2/databases", "{{}}", token))
+say(**request("POST", "/api/files/secret", "{{}}", token))
 say(**request("GET", "/queries/v1/query-request", None, token))
 say(**request("POST", "/queries/v1/query-request", "{{}}", token, Host="other.snowflakecomputing.com"))
 say(head=raw("nonsense\n\n"))
@@ -77,7 +77,7 @@ say(**query(token, json.dumps(dict(sqlText="select 2"))))
         assert_eq!(unknown["status"], 404, "{unknown}");
         let message = unknown["body"]["message"].as_str().unwrap_or_default();
         assert!(
-            message.contains("POST /api/v2/databases") || message.contains("GET /queries/v1"),
+            message.contains("POST /api/files/secret") || message.contains("GET /queries/v1"),
             "{message}"
         );
     }

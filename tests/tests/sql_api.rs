@@ -11,48 +11,10 @@ use sandbox::services::{Claims, Service};
 use sandbox::{Credential, Pod, Sandbox, services};
 use serde_json::{Value, json};
 
+use common::curl::{Said, ask, sandbox_of};
 use common::{arrived, client, eventually, journal};
 
 const STATEMENTS: &str = "/api/v2/statements";
-
-/// As Snowflake's documentation shows it: the method, the path, then curl's own options.
-const CURL: &str = r#"method=$1 path=$2; shift 2
-exec curl -sS -i --max-time 100 -X "$method" -A reports/1.0 -H 'Accept: application/json' \
-    -H 'Content-Type: application/json' -H "Authorization: ${AUTHORIZATION:-Bearer $SNOWFLAKE_TOKEN}" \
-    -H 'X-Snowflake-Authorization-Token-Type: OAUTH' "$@" "https://$SNOWFLAKE_HOST$path""#;
-
-/// What came back.
-#[derive(Debug)]
-struct Said {
-    status: u16,
-    head: String,
-    body: Value,
-}
-
-impl Said {
-    fn handle(&self) -> Result<String> {
-        Ok(self.body["statementHandle"].as_str().with_context(|| format!("{self:?}"))?.to_owned())
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (header, value) = line.split_once(": ")?;
-            header.eq_ignore_ascii_case(name).then_some(value)
-        })
-    }
-}
-
-fn ask(pod: &Pod, method: &str, path: &str, more: &[&str]) -> Result<Said> {
-    let words = ["sh", "-c", CURL, "sh", method, path];
-    let output = pod.run(words.iter().chain(more))?.into_stdout()?;
-    let (head, body) = output.split_once("\r\n\r\n").with_context(|| output.clone())?;
-    let status = head.split(' ').nth(1).context("a status")?.parse()?;
-    Ok(Said {
-        status,
-        head: head.to_owned(),
-        body: serde_json::from_str(body).with_context(|| body.to_owned())?,
-    })
-}
 
 fn submit_with(pod: &Pod, query: &str, sql: &str, more: Value) -> Result<Said> {
     let mut body = json!({ "statement": sql, "database": services::DATABASE, "schema": services::SCHEMA, "timeout": 60 });
@@ -67,7 +29,7 @@ fn submit(pod: &Pod, sql: &str) -> Result<Said> {
 }
 
 fn sandbox() -> Result<Sandbox> {
-    Sandbox::builder().credential(Credential::KeyPair).start()
+    sandbox_of(Credential::KeyPair)
 }
 
 /// What arrived at Snowflake's SQL API.

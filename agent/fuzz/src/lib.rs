@@ -7,8 +7,8 @@
 use hyper::Method;
 use serde_json::Value;
 use snowfence::snowflake::{
-    Access, InParts, KnownQuery, Operation, QueryRequest, Reply, Transfer, aborted_request, classify,
-    renewal_body, telemetry_body,
+    Access, InParts, KnownQuery, McpRequest, Operation, QueryRequest, Reply, Transfer, aborted_request,
+    classify, renewal_body, telemetry_body,
 };
 use snowfence::sql::{local_files, with_values};
 
@@ -25,7 +25,13 @@ pub fn request(data: &[u8]) {
     let upstream = operation.path();
     assert!(upstream.starts_with('/') && !upstream.contains("//"), "{upstream}");
     let is_sealed = matches!(operation, Operation::Upload(_) | Operation::FileHead(_));
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_');
+    // Names of objects are encoded, byte by byte where they are not plain.
+    let is_rest = matches!(operation, Operation::Rest(_));
+    let is_plain = |byte: u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(byte, b'/' | b'-' | b'_')
+            || is_rest && matches!(byte, b'%' | b'.' | b':')
+    };
     assert!(is_sealed || upstream.bytes().all(is_plain), "{upstream}");
     if is_sealed {
         let name = upstream.trim_start_matches("/snowfence/files/");
@@ -81,6 +87,10 @@ pub fn answer(data: &[u8]) {
 pub fn query(data: &[u8]) {
     let _ = aborted_request(data);
     let _ = telemetry_body(data);
+    if let Ok(request) = McpRequest::parse(data) {
+        let again = McpRequest::parse(&request.to_vec()).expect("what is sent can be read");
+        assert_eq!(again.ask, request.ask);
+    }
     let _ = renewal_body(data, &snowfence::config::Secret::new("secret".to_owned()));
     let Ok(request) = QueryRequest::parse(data) else { return };
     if let Ok(sent) = serde_json::from_slice::<Value>(&request.to_vec()) {

@@ -10,7 +10,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::Proxy;
-use super::upstream::{Answer, Outgoing, Token, UpstreamError};
+use super::upstream::{Answer, Outgoing, Run, Token, UpstreamError};
 use crate::audit::{self, AuditError, Caller, Outcome, OutcomeStatus, Workload};
 use crate::config::{Rule, Secret};
 use crate::snowflake::{
@@ -187,7 +187,15 @@ impl Asking<'_> {
         body: Bytes,
     ) -> Outgoing<'b> {
         let token = token.map(Token::Session);
-        Outgoing { account: self.account, operation, query, headers: &self.headers, token, body }
+        Outgoing {
+            account: self.account,
+            operation,
+            query,
+            headers: &self.headers,
+            token,
+            run: Run::default(),
+            body,
+        }
     }
 }
 

@@ -105,12 +105,9 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
 /// Closes a session that Snowflake has opened and no client will have.
 async fn discard(exchange: &Exchange<'_>, token: &Secret) {
     let outgoing = Outgoing {
-        account: exchange.account(),
         operation: &Operation::CloseSession,
         query: "delete=true",
-        headers: &exchange.parts.headers,
-        token: Some(Token::Session(token)),
-        body: "{}".into(),
+        ..exchange.outgoing(Some(Token::Session(token)), "{}".into())
     };
     if let Err(error) = exchange.proxy.upstream.control(outgoing).await {
         tracing::warn!(%error, "a session that no client has stays open with Snowflake until it is idle for long enough");

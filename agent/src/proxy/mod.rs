@@ -22,6 +22,7 @@ mod login;
 mod noise;
 mod parts;
 mod reading;
+mod rest;
 mod revocation;
 mod service;
 mod sessions;

@@ -15,8 +15,8 @@ use serde_json::json;
 use super::body::{self, Body, BodyError};
 use super::connection::Peer;
 use super::sessions::{OpenSession, Session, SessionError, TokenKind, UpstreamTokens};
-use super::upstream::{Answer, Outgoing, Token, UpstreamError};
-use super::{Proxy, files, login, parts, sql_api, statement};
+use super::upstream::{Answer, Outgoing, Run, Token, UpstreamError};
+use super::{Proxy, files, login, parts, rest, sql_api, statement};
 use crate::audit::{self, EventKind};
 use crate::config::Telemetry;
 use crate::snowflake::{
@@ -99,6 +99,7 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
         Operation::ApiStatement | Operation::ApiResult(_) | Operation::ApiCancel(_) => {
             sql_api::handle(&exchange, body).await
         }
+        Operation::Rest(call) => rest::handle(&exchange, call, body).await,
     }
 }
 
@@ -277,16 +278,19 @@ impl Exchange<'_> {
             query: &self.query.text,
             headers: &self.parts.headers,
             token,
+            run: Run::default(),
             body,
         }
     }
 
     /// Says no, as the clients of the operation understand it.
     pub fn refuse(&self, refusal: &Refusal) -> Reaction {
-        if self.operation.is_of_api() {
-            with_status(refusal.status, refusal.body_of_api(audit::now() / 1000).into())
-        } else {
-            json_answer(refusal.body())
+        match self.operation {
+            Operation::Rest(_) => with_status(refusal.status, refusal.body_of_rest().into()),
+            _ if self.operation.is_of_api() => {
+                with_status(refusal.status, refusal.body_of_api(audit::now() / 1000).into())
+            }
+            _ => json_answer(refusal.body()),
         }
     }
 

@@ -37,7 +37,7 @@ pub async fn handle(exchange: &Exchange<'_>, body: Incoming) -> Reaction {
 
 /// On whose behalf a request is: of the bearer token's holder, or of the session whose token comes, as the Snowflake CLI
 /// sends it.
-async fn session(exchange: &Exchange<'_>) -> Result<Session, Reaction> {
+pub async fn session(exchange: &Exchange<'_>) -> Result<Session, Reaction> {
     let header = exchange.parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let header = header.unwrap_or_default();
     if snowflake_token(header).is_some() {
@@ -70,11 +70,14 @@ async fn session(exchange: &Exchange<'_>) -> Result<Session, Reaction> {
 }
 
 /// The rule's credential as a bearer token, and of which kind it is. It may be good for a minute only.
-async fn credential(exchange: &Exchange<'_>, session: &Session) -> Result<(Secret, &'static str), Reaction> {
+pub async fn credential(
+    exchange: &Exchange<'_>,
+    session: &Session,
+) -> Result<(Secret, &'static str), Reaction> {
     let (caller, rule) = (session.principal.caller(), session.principal.rule());
     if !rule.sql_api {
         let reason = format!(
-            "the rule `{}` fixes a role, and the SQL API has no way to switch secondary roles off: if {} has none by default, or the credential is restricted to the role, the rule may say `sql_api = true`",
+            "the rule `{}` fixes a role, and the SQL API and the REST interfaces have no way to switch secondary roles off: if {} has none by default, or the credential is restricted to the role, the rule may say `sql_api = true`",
             rule.name, rule.user
         );
         return Err(refuse(exchange, Some(caller), StatusCode::FORBIDDEN, &reason).await);
@@ -82,7 +85,7 @@ async fn credential(exchange: &Exchange<'_>, session: &Session) -> Result<(Secre
     let reason = match exchange.proxy.proof(rule, exchange.account()) {
         Ok(Proof { token_type: Some(kind), value, .. }) => return Ok((value, kind)),
         Ok(_) => format!(
-            "Snowflake's SQL API takes no password, and the credential `{}` of the rule `{}` is one: give the rule a key pair, an access token or an OAuth token",
+            "Snowflake's SQL API and REST interfaces take no password, and the credential `{}` of the rule `{}` is one: give the rule a key pair, an access token or an OAuth token",
             rule.credential, rule.name
         ),
         Err(reason) => reason,
@@ -164,17 +167,25 @@ pub async fn pass(
         Ok(Reply { secret: None, code, message, .. })
             if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) =>
         {
-            let rule = session.principal.rule();
-            let detail = format!(
-                "Snowflake refused the credential `{}` of {}: {code} {message}",
-                rule.credential, rule.user
-            );
-            exchange.event(EventKind::UpstreamFailed, Some(session), detail.clone()).await;
-            plain(StatusCode::BAD_GATEWAY, &detail)
+            credential_refused(exchange, session, &code, &message).await
         }
         Ok(Reply { secret: None, .. }) => relayed(answer),
         withheld => exchange.pass(answer, withheld).await,
     }
+}
+
+/// Snowflake does not take the agent's own credential, which is not the client's fault.
+pub async fn credential_refused(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    code: &str,
+    message: &str,
+) -> Reaction {
+    let rule = session.principal.rule();
+    let detail =
+        format!("Snowflake refused the credential `{}` of {}: {code} {message}", rule.credential, rule.user);
+    exchange.event(EventKind::UpstreamFailed, Some(session), detail.clone()).await;
+    plain(StatusCode::BAD_GATEWAY, &detail)
 }
 
 fn relayed(answer: &Answer) -> Reaction {

@@ -31,7 +31,10 @@ const UNCLEAR_TRANSFER: (&str, &str) = (
     "file-transfer-unclear",
     "a file transfer must be a statement by itself that names local files as `file://…`",
 );
-const TRANSFER_BY_API: (&str, &str) = ("file-transfer-by-api", "the SQL API has no file transfers");
+const TRANSFER_BY_API: (&str, &str) = (
+    "file-transfer-by-api",
+    "files are transferred by a driver, not by the SQL API or a tool of an MCP server",
+);
 const OTHERS_RESULT: (&str, &str) = (
     "result-of-another",
     "it reads the result of a query that is not known as one of this caller's; name one by its id, or by LAST_QUERY_ID()",
@@ -46,41 +49,80 @@ pub async fn run(
 ) -> Reaction {
     let started = Instant::now();
     let sql = with_values(&request.sql, |number| request.text(number));
-    let classification = if sql.len() <= INLINE {
-        classify(&sql)
-    } else {
-        let sql = sql.clone().into_owned();
-        match tokio::task::spawn_blocking(move || classify(&sql)).await {
-            Ok(classification) => classification,
-            Err(_) => return exchange.malformed("the statement cannot be classified").await,
-        }
+    let Some(classification) = classified(&sql).await else {
+        return exchange.malformed("the statement cannot be classified").await;
     };
+    let asked = Asked { text: &request.sql, describe_only: request.describe_only, binds: request.binds };
     let local = transfers(&classification).then(|| local_files(&sql));
     let decision = match &local {
-        Some(_) if exchange.operation.is_of_api() => denied(TRANSFER_BY_API.0),
         // The answer tells the driver which local files to touch: it must be clear which the statement names.
-        Some(None) => denied(UNCLEAR_TRANSFER.0),
-        None if !results_are_own(exchange, session, &sql, &classification) => denied(OTHERS_RESULT.0),
-        _ => decide(exchange, session, request, &classification),
+        Some(None) if !exchange.operation.is_of_api() => denied(UNCLEAR_TRANSFER.0),
+        _ => judge(exchange, session, &asked, &sql, &classification),
     };
-    let record = record(exchange, session, request, &classification, &decision);
-    let id = record.id;
-    if decision.verdict != Verdict::Allow {
-        let message = refusal(&classification, &decision, &record.request_id);
-        let outcome =
-            Outcome { status: OutcomeStatus::Refused, message: message.clone(), ..outcome(id, started) };
-        return match exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await {
-            Ok(()) => exchange.refuse(&Refusal::statement(message, id)),
-            Err(error) => not_recorded(exchange, &error, id),
-        };
-    }
-    match exchange.proxy.journal.append_statement(record).await {
-        Ok(recorded) => {
+    match admit(exchange, session, &asked, &classification, &decision, started).await {
+        Ok((recorded, id)) => {
             let outgoing = exchange.outgoing(Some(token), request.to_vec().into());
             forward(exchange, session, outgoing, local.flatten(), recorded, id, started).await
         }
-        Err(error) => not_recorded(exchange, &error, id),
+        Err(refusal) => exchange.refuse(&refusal),
     }
+}
+
+/// What is asked for, as it is recorded.
+pub struct Asked<'a> {
+    pub text: &'a str,
+    pub describe_only: bool,
+    pub binds: u32,
+}
+
+/// Classifies a text, a large one off the data path's threads.
+pub async fn classified(sql: &str) -> Option<Classification> {
+    if sql.len() <= INLINE {
+        return Some(classify(sql));
+    }
+    let sql = sql.to_owned();
+    tokio::task::spawn_blocking(move || classify(&sql)).await.ok()
+}
+
+/// Decides on a statement: first what no policy can allow.
+pub fn judge(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    asked: &Asked<'_>,
+    sql: &str,
+    classification: &Classification,
+) -> Decision {
+    if exchange.operation.is_of_api() && transfers(classification) {
+        return denied(TRANSFER_BY_API.0);
+    }
+    if !results_are_own(exchange, session, sql, classification) {
+        return denied(OTHERS_RESULT.0);
+    }
+    decide(exchange, session, asked, classification)
+}
+
+/// Records what is asked for and what was decided. What comes of it when it is allowed lets it be forwarded.
+pub async fn admit(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    asked: &Asked<'_>,
+    classification: &Classification,
+    decision: &Decision,
+    started: Instant,
+) -> Result<(Recorded, Uuid), Refusal> {
+    let record = record(exchange, session, asked, classification, decision);
+    let id = record.id;
+    if decision.verdict != Verdict::Allow {
+        let message = refusal(classification, decision, &record.request_id);
+        let outcome =
+            Outcome { status: OutcomeStatus::Refused, message: message.clone(), ..outcome(id, started) };
+        return match exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await {
+            Ok(()) => Err(Refusal::statement(message, id)),
+            Err(error) => Err(not_recorded(&error, id)),
+        };
+    }
+    let recorded = exchange.proxy.journal.append_statement(record).await;
+    recorded.map(|recorded| (recorded, id)).map_err(|error| not_recorded(&error, id))
 }
 
 /// Records the outcome of a statement whose result came later than its answer.
@@ -134,13 +176,14 @@ fn denied(reason: &'static str) -> Decision {
     Decision { verdict: Verdict::Deny, policy: reason.into() }
 }
 
-fn decide(
+/// Decides by the policy.
+pub fn decide(
     exchange: &Exchange<'_>,
     session: &Session,
-    request: &QueryRequest,
+    asked: &Asked<'_>,
     classification: &Classification,
 ) -> Decision {
-    if request.sql.len() > MAX_TEXT_BYTES {
+    if asked.text.len() > MAX_TEXT_BYTES {
         return denied(TOO_LARGE.0);
     }
     let (caller, rule) = (session.principal.caller(), session.principal.rule());
@@ -161,7 +204,7 @@ fn decide(
 fn record(
     exchange: &Exchange<'_>,
     session: &Session,
-    request: &QueryRequest,
+    asked: &Asked<'_>,
     classification: &Classification,
     decision: &Decision,
 ) -> audit::Statement {
@@ -178,7 +221,7 @@ fn record(
         account: session.account.clone(),
         user: session.principal.rule().user.clone(),
         role: session.role.clone(),
-        sql: recorded_text(&request.sql),
+        sql: recorded_text(asked.text),
         kind: kinds.join("; "),
         effect: label(&classification.effect),
         actions: distinct(statements.iter().flat_map(|one| one.actions.iter().map(label))),
@@ -192,8 +235,8 @@ fn record(
             Verdict::Deny => audit::Verdict::Deny,
         },
         policy: decision.policy.clone(),
-        describe_only: request.describe_only,
-        binds: request.binds,
+        describe_only: asked.describe_only,
+        binds: asked.binds,
     }
 }
 
@@ -271,7 +314,8 @@ fn answered(statement: Uuid, started: Instant, answer: &Answer, reply: &Reply) -
     }
 }
 
-fn outcome(statement: Uuid, started: Instant) -> Outcome {
+/// The outcome of a statement of which nothing is known yet.
+pub fn outcome(statement: Uuid, started: Instant) -> Outcome {
     Outcome {
         statement,
         time: audit::now(),
@@ -286,7 +330,7 @@ fn outcome(statement: Uuid, started: Instant) -> Outcome {
 }
 
 /// The client need not wait for the outcome to be durable: a crash before that leaves the outcome unknown, and says so.
-fn append(proxy: &Arc<Proxy>, outcome: Outcome) {
+pub fn append(proxy: &Arc<Proxy>, outcome: Outcome) {
     let journal = proxy.journal.clone();
     proxy.tasks.spawn(async move {
         if let Err(error) = journal.append(vec![outcome.into()]).await {
@@ -295,10 +339,10 @@ fn append(proxy: &Arc<Proxy>, outcome: Outcome) {
     });
 }
 
-fn not_recorded(exchange: &Exchange<'_>, error: &audit::AuditError, id: Uuid) -> Reaction {
+fn not_recorded(error: &audit::AuditError, id: Uuid) -> Refusal {
     tracing::error!(%error, "a statement could not be recorded");
     let refusal = Refusal::statement(unrecorded("statement"), id);
-    exchange.refuse(&Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal })
+    Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal }
 }
 
 /// What the driver's exception says.

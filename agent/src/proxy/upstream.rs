@@ -41,10 +41,14 @@ const PORT: u16 = 443;
 
 /// Headers of the client that go on to Snowflake: what it is, and how it wants the answer. No other, as each is a way
 /// to say something that was not decided on.
-const FORWARDED: [&str; 5] = ["accept", "client_app_id", "client_app_version", "traceparent", "user-agent"];
+const FORWARDED: [&str; 6] =
+    ["accept", "client_app_id", "client_app_version", "mcp-protocol-version", "traceparent", "user-agent"];
 
 /// By which the SQL API is told what kind of bearer token comes.
 const TOKEN_TYPE: &str = "x-snowflake-authorization-token-type";
+/// By which the REST interfaces are told [`Run`].
+const ROLE: &str = "x-snowflake-role";
+const WAREHOUSE: &str = "x-snowflake-warehouse";
 
 /// Sends requests to Snowflake.
 pub struct Upstream {
@@ -61,7 +65,15 @@ pub struct Outgoing<'a> {
     pub headers: &'a HeaderMap,
     /// A login has none.
     pub token: Option<Token<'a>>,
+    pub run: Run<'a>,
     pub body: Bytes,
+}
+
+/// As which role, and on which warehouse, a call of the REST interfaces is to run.
+#[derive(Clone, Copy, Default)]
+pub struct Run<'a> {
+    pub role: Option<&'a str>,
+    pub warehouse: Option<&'a str>,
 }
 
 /// What tells Snowflake on whose behalf the agent asks.
@@ -113,10 +125,20 @@ impl Upstream {
 
     /// Forwards a statement. It takes the proof that the statement is recorded, and recorded as allowed.
     pub async fn forward(&self, recorded: Recorded, request: Outgoing<'_>) -> Result<Answer, UpstreamError> {
-        if recorded.verdict() != Verdict::Allow {
-            return Err(UpstreamError::Request("it is not allowed".into()));
-        }
+        allowed(&recorded)?;
         self.send(request).await
+    }
+
+    /// Forwards a call of the REST interfaces, whose answer may come bit by bit. It takes the same proof.
+    pub async fn call(
+        &self,
+        recorded: Recorded,
+        request: Outgoing<'_>,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        allowed(&recorded)?;
+        let request = request.into_request()?;
+        let response = tokio::time::timeout(ANSWER_DEADLINE, self.client.request(request)).await;
+        response.map_err(|_| UpstreamError::Slow)?.map_err(|error| unanswered(&error))
     }
 
     /// Sends a request that carries no statement: logins, the life of sessions, results of statements that were
@@ -150,17 +172,34 @@ impl Upstream {
         let request = outgoing.into_request()?;
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| unanswered(&error))?;
-            let (parts, body) = response.into_parts();
-            let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| {
-                if error.is::<http_body_util::LengthLimitError>() {
-                    UpstreamError::TooLarge
-                } else {
-                    UpstreamError::Broken(error.to_string())
-                }
-            })?;
-            Ok(Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() })
+            Answer::whole(response).await
         };
         tokio::time::timeout(ANSWER_DEADLINE, exchange).await.map_err(|_| UpstreamError::Slow)?
+    }
+}
+
+impl Answer {
+    /// Reads an answer to its end.
+    pub async fn whole(response: Response<Incoming>) -> Result<Self, UpstreamError> {
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_LIMIT).collect();
+        let body = tokio::time::timeout(ANSWER_DEADLINE, body).await.map_err(|_| UpstreamError::Slow)?;
+        let body = body.map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                UpstreamError::TooLarge
+            } else {
+                UpstreamError::Broken(error.to_string())
+            }
+        })?;
+        Ok(Self { status: parts.status, headers: parts.headers, body: body.to_bytes() })
+    }
+}
+
+/// Whether the record says so.
+fn allowed(recorded: &Recorded) -> Result<(), UpstreamError> {
+    match recorded.verdict() {
+        Verdict::Allow => Ok(()),
+        Verdict::Deny | Verdict::Hold => Err(UpstreamError::Request("it is not allowed".into())),
     }
 }
 
@@ -193,6 +232,13 @@ impl Outgoing<'_> {
             if let Token::Bearer(_, kind) = token {
                 request.headers_mut().insert(TOKEN_TYPE, HeaderValue::from_static(kind));
             }
+        }
+        for (name, value) in [(ROLE, self.run.role), (WAREHOUSE, self.run.warehouse)] {
+            let Some(value) = value else { continue };
+            let value = HeaderValue::try_from(value).map_err(|_| {
+                UpstreamError::Request(format!("the rule's value for {name} is not a header"))
+            })?;
+            request.headers_mut().insert(name, value);
         }
         *request.method_mut() = self.operation.method();
         *request.uri_mut() = uri;

@@ -19,6 +19,8 @@ pub enum Malformed {
     Field(&'static str),
     #[error("the query parameter `{0}` has a value that it cannot have, or is there twice")]
     Parameter(&'static str),
+    #[error("a query parameter is not known here, or is there twice")]
+    UnknownParameter,
     #[error("the login needs `{0}`, which is not supported")]
     Unsupported(&'static str),
 }

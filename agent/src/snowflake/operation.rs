@@ -6,6 +6,7 @@ use super::api::{ApiQuery, PATH as API};
 use super::json::Malformed;
 use super::parts::{PATH as PARTS, part_name};
 use super::refusal::request_id;
+use super::rest::RestCall;
 use super::transfer::{PATH as FILES, file_name};
 
 /// The operations that the agent understands.
@@ -47,6 +48,8 @@ pub enum Operation {
     ApiResult(QueryId),
     /// `POST /api/v2/statements/{handle}/cancel`
     ApiCancel(QueryId),
+    /// `/api/v2/…` beside the SQL API: objects, Cortex, MCP servers.
+    Rest(RestCall),
 }
 
 /// Snowflake's identifier of a query: letters, digits and hyphens.
@@ -68,6 +71,9 @@ pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Oper
         method: method.as_str().chars().take(20).collect(),
         path: path.chars().take(200).collect(),
     };
+    if let Some(call) = RestCall::parse(method, path) {
+        return Ok(Operation::Rest(call));
+    }
     if let "PUT" | "HEAD" = method.as_str() {
         let name = file_name(path).ok_or_else(unknown)?;
         return Ok(if method == Method::PUT { Operation::Upload(name) } else { Operation::FileHead(name) });
@@ -134,6 +140,9 @@ pub struct KnownQuery {
 
 impl KnownQuery {
     pub fn parse(operation: &Operation, query: Option<&str>) -> Result<Self, Malformed> {
+        if let Operation::Rest(call) = operation {
+            return Ok(Self { text: call.query(query)?, request_id: request_id(query) });
+        }
         if operation.is_of_api() {
             let query = ApiQuery::parse(query)?;
             return Ok(Self { text: query.to_string(), request_id: query.request_id().to_owned() });
@@ -146,14 +155,15 @@ impl KnownQuery {
 }
 
 impl Operation {
-    /// Whether it is one of the SQL API, where a refusal is an error of HTTP.
+    /// Whether it is one of the SQL API or of the REST interfaces, where a refusal is an error of HTTP.
     pub fn is_of_api(&self) -> bool {
-        matches!(self, Self::ApiStatement | Self::ApiResult(_) | Self::ApiCancel(_))
+        matches!(self, Self::ApiStatement | Self::ApiResult(_) | Self::ApiCancel(_) | Self::Rest(_))
     }
 
     /// The method to ask upstream with.
     pub fn method(&self) -> Method {
         match self {
+            Self::Rest(call) => call.method(),
             Self::Result(_) | Self::Monitor(_) | Self::Part(_) | Self::ApiResult(_) => Method::GET,
             _ => Method::POST,
         }
@@ -161,7 +171,7 @@ impl Operation {
 
     /// Whether it carries a statement, which goes upstream only when it is recorded.
     pub fn carries_a_statement(&self) -> bool {
-        matches!(self, Self::Query | Self::ApiStatement)
+        matches!(self, Self::Query | Self::ApiStatement | Self::Rest(_))
     }
 
     /// The path to ask upstream. It is built here, so that no spelling of the client's gets there.
@@ -183,6 +193,7 @@ impl Operation {
             Self::ApiStatement => API.into(),
             Self::ApiResult(QueryId(id)) => format!("{API}/{id}"),
             Self::ApiCancel(QueryId(id)) => format!("{API}/{id}/cancel"),
+            Self::Rest(call) => call.path(),
         }
     }
 }
@@ -258,7 +269,7 @@ mod tests {
             "/queries/v1/../v1/query-request",
             "/queries/v1/query-request;x=1",
             "queries/v1/query-request",
-            "/api/v2/databases",
+            "/api/v2/unknown",
             "/api/v2/statements/",
             "/api/v2/statements/cancel",
             "/api/v2/statements/0123456789abcdef'--/cancel",

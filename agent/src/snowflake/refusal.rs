@@ -87,6 +87,14 @@ impl Refusal {
         }
         body.to_string().into_bytes()
     }
+
+    /// As the REST interfaces say it.
+    pub fn body_of_rest(&self) -> Vec<u8> {
+        let id = self.query_id.map(|id| id.to_string()).unwrap_or_default();
+        let body =
+            json!({ "code": self.code, "error_code": self.code, "message": self.message, "request_id": id });
+        body.to_string().into_bytes()
+    }
 }
 
 /// The client's identifier of a request, from the query string; empty where it sends none. At most 64 characters of

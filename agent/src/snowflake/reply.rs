@@ -10,7 +10,7 @@ use super::parts::{self, InParts};
 use super::transfer::{self, Transfer};
 
 /// Keys of `data` that carry, or lead to, secrets of the storage behind Snowflake or of the session.
-const SECRET: [&str; 16] = [
+const SECRET: [&str; 18] = [
     "chunkheaders",
     "chunks",
     "creds",
@@ -18,6 +18,7 @@ const SECRET: [&str; 16] = [
     "idtoken",
     "mastertoken",
     "mfatoken",
+    "presigned_url",
     "presignedurl",
     "presignedurls",
     "proofkey",
@@ -26,6 +27,7 @@ const SECRET: [&str; 16] = [
     "sessiontoken",
     "stageinfo",
     "token",
+    "token_secret",
     "uploadinfo",
 ];
 
@@ -129,6 +131,28 @@ impl Reply {
             secret: secret.or_else(|| leads_away.then(|| "statementStatusUrl".to_owned())),
         })
     }
+}
+
+/// The key under which an answer about objects carries a secret: in an object, in each one of a list, or a level below.
+pub fn secret_of_objects(bytes: &[u8]) -> Result<Option<String>, Malformed> {
+    if bytes.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    let objects = match serde_json::from_slice::<Vec<Object>>(bytes) {
+        Ok(objects) => objects,
+        Err(_) => vec![Object::parse(bytes)?],
+    };
+    for object in &objects {
+        let mut secret = secret_among(object.keys());
+        for (_, value) in object.keys().filter(|(_, value)| value.get().starts_with('{')) {
+            let inner = Object::parse(value.get().as_bytes())?;
+            secret = secret.or_else(|| secret_among(inner.keys()));
+        }
+        if secret.is_some() {
+            return Ok(secret);
+        }
+    }
+    Ok(None)
 }
 
 /// The first key that carries a secret, or leads to one.

@@ -226,6 +226,33 @@ pub enum Feature {
 }
 
 impl Classification {
+    /// What is no text but does what a statement could: a call of another interface.
+    pub fn of_call(
+        kind: &str,
+        effect: Effect,
+        actions: impl IntoIterator<Item = Action>,
+        objects: impl IntoIterator<Item = Object>,
+    ) -> Self {
+        let statement = Statement {
+            text: 0..0,
+            kind: kind.to_owned(),
+            effect,
+            actions: actions.into_iter().collect(),
+            objects: objects.into_iter().collect(),
+            features: Vec::new(),
+        };
+        Self { statements: vec![statement], effect }
+    }
+
+    /// The same, with a feature of each of its statements.
+    #[must_use]
+    pub fn with(mut self, feature: Feature) -> Self {
+        for statement in &mut self.statements {
+            statement.features.push(feature);
+        }
+        self
+    }
+
     /// A text that is not looked into.
     pub(super) fn opaque(text: Range<usize>, feature: Feature) -> Self {
         let statement = Statement {

@@ -1,7 +1,8 @@
 """The emulated Snowflake: fakesnow runs the SQL, this package adds what a real account does around it.
 
 `application` routes HTTP requests, `credentials` and `sessions` decide who may come in, `queries` runs statements
-through `engine`, `request_log` writes down everything that arrived, `transport` speaks TLS.
+through `engine`, `sql_api` and `rest` are the doors without a login, `request_log` writes down everything that arrived,
+`transport` speaks TLS.
 
 `storage` is what lies behind the account: the parts of results (`results`), and the files of stages (`objects`), which
 come and go by `s3`, `azure` and `gcs` with the credentials of one statement. `transfers` answers PUT and GET, `stages`

@@ -17,6 +17,8 @@ from emulator.queries import Queries, Query
 from emulator.request import BadRequest, Request, headers_of, read_request, read_storage_request
 from emulator.request_log import RequestLog, readable_body, readable_payload
 from emulator.sessions import Session, Sessions
+from emulator.rest import Rest
+from emulator.sql_api import PATH as STATEMENTS
 from emulator.sql_api import SqlApi
 from emulator.storage import Storage
 from emulator.trouble import Trouble
@@ -77,6 +79,7 @@ class Application:
         self._patience = patience
         self._queries = Queries(engine, hosts, account_name(hosts[0]), storage)
         self._sql_api = SqlApi(credentials, sessions, engine, self._queries, warehouse, patience, self._record)
+        self._rest = Rest(self._sql_api)
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/session/v1/login-request"): self._login,
             ("POST", "/session/token-request"): self._renew,
@@ -132,8 +135,10 @@ class Application:
         if host.removesuffix(":443") not in self._hosts and host.rpartition(":")[0] not in self._hosts:
             return Answer(404, b"<html><body>There is no such account.</body></html>", "text/html")
         path = re.sub("/+", "/", request.path)
-        if path.startswith("/api/v2/"):
+        if path.startswith(STATEMENTS):
             return await self._sql_api.serve(request, path)
+        if path.startswith("/api/v2/"):
+            return await self._rest.serve(request)
         try:
             if request.problem is not None:
                 raise request.problem

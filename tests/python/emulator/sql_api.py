@@ -89,7 +89,7 @@ class SqlApi:
         self._queries = queries
         self._warehouse = warehouse
         self._patience = patience
-        self._record = record
+        self.record = record
         self._by_handle: OrderedDict[str, Submission] = OrderedDict()
         self._by_request: dict[tuple[str, str], Submission] = {}
 
@@ -111,11 +111,10 @@ class SqlApi:
         wanted = "GET" if about is not None and about[2] is None else "POST"
         if request.method != wanted:
             raise BadRequest(405, "method not allowed")
-        check_headers(request)
-        user = self._authenticate(request)
+        user = self.authenticate(request)
         if about is None:
             return await self._submit(request, user)
-        self._record(request, user=user)
+        self.record(request, user=user)
         query = self._queries.find(about[1], user)
         if query is None:
             raise Failure(404, "000709", f"Statement {about[1]} not found")
@@ -125,8 +124,9 @@ class SqlApi:
         await self._queries.wait(query, self._patience)
         return self._answer(submission, request.parameters.get("partition"))
 
-    def _authenticate(self, request: Request) -> str:
+    def authenticate(self, request: Request) -> str:
         """The user whose token it is."""
+        check_headers(request)
         bearer = BEARER.fullmatch(request.headers.get("authorization", ""))
         if bearer is None:
             raise Failure(401, "390101", "Authorization header not found in the request data.")
@@ -146,10 +146,10 @@ class SqlApi:
             check_body(body)
             submission, fresh = self._prepare(request, user, body)
         except (BadRequest, Failure) as error:
-            self._record(request, sql=sql, user=user, status=error.status)
+            self.record(request, sql=sql, user=user, status=error.status)
             raise
         query = submission.query
-        self._record(request, sql=sql, user=user, executed=fresh)
+        self.record(request, sql=sql, user=user, executed=fresh)
         if fresh:
             self._start(query)
         if flag(request, "async"):
@@ -188,6 +188,20 @@ class SqlApi:
             oldest = self._by_handle.popitem(last=False)[1]
             self._by_request.pop((oldest.query.user, oldest.request_id), None)
         return submission, fresh
+
+    async def run(self, user: str, sql: str, context: dict[str, str | None]) -> list[dict[str, str | None]]:
+        """The rows of a statement that comes by another interface; `context` says where and as whom, as a body does."""
+        session = self._connect(user, context)
+        asked = {"sqlText": sql, "bindings": None, "parameters": {}}
+        query, fresh = self._queries.prepare(session, "", asked, wants_json=True, whole=True)
+        if fresh:
+            self._start(query)
+            await self._queries.wait(query, self._patience)
+        if query.error is not None or query.data is None:
+            error = query.error or Refusal("000630", "Statement reached its timeout.")
+            raise Failure(422, error.code, error.message)
+        columns = [column["name"] for column in query.data.get("rowtype", [])]
+        return [dict(zip(columns, row)) for row in query.data.get("rowset") or []]
 
     def _connect(self, user: str, body: dict[str, Any]) -> Session:
         """A session for one request. Names are as they are written here, not turned into upper case."""

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each scenario file uses its own part of this")]
 
+pub mod curl;
+
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
