@@ -106,7 +106,7 @@ class SqlApi(SqlApiCase):
             (406, self.ask("POST", PATH, body, accept="text/html")),
             (415, self.ask("POST", PATH, body, content_type="text/plain")),
             (405, self.ask("GET", PATH)),
-            (404, self.ask("GET", "/api/v2/databases")),
+            (404, self.ask("GET", "/api/v2/statements/none")),
             (404, self.ask("GET", f"{PATH}/{uuid.uuid4()}")),
         ):
             self.assertEqual(answer[0], expected, answer)

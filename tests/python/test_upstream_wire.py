@@ -33,7 +33,7 @@ class Wire(UpstreamCase):
             garbage.sendall(b"\x16\x03garbage\r\n\r\n")
             garbage.recv(1000)
         with self.upstream.client() as client:
-            self.assertEqual(client.raw("POST", "/api/v2/databases?x=1", b'{"name":"drop it"}')[0], 404)
+            self.assertEqual(client.raw("POST", "/api/files?x=1", b'{"name":"drop it"}')[0], 404)
             self.assertEqual(client.raw("GET", "/session/v1/login-request")[0], 405)
             self.assertEqual(client.raw("GET", "/elsewhere", host="other.example")[0], 404)
         deadline = time.monotonic() + 10
@@ -46,7 +46,7 @@ class Wire(UpstreamCase):
         self.assertIn(("silent", "silent.example"), [(line["event"], line["sni"]) for line in lines])
         self.assertIn(("malformed", "garbage.example"), [(line["event"], line["sni"]) for line in lines])
         statement, method, host = (line for line in lines if line["event"] == "request")
-        self.assertEqual((statement["path"], statement["query"]), ("/api/v2/databases", "x=1"))
+        self.assertEqual((statement["path"], statement["query"]), ("/api/files", "x=1"))
         self.assertEqual(statement["status"], 404)
         self.assertEqual(statement["body"], {"name": "drop it"})
         self.assertEqual((method["status"], host["status"]), (405, 404))
