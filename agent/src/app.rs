@@ -230,6 +230,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     };
     let dialer = Dialer::new(capture.marker());
     let sessions = Sessions::new(Vault::open(&state.sessions())?, &identity);
+    sessions.remember(journal.path())?;
     let proxy = Arc::new(Proxy {
         tls: server_tls,
         identity,

@@ -270,6 +270,25 @@ fn a_statement_is_its_callers_by_the_next_agent_too() -> Result<()> {
 }
 
 #[test]
+fn after_a_kill_what_has_ended_is_its_callers_still() -> Result<()> {
+    let mut sandbox = sandbox()?;
+    let (pod, thief) = (sandbox.pod("reports")?, sandbox.pod("thief")?);
+    let handle = submit(&pod, "select 'mine'")?.handle()?;
+    eventually("its outcome is recorded", || Ok(!outcome(&sandbox, &handle)?.is_empty()))?;
+    sandbox.kill_agent()?;
+    sandbox.start_agent()?;
+    let path = format!("{STATEMENTS}/{handle}");
+    assert_eq!(ask(&thief, "GET", &path, &[])?.status, 404);
+    let again = ask(&pod, "GET", &path, &[])?;
+    assert_eq!((again.status, &again.body["data"]), (200, &json!([["mine"]])), "{again:?}");
+    let scanned = submit(&pod, &format!("select * from table(result_scan('{handle}'))"))?;
+    assert_ne!(scanned.body["code"], "003001", "it may be read again: {scanned:?}");
+    let stolen = submit(&thief, &format!("select * from table(result_scan('{handle}'))"))?;
+    assert_eq!((stolen.status, &stolen.body["code"]), (422, &json!("003001")), "{stolen:?}");
+    Ok(())
+}
+
+#[test]
 fn a_large_result_comes_whole_and_several_statements_too() -> Result<()> {
     const ROWS: u64 = 12_000;
     let mut sandbox = sandbox()?;

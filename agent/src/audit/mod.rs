@@ -11,6 +11,7 @@ pub mod tail;
 
 mod error;
 mod journal;
+mod owners;
 mod record;
 mod schema;
 mod store;
@@ -21,6 +22,7 @@ mod samples;
 
 pub use error::AuditError;
 pub use journal::{Journal, Recorded, Written};
+pub use owners::{OwnedQuery, latest_queries};
 pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Session, Statement, Verdict, Workload, now,
 };

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::vault::{Sealed, Vault};
-use crate::audit::Caller;
+use crate::audit::{self, AuditError, Caller, OwnedQuery, latest_queries};
 use crate::capture::Workload;
 use crate::config::Secret;
 use crate::identity::{Identity, Principal};
@@ -27,6 +28,8 @@ const TOKENS_PER_SESSION: usize = 4;
 /// Snowflake keeps results for a day.
 const QUERY_LIFETIME: Duration = Duration::from_hours(24);
 const QUERIES: u64 = 100_000;
+/// Of the journal's outcomes, so many are looked through for queries when an agent begins.
+const REMEMBERED: u32 = 20_000;
 /// Of a session's unfinished queries, so many are remembered over a restart.
 const RUNNING: usize = 64;
 /// Snowflake ends a session that was idle for four hours.
@@ -311,6 +314,19 @@ impl Sessions {
             ..Legacy::default()
         });
         self.queries.insert(query, owner);
+    }
+
+    /// Takes from the journal whose the latest queries are: their ends did not come by this agent.
+    pub fn remember(&self, journal: &Path) -> Result<(), AuditError> {
+        let lifetime = i64::try_from(QUERY_LIFETIME.as_micros()).unwrap_or(i64::MAX);
+        let latest = latest_queries(journal, audit::now().saturating_sub(lifetime), REMEMBERED)?;
+        // The newest last, so that it stays longest.
+        for OwnedQuery { query_id, issuer, subject, account, rule } in latest.into_iter().rev() {
+            if let Some(query) = QueryId::parse(&query_id) {
+                self.queries.insert(query, Owner { issuer, subject, account, rule });
+            }
+        }
+        Ok(())
     }
 
     /// Notes that a request belongs to a session's caller.

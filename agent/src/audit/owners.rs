@@ -1,0 +1,75 @@
+//! Whose the latest queries are, for an agent that begins where another one ended.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{AuditError, schema};
+
+/// A query of Snowflake's, and who asked for it by which rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedQuery {
+    pub query_id: String,
+    pub issuer: String,
+    pub subject: String,
+    pub account: String,
+    pub rule: String,
+}
+
+/// The queries among the last `count` outcomes of a journal that are not older than `since`, in microseconds since the
+/// epoch. The newest comes first.
+pub fn latest_queries(journal: &Path, since: i64, count: u32) -> Result<Vec<OwnedQuery>, AuditError> {
+    let failed = |error| AuditError::Read(Arc::new(error));
+    let connection = schema::open_read_only(journal)?;
+    let mut query = connection
+        .prepare(
+            "SELECT o.query_id, s.issuer, s.subject, s.account, n.rule
+             FROM (SELECT * FROM outcomes ORDER BY seq DESC LIMIT ?2) o
+             JOIN statements s ON s.id = o.statement JOIN sessions n ON n.id = s.session
+             WHERE o.query_id <> '' AND o.time >= ?1 ORDER BY o.seq DESC",
+        )
+        .map_err(failed)?;
+    let rows = query.query_map((since, count), |row| {
+        Ok(OwnedQuery {
+            query_id: row.get(0)?,
+            issuer: row.get(1)?,
+            subject: row.get(2)?,
+            account: row.get(3)?,
+            rule: row.get(4)?,
+        })
+    });
+    rows.map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::samples::{self, TIME, caller};
+    use crate::audit::{Journal, Record, Verdict};
+
+    #[tokio::test]
+    async fn the_latest_queries_are_their_callers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.db");
+        let journal = Journal::open(&path, "node").unwrap();
+        let session = samples::session();
+        let mut records = Vec::new();
+        for (number, time) in [(1, TIME), (2, TIME + 10), (3, TIME + 20), (4, TIME + 30)] {
+            let statement = samples::statement(session.id, "select 1", Verdict::Allow);
+            // Of the last one, Snowflake's identifier never came.
+            let query_id = if number == 4 { String::new() } else { format!("query-{number}") };
+            let outcome = crate::audit::Outcome { time, query_id, ..samples::outcome(statement.id) };
+            records.extend([Record::from(statement), outcome.into()]);
+        }
+        records.insert(0, session.clone().into());
+        journal.append(records).await.unwrap();
+        let ids = |since, count| {
+            let latest = latest_queries(&path, since, count).unwrap();
+            assert!(
+                latest.iter().all(|query| query.subject == caller().subject && query.rule == session.rule)
+            );
+            latest.into_iter().map(|query| query.query_id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(TIME + 5, 10), ["query-3", "query-2"]);
+        assert_eq!(ids(0, 3), ["query-3", "query-2"], "of the last three outcomes");
+    }
+}
