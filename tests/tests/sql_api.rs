@@ -223,6 +223,18 @@ fn nobody_is_let_in_without_a_good_token() -> Result<()> {
 }
 
 #[test]
+fn a_refusal_reaches_a_client_that_is_still_sending() -> Result<()> {
+    let mut sandbox = sandbox()?;
+    let nobody = sandbox.pod("reports")?.with("AUTHORIZATION", "Bearer not-a-token");
+    let body = json!({ "statement": format!("select '{}'", "x".repeat(100_000)) }).to_string();
+    for _ in 0..10 {
+        let said = ask(&nobody, "POST", STATEMENTS, &["-d", &body])?;
+        assert!(said.status == 401 && said.head.starts_with("HTTP/2"), "{said:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_takes_long_is_asked_for_again_and_cancelled() -> Result<()> {
     let mut sandbox = sandbox()?;
     let pod = sandbox.pod("reports")?;

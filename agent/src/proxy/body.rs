@@ -25,6 +25,8 @@ pub const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Time for a whole body to arrive.
 const DEADLINE: Duration = Duration::from_mins(1);
+/// Time for what nobody reads.
+const PASSING_BY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -51,7 +53,7 @@ pub struct Body {
 /// Reads a body and inflates it. Gzip is recognised by its first bytes, as drivers do not always declare it.
 pub async fn read(
     headers: &HeaderMap,
-    body: Incoming,
+    body: &mut Incoming,
     limit: usize,
     share: &Share,
 ) -> Result<Body, BodyError> {
@@ -89,7 +91,7 @@ pub fn inflated(answer: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, BodyError>
 }
 
 /// Lets a body pass by that nobody reads, so that the connection stays usable; one that is too long ends it.
-pub async fn skip(mut body: Incoming) {
+pub async fn skip(body: &mut Incoming) {
     let mut left = OTHER;
     let pass_by = async {
         while let Some(Ok(frame)) = body.frame().await {
@@ -101,11 +103,11 @@ pub async fn skip(mut body: Incoming) {
         }
     };
     // A slow one ends the connection too.
-    let _ = tokio::time::timeout(DEADLINE, pass_by).await;
+    let _ = tokio::time::timeout(PASSING_BY, pass_by).await;
 }
 
 async fn collect(
-    mut body: Incoming,
+    body: &mut Incoming,
     limit: usize,
     share: &Share,
     held: &mut Held,

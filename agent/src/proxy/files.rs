@@ -109,7 +109,7 @@ pub fn lease(
 }
 
 /// Takes a file from the client.
-pub async fn upload(exchange: &Exchange<'_>, name: &str, body: Incoming) -> Reaction {
+pub async fn upload(exchange: &Exchange<'_>, name: &str, body: &mut Incoming) -> Reaction {
     match store(exchange, name, body).await {
         Ok(()) => {
             let mut done = Response::new(Either::Left(Full::default()));
@@ -199,7 +199,7 @@ fn path(stage: &Stage, name: &str) -> Result<Path, object_store::path::Error> {
 }
 
 /// Writes a file: in one request if it is small, else in pieces, of which the storage makes a file when all are there.
-async fn store(exchange: &Exchange<'_>, name: &str, mut body: Incoming) -> Result<(), FileError> {
+async fn store(exchange: &Exchange<'_>, name: &str, body: &mut Incoming) -> Result<(), FileError> {
     let (lease, store) = to_upload(exchange)?;
     let path = path(&lease.stage, name)?;
     let metadata = Metadata::of_client(&exchange.parts.headers);
@@ -216,7 +216,7 @@ async fn store(exchange: &Exchange<'_>, name: &str, mut body: Incoming) -> Resul
     let mut pieces: Option<Box<dyn MultipartUpload>> = None;
     let written = async {
         loop {
-            let (piece, is_last) = piece(&mut body).await?;
+            let (piece, is_last) = piece(body).await?;
             moved.take(&piece);
             if is_last && pieces.is_none() {
                 moved.record().await?;

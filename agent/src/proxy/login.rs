@@ -14,7 +14,7 @@ use crate::config::Secret;
 use crate::identity::{IdentityError, Principal};
 use crate::snowflake::{LoginAnswer, LoginRequest, LoginTarget, Operation, Refusal, Reply, login_query};
 
-pub async fn login(exchange: Exchange<'_>, body: Incoming) -> Reaction {
+pub async fn login(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
     let body = match exchange.read(body, body::LOGIN).await {
         Ok(body) => body,
         Err(error) => return exchange.unreadable(&error).await,

@@ -41,7 +41,7 @@ struct Call<'a> {
 }
 
 /// Handles one call.
-pub async fn handle(exchange: &Exchange<'_>, path: &RestCall, body: Incoming) -> Reaction {
+pub async fn handle(exchange: &Exchange<'_>, path: &RestCall, body: &mut Incoming) -> Reaction {
     let started = Instant::now();
     let session = match sql_api::session(exchange).await {
         Ok(session) => session,

@@ -38,7 +38,15 @@ pub struct Exchange<'a> {
 
 /// Handles one request.
 pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>) -> Reaction {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
+    let reaction = react(proxy, peer, parts, &mut body).await;
+    // What was not read, because nobody needs it or the request is refused: by HTTP/2, a client that is cut off while it
+    // sends may not see the answer.
+    body::skip(&mut body).await;
+    reaction
+}
+
+async fn react(proxy: &Arc<Proxy>, peer: &Peer, parts: Parts, body: &mut Incoming) -> Reaction {
     if !names_the_server(&parts, &peer.server_name) {
         let detail = "the Host of a request differs from the server name of the connection".to_owned();
         proxy
@@ -82,13 +90,10 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
             in_session(exchange, body).await
         }
         // The token is the client's own, which goes nowhere.
-        Operation::Telemetry | Operation::SessionlessTelemetry => {
-            body::skip(body).await;
-            match proxy.config.telemetry {
-                Telemetry::Refuse => plain(StatusCode::NOT_FOUND, "telemetry is refused here"),
-                Telemetry::Answer | Telemetry::Forward => json_answer(telemetry_answer()),
-            }
-        }
+        Operation::Telemetry | Operation::SessionlessTelemetry => match proxy.config.telemetry {
+            Telemetry::Refuse => plain(StatusCode::NOT_FOUND, "telemetry is refused here"),
+            Telemetry::Answer | Telemetry::Forward => json_answer(telemetry_answer()),
+        },
         Operation::Query
         | Operation::Heartbeat
         | Operation::CloseSession
@@ -104,7 +109,7 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
 }
 
 /// What needs a session.
-async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
+async fn in_session(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
     let open = match exchange.session(TokenKind::Session).await {
         Ok(open) => open,
         Err(refusal) => return refusal,
@@ -152,10 +157,7 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
             return exchange.not_the_owner(session, query.as_str()).await;
         }
         Operation::Result(_) | Operation::Monitor(_) => Bytes::new(),
-        _ => {
-            body::skip(body).await;
-            Bytes::from_static(b"{}")
-        }
+        _ => Bytes::from_static(b"{}"),
     };
     let tokens = open.upstream();
     let outgoing = exchange.outgoing(Some(Token::Session(&tokens.session)), body);
@@ -182,7 +184,7 @@ async fn in_session(exchange: Exchange<'_>, body: Incoming) -> Reaction {
     }
 }
 
-async fn renew(exchange: Exchange<'_>, body: Incoming) -> Reaction {
+async fn renew(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
     let open = match exchange.session(TokenKind::Master).await {
         Ok(open) => open,
         Err(refusal) => return refusal,
@@ -266,7 +268,7 @@ impl Exchange<'_> {
     }
 
     /// Reads the request's body, out of the workload's share of memory.
-    pub async fn read(&self, body: Incoming, limit: usize) -> Result<Body, BodyError> {
+    pub async fn read(&self, body: &mut Incoming, limit: usize) -> Result<Body, BodyError> {
         body::read(&self.parts.headers, body, limit, &self.peer.share).await
     }
 

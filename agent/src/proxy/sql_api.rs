@@ -21,16 +21,13 @@ use crate::snowflake::{
 };
 
 /// Handles one request.
-pub async fn handle(exchange: &Exchange<'_>, body: Incoming) -> Reaction {
+pub async fn handle(exchange: &Exchange<'_>, body: &mut Incoming) -> Reaction {
     let session = match session(exchange).await {
         Ok(session) => session,
         Err(refusal) => return refusal,
     };
     match &exchange.operation {
-        Operation::ApiResult(handle) | Operation::ApiCancel(handle) => {
-            body::skip(body).await;
-            ask(exchange, &session, handle).await
-        }
+        Operation::ApiResult(handle) | Operation::ApiCancel(handle) => ask(exchange, &session, handle).await,
         _ => submit(exchange, &session, body).await,
     }
 }
@@ -93,7 +90,7 @@ pub async fn credential(
     Err(refuse(exchange, Some(caller), StatusCode::FORBIDDEN, &reason).await)
 }
 
-async fn submit(exchange: &Exchange<'_>, session: &Session, body: Incoming) -> Reaction {
+async fn submit(exchange: &Exchange<'_>, session: &Session, body: &mut Incoming) -> Reaction {
     // Who shares the Snowflake user would be given the other's result by it.
     if exchange.proxy.sessions.is_of_another(session, &exchange.query.request_id) {
         return exchange.malformed("its requestId is another caller's").await;
