@@ -5,6 +5,7 @@ mod common;
 use anyhow::Result;
 use sandbox::services::{Claims, Service};
 use sandbox::{Environment, Sandbox};
+use serde_json::Value;
 
 use common::{client, eventually, journal};
 
@@ -50,6 +51,33 @@ fn only_a_good_token_of_an_admitted_caller_is_let_in() -> Result<()> {
         .collect();
     assert_eq!(logins.len(), 1, "a refused login does not reach Snowflake");
     assert_eq!(logins[0]["body"]["data"]["LOGIN_NAME"], "SVC_AGENTS");
+    Ok(())
+}
+
+#[test]
+fn snowflakes_own_history_says_who_asked() -> Result<()> {
+    let tags = |sandbox: &Sandbox| -> Result<Vec<Value>> {
+        let log = sandbox.upstream_log()?.into_iter();
+        let logins = log.filter(|line| line["path"] == "/session/v1/login-request");
+        Ok(logins.map(|line| line["body"]["data"]["SESSION_PARAMETERS"]["QUERY_TAG"].clone()).collect())
+    };
+    let own = r#"
+rows = lambda: connect(session_parameters={"QUERY_TAG": "nightly"}).cursor().execute("select 1").fetchall()
+say(**attempt(rows))
+"#;
+    let mut sandbox = Sandbox::builder().start()?;
+    let token = sandbox.token(&Claims::analyst("ada"))?;
+    let pod = sandbox.pod("agent")?.with("SNOWFLAKE_TOKEN", &token);
+    client(&pod, CONNECT)?;
+    client(&pod, own)?;
+    let tags_by_default = tags(&sandbox)?;
+    let tag: Value = serde_json::from_str(tags_by_default[0].as_str().unwrap_or_default())?;
+    assert_eq!(tag["snowfence"]["subject"], "ada", "{tag}");
+    assert_eq!(tags_by_default[1], "nightly", "a client's own tag is left alone");
+
+    let mut sandbox = Sandbox::builder().set("clients", "query_tag", "client").start()?;
+    client(&sandbox.pod("agent")?, CONNECT)?;
+    assert_eq!(tags(&sandbox)?, [Value::Null]);
     Ok(())
 }
 

@@ -33,6 +33,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         capture,
         tls: Tls { upstream_ca_bundle: raw.tls.upstream_ca_bundle },
         telemetry: raw.clients.telemetry,
+        query_tag: raw.clients.query_tag,
         accounts,
         issuers,
         rules,

@@ -17,7 +17,7 @@ use globset::GlobSet;
 use ipnet::IpNet;
 
 pub use document::{Problem, position};
-pub use raw::{CredentialType, Mode, RawSockets, Telemetry, schema};
+pub use raw::{CredentialType, Mode, QueryTag, RawSockets, Telemetry, schema};
 pub use secret::{Secret, SecretError, SecretReference};
 
 /// The checked configuration.
@@ -30,6 +30,7 @@ pub struct Config {
     pub tls: Tls,
     /// What becomes of what drivers report of themselves.
     pub telemetry: Telemetry,
+    pub query_tag: QueryTag,
     /// The Snowflake accounts that may be reached, by host name.
     pub accounts: Vec<Account>,
     pub issuers: Vec<Issuer>,

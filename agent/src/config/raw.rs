@@ -183,6 +183,19 @@ pub struct Tls {
 pub struct Clients {
     /// What becomes of what drivers report of themselves.
     pub telemetry: Telemetry,
+    /// Who asks, for Snowflake's own history of queries.
+    pub query_tag: QueryTag,
+}
+
+/// What Snowflake's parameter `QUERY_TAG` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryTag {
+    /// Who asks, where the client sets no tag of its own.
+    #[default]
+    Caller,
+    /// What the client sets.
+    Client,
 }
 
 /// What becomes of what drivers report of themselves.

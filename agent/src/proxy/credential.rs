@@ -1,12 +1,21 @@
-//! The agent's own credentials.
+//! As whom the agent asks: its own credentials, and the tag that names the caller.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Proxy;
-use crate::config::Rule;
-use crate::snowflake::Proof;
+use crate::audit::Caller;
+use crate::config::{QueryTag, Rule};
+use crate::snowflake::{Proof, query_tag};
 
 impl Proxy {
+    /// The tag for the queries of a caller that sets none; `None` where there is to be none.
+    pub fn query_tag(&self, caller: &Caller) -> Option<String> {
+        match self.config.query_tag {
+            QueryTag::Caller => query_tag(&caller.issuer, &caller.subject, &self.config.agent.node),
+            QueryTag::Client => None,
+        }
+    }
+
     /// The proof that the agent is the rule's user. The reason for a failure names no secret.
     pub fn proof(&self, rule: &Rule, account: &str) -> Result<Proof, String> {
         let name = &rule.credential;

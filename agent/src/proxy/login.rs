@@ -38,7 +38,7 @@ pub async fn login(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
 }
 
 /// Logs in as the user that the rule names.
-async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principal) -> Reaction {
+async fn open(exchange: Exchange<'_>, mut request: LoginRequest, principal: Principal) -> Reaction {
     let client = client(&exchange, &request);
     let rule = principal.rule().clone();
     let target =
@@ -47,6 +47,11 @@ async fn open(exchange: Exchange<'_>, request: LoginRequest, principal: Principa
         Ok(proof) => proof,
         Err(reason) => return refuse(&exchange, Some(principal.caller()), &reason).await,
     };
+    if let Some(tag) = exchange.proxy.query_tag(principal.caller())
+        && let Err(error) = request.tag(&tag)
+    {
+        return refuse(&exchange, Some(principal.caller()), &error.to_string()).await;
+    }
     let query = login_query(exchange.parts.uri.query(), &target);
     let body = request.for_upstream(&target, &proof);
     let outgoing = Outgoing { query: &query, ..exchange.outgoing(None, body.into()) };

@@ -100,7 +100,8 @@ async fn submit(exchange: &Exchange<'_>, session: &Session, body: &mut Incoming)
         Err(error) => return exchange.unreadable(&error).await,
     };
     let rule = session.principal.rule();
-    match QueryRequest::of_api(&body.bytes, rule.role.as_deref(), rule.warehouse.as_deref()) {
+    let tag = exchange.proxy.query_tag(session.principal.caller());
+    match QueryRequest::of_api(&body.bytes, rule.role.as_deref(), rule.warehouse.as_deref(), tag.as_deref()) {
         Ok(request) => match credential(exchange, session).await {
             Ok((secret, kind)) => {
                 statement::run(exchange, session, &request, Token::Bearer(&secret, kind)).await

@@ -41,6 +41,9 @@ const RENEWED: [&str; 3] = ["sessionId", "validityInSecondsMT", "validityInSecon
 /// Query parameters of a login that go on to Snowflake, besides those of every request.
 const LOGIN_PARAMETERS: [&str; 2] = ["databaseName", "schemaName"];
 
+/// In characters.
+const LONGEST_TAG: usize = 2000;
+
 /// A client's login.
 pub struct LoginRequest {
     data: Object,
@@ -98,6 +101,14 @@ impl LoginRequest {
         Self { data }
     }
 
+    /// Sets a tag for the session's queries, unless the client sets one.
+    pub fn tag(&mut self, tag: &str) -> Result<(), Malformed> {
+        let mut parameters = self.data.object("SESSION_PARAMETERS")?;
+        set_tag(&mut parameters, "QUERY_TAG", tag);
+        self.data.set("SESSION_PARAMETERS", &parameters);
+        Ok(())
+    }
+
     /// The JWT, in whichever field the driver has put it: an OAuth token, an access token, or the password.
     pub fn token(&self) -> Option<String> {
         let is_jwt = |value: &String| value.split('.').count() == 3;
@@ -127,6 +138,22 @@ impl LoginRequest {
         body.set("data", &self.data);
         body.to_vec()
     }
+}
+
+/// Sets a tag among parameters that have none, as the interface spells it.
+pub(super) fn set_tag(parameters: &mut Object, key: &str, tag: &str) {
+    let has_one =
+        parameters.keys().any(|(name, value)| name.eq_ignore_ascii_case(key) && value.get() != "null");
+    if !has_one {
+        parameters.retain(|name| !name.eq_ignore_ascii_case(key));
+        parameters.set(key, &tag);
+    }
+}
+
+/// The tag that names a caller and the agent that it asked by; `None` where Snowflake would not take it for its length.
+pub fn query_tag(issuer: &str, subject: &str, node: &str) -> Option<String> {
+    let tag = json!({ "snowfence": { "issuer": issuer, "subject": subject, "node": node } }).to_string();
+    (tag.chars().count() <= LONGEST_TAG).then_some(tag)
 }
 
 /// The query string of a login as it goes upstream: role and warehouse are the rule's where it names them.
@@ -263,6 +290,22 @@ mod tests {
                 "SESSION_PARAMETERS": {"QUERY_TAG": "x"}, "LOGIN_NAME": "SVC", "PASSWORD": "real",
             }})
         );
+    }
+
+    #[test]
+    fn a_session_is_tagged_unless_the_client_does_it() {
+        let tag = query_tag("https://idp.example", "ada", "node-1").unwrap();
+        let tagged = |login: &str| {
+            let mut request = LoginRequest::parse(login.as_bytes()).unwrap();
+            request.tag(&tag).unwrap();
+            request.data.object("SESSION_PARAMETERS").unwrap().field::<String>("QUERY_TAG")
+        };
+        assert_eq!(tagged(LOGIN).as_deref(), Some("x"));
+        assert_eq!(tagged(r#"{"data":{"SESSION_PARAMETERS":{"query_tag":"y"}}}"#), None, "there is one");
+        for login in [r#"{"data":{}}"#, r#"{"data":{"SESSION_PARAMETERS":{"QUERY_TAG":null}}}"#] {
+            assert_eq!(tagged(login).as_deref(), Some(tag.as_str()));
+        }
+        assert_eq!(query_tag("i", &"x".repeat(2000), "n"), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod transfer;
 pub use api::are_ours;
 pub use credential::{CredentialError, Proof};
 pub use json::{Malformed, Object};
-pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, renewal_body};
+pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, query_tag, renewal_body};
 pub use mcp::{Ask, McpError, McpRequest};
 pub use metadata::{Metadata, UnreadableEncryption};
 pub use operation::{KnownQuery, Operation, QueryId, UnknownOperation, classify};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::json::{Malformed, Object};
+use super::login::set_tag;
 
 /// What of the body goes upstream. `dataframeAst` does not: it is a second form of the statement, which nobody has
 /// classified.
@@ -73,13 +74,24 @@ impl QueryRequest {
     }
 
     /// One by the SQL API, where each request says as which role and on which warehouse it is to run.
-    pub fn of_api(bytes: &[u8], role: Option<&str>, warehouse: Option<&str>) -> Result<Self, Malformed> {
+    /// `tag` is for one that has no tag of its own.
+    pub fn of_api(
+        bytes: &[u8],
+        role: Option<&str>,
+        warehouse: Option<&str>,
+        tag: Option<&str>,
+    ) -> Result<Self, Malformed> {
         let mut body = Object::parse(bytes)?;
         body.retain(|key| FORWARDED_BY_API.contains(&key));
         for (key, value) in [("role", role), ("warehouse", warehouse)] {
             if let Some(value) = value {
                 body.set(key, &value);
             }
+        }
+        if let Some(tag) = tag {
+            let mut parameters = body.object("parameters")?;
+            set_tag(&mut parameters, "query_tag", tag);
+            body.set("parameters", &parameters);
         }
         Self::new(body, "statement")
     }
@@ -151,17 +163,18 @@ mod tests {
     fn by_the_sql_api_role_and_warehouse_are_the_rules() {
         let body = br#"{"statement":"select ?","role":"ACCOUNTADMIN","warehouse":"BIG","timeout":60,"x":1,"bindings":{"1":{"type":"FIXED","value":"1"}}}"#;
         let text = |request: &QueryRequest| String::from_utf8(request.to_vec()).unwrap();
-        let request = QueryRequest::of_api(body, None, None).unwrap();
+        let request = QueryRequest::of_api(body, None, None, None).unwrap();
         assert_eq!((request.sql.as_str(), request.binds), ("select ?", 1));
         assert_eq!(
             text(&request),
             r#"{"statement":"select ?","warehouse":"BIG","timeout":60,"bindings":{"1":{"type":"FIXED","value":"1"}}}"#
         );
-        let request = QueryRequest::of_api(body, Some("ANALYST"), Some("WH")).unwrap();
+        let request = QueryRequest::of_api(body, Some("ANALYST"), Some("WH"), Some("me")).unwrap();
         let body: serde_json::Value = serde_json::from_str(&text(&request)).unwrap();
         assert_eq!((&body["role"], &body["warehouse"]), (&"ANALYST".into(), &"WH".into()));
+        assert_eq!(body["parameters"]["query_tag"], "me");
         for body in ["{}", r#"{"sqlText":"select 1"}"#, r#"{"statement":"a","STATEMENT":"b"}"#] {
-            assert!(QueryRequest::of_api(body.as_bytes(), None, None).is_err(), "{body}");
+            assert!(QueryRequest::of_api(body.as_bytes(), None, None, None).is_err(), "{body}");
         }
     }
 
