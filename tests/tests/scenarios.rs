@@ -8,18 +8,15 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
 use sandbox::client_table::Table;
-use sandbox::services::Service;
 use sandbox::{Credential, Environment, Sandbox, node};
 use serde_json::Value;
 
-use common::{arrived, journal};
+use common::{arrived, attend, journal};
 
 const SCENARIOS: [&str; 22] = [
     "connect",
@@ -190,26 +187,7 @@ fn said_by(client: Client, sandbox: &mut Sandbox, program: &Path) -> Result<Vec<
         _ => &pod.environment()["SANDBOX_PYTHON"],
     };
     let mut process = pod.start("scenarios", [interpreter, &program.to_string_lossy()])?;
-    let wish = Path::new(&pod.environment()["HOME"]).join("please");
-    let began = Instant::now();
-    while process.runs()? {
-        ensure!(began.elapsed() < DEADLINE, "it does not end:\n{}", process.output()?);
-        match fs::read_to_string(&wish).as_deref() {
-            Ok("expire") => sandbox.signal_service(Service::Upstream, Signal::USR1)?,
-            Ok("restart") => {
-                sandbox.kill_agent()?;
-                sandbox.start_agent()?;
-            }
-            Ok(other) => anyhow::bail!("nobody knows what {other} is"),
-            Err(_) => {
-                sleep(Duration::from_millis(50));
-                continue;
-            }
-        }
-        fs::remove_file(&wish)?;
-    }
-    let ended = process.wait(Duration::ZERO)?.context("it has ended")?;
-    ensure!(ended.success(), "it ended with {ended}:\n{}", process.last_words());
+    attend(sandbox, &pod, &mut process, DEADLINE)?;
     let output = process.output()?;
     let said = output.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned()));
     said.collect()

@@ -1,21 +1,47 @@
 //! `snowfence doctor`.
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::anyhow;
+use serde::Serialize;
 use serde_json::json;
 
-use super::{ConfigFile, Failure, Format};
+use super::{ConfigFile, Failure, Format, table};
 use crate::admin::{AdminError, Answer, Client, Request, Status};
 use crate::app::State;
+use crate::audit::AuditError;
+use crate::audit::query::{Limits, query};
 use crate::capture::doctor::{Examination, Finding, Health, examine};
 use crate::config::Places;
+use crate::tls::trust::TRUST;
+
+/// The last handshakes of today that failed: which workloads do not know the CA.
+const FAILED_HANDSHAKES: &str = "
+    SELECT strftime('%Y-%m-%dT%H:%M:%SZ', time / 1000000, 'unixepoch'), coalesce(cgroup, ''), account, detail
+    FROM events WHERE kind = 'handshake_failed' AND time > (unixepoch() - 86400) * 1000000
+    ORDER BY time DESC LIMIT 5";
+/// The rest of what there is to say does not wait for a journal that is in trouble.
+const JOURNAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A client that ended its handshake with the agent.
+#[derive(Serialize)]
+struct FailedHandshake {
+    time: String,
+    cgroup: String,
+    account: String,
+    detail: String,
+}
 
 pub(super) fn run(config: &ConfigFile, format: Format) -> Result<(), Failure> {
     // Also of use before there is a configuration.
     let places = if config.is_missing() { Places::default() } else { config.load()?.into() };
     let Examination { findings, cost } = examine(&places.cgroup, &places.bpffs);
-    let socket = State(&places.state_dir).socket();
+    let state = State(&places.state_dir);
+    let failed = failed_handshakes(&state.journal());
+    let socket = state.socket();
     let status = match Client::connect(&socket).and_then(|client| client.ask(&Request::Status)) {
         Ok(Answer::Status(status)) => Ok(Some(*status)),
         Ok(_) => Err(AdminError::Unexpected),
@@ -29,7 +55,14 @@ pub(super) fn run(config: &ConfigFile, format: Format) -> Result<(), Failure> {
                 Ok(status) => json!(status),
                 Err(error) => json!({ "error": error.to_string() }),
             };
-            writeln!(out, "{}", json!({ "findings": findings, "cost": cost, "agent": agent }))?;
+            let failed = match &failed {
+                Ok(failed) => json!(failed),
+                Err(error) => json!({ "error": error.to_string() }),
+            };
+            let all = json!({
+                "findings": findings, "cost": cost, "agent": agent, "trust": TRUST, "failed_handshakes": failed,
+            });
+            writeln!(out, "{all}")?;
         }
         Format::Text => {
             for finding in &findings {
@@ -41,6 +74,8 @@ pub(super) fn run(config: &ConfigFile, format: Format) -> Result<(), Failure> {
                 Ok(None) => writeln!(out, "No agent is running with this configuration.")?,
                 Err(error) => writeln!(out, "The agent does not answer: {error}")?,
             }
+            writeln!(out)?;
+            tell_of_trust(&mut out, &failed)?;
         }
     }
     let bad: Vec<&str> =
@@ -69,6 +104,41 @@ fn tell(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn tell_of_trust(out: &mut impl Write, failed: &Result<Vec<FailedHandshake>, AuditError>) -> io::Result<()> {
+    writeln!(out, "Clients take the internal CA (`snowfence ca print`) by")?;
+    for trust in &TRUST {
+        writeln!(out, "  {}: {}", trust.client, trust.setting)?;
+    }
+    match failed {
+        Ok(failed) if failed.is_empty() => return Ok(()),
+        Ok(_) => writeln!(out, "Handshakes that failed of late (events `handshake_failed` in the trail):")?,
+        Err(error) => return writeln!(out, "Whether handshakes failed of late cannot be told: {error}"),
+    }
+    for FailedHandshake { time, cgroup, account, detail } in failed.iter().flatten() {
+        let [cgroup, account, detail] =
+            [cgroup, account, detail].map(|text| table::harmless(text).collect::<String>());
+        writeln!(out, "  {time}  {cgroup}  {account}  {detail}")?;
+    }
+    Ok(())
+}
+
+/// None where there is no journal yet.
+fn failed_handshakes(journal: &Path) -> Result<Vec<FailedHandshake>, AuditError> {
+    let mut failed = Vec::new();
+    if !journal.exists() {
+        return Ok(failed);
+    }
+    let limits = Limits { time: JOURNAL_DEADLINE, ..Limits::default() };
+    query(journal, FAILED_HANDSHAKES, &limits, |_, cells| {
+        if let [time, cgroup, account, detail] = cells.as_slice() {
+            let [time, cgroup, account, detail] = [time, cgroup, account, detail].map(ToString::to_string);
+            failed.push(FailedHandshake { time, cgroup, account, detail });
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(failed)
 }
 
 fn tell_of_agent(out: &mut impl Write, status: &Status) -> io::Result<()> {

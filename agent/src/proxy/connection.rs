@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -19,7 +19,7 @@ use super::share::Share;
 use super::{Proxy, revocation, service, splice};
 use crate::audit::EventKind;
 use crate::capture::{Accepted, EndpointClass, Flow};
-use crate::tls::{Hello, HelloError, read_hello};
+use crate::tls::{Hello, HelloError, read_hello, trust};
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection may be idle, or a request's header take. Drivers take the end of an idle connection well.
@@ -57,7 +57,7 @@ pub async fn serve(proxy: Arc<Proxy>, Accepted { stream, flow }: Accepted) {
 }
 
 /// Serves a connection to an address of Snowflake's.
-async fn serve_endpoint(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share: Arc<Share>) {
+async fn serve_endpoint(proxy: Arc<Proxy>, mut stream: TcpStream, flow: Flow, share: Arc<Share>) {
     let (kind, reason) = match read_hello(&mut Reading(&stream)).await {
         Ok(Hello { server_name: Some(name), bytes }) if proxy.config.is_snowflake(&name) => {
             let stream = Rewound::new(bytes, stream);
@@ -81,6 +81,12 @@ async fn serve_endpoint(proxy: Arc<Proxy>, stream: TcpStream, flow: Flow, share:
         Ok(_) => (EventKind::NotTls, "a ClientHello without a server name".to_owned()),
         // Nobody asked for anything.
         Err(HelloError::Closed | HelloError::Io(_)) => return,
+        Err(HelloError::Incompatible { error, alert }) => {
+            // Whether it is heard or not.
+            let _ = stream.write_all(&alert).await;
+            let (workload, detail) = (Some(&flow.workload), format!("{error}: TLS 1.2 or 1.3 is needed"));
+            return proxy.event(EventKind::HandshakeFailed, workload, None, "", detail).await;
+        }
         Err(error) => (EventKind::NotTls, error.to_string()),
     };
     splice::abort(&stream);
@@ -94,8 +100,9 @@ pub async fn terminate(proxy: Arc<Proxy>, stream: Rewound, peer: Peer) {
     let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            let detail = format!("{error}; does the client trust the internal CA (`snowfence ca print`)?");
             let (workload, account) = (&peer.flow.workload, &peer.server_name);
+            let program = workload.executable.as_ref().and_then(|path| path.file_name()?.to_str());
+            let detail = trust::explain(&error, program.unwrap_or_default());
             return proxy.event(EventKind::HandshakeFailed, Some(workload), None, account, detail).await;
         }
         Err(_) => return,

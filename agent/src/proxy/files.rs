@@ -40,9 +40,10 @@ const TURN: Duration = Duration::from_secs(30);
 const WAITING: usize = 2;
 /// What no driver tries again by itself.
 const REFUSED: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
-/// What seals the right to a stage, and to one file of it.
+/// What seals the right to a stage, and to one file of it: to get, or to put.
 const STAGE: &str = "stage";
 const FILE: &str = "file";
+const NEW_FILE: &str = "new file";
 
 /// Who may move files to or from a stage.
 #[derive(Serialize, Deserialize)]
@@ -52,8 +53,11 @@ struct Lease {
     statement: Uuid,
     query: String,
     stage: Stage,
-    /// The one file that it is for, below the stage; an upload may be of any that lies in the stage itself.
+    /// The one file that it is for, below the stage; an upload by token may be of any that lies in the stage itself.
     file: Option<String>,
+    /// Whether that file must not be there yet.
+    #[serde(default)]
+    only_new: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,11 +95,16 @@ pub fn lease(
             statement,
             query: query.to_owned(),
             stage: transfer.stage.clone(),
+            only_new: purpose == NEW_FILE && !transfer.overwrites,
             file,
         };
         exchange.proxy.sessions.vault().seal(purpose, serde_json::to_vec(&lease).ok()?).ok()
     };
     let access = match transfer.direction {
+        Direction::Upload if Access::is_by_address(&exchange.user_agent()) => match transfer.names.first() {
+            Some(name) => seal(NEW_FILE, Some(name.clone())).map(|name| Access::Address(Some(name))),
+            None => Some(Access::Address(None)),
+        },
         Direction::Upload => seal(STAGE, None).map(Access::Token),
         Direction::Download => transfer
             .names
@@ -123,10 +132,7 @@ pub async fn upload(exchange: &Exchange<'_>, name: &str, body: &mut Incoming) ->
 /// Tells the client of a file that it wants to put, if it is there already, or to get: then the name is a sealed one.
 pub async fn head(exchange: &Exchange<'_>, name: &str) -> Reaction {
     let asked_for = if exchange.parts.headers.contains_key(AUTHORIZATION) {
-        to_upload(exchange).and_then(|(lease, store)| {
-            let path = path(&lease.stage, name)?;
-            Ok((lease, path, store))
-        })
+        to_upload(exchange, name)
     } else {
         to_download(exchange, name)
     };
@@ -166,23 +172,30 @@ pub async fn download(exchange: &Exchange<'_>, sealed: &str) -> Reaction {
 
 /// The file that a sealed name stands for.
 fn to_download(exchange: &Exchange<'_>, sealed: &str) -> Result<(Lease, Path, Opened), FileError> {
-    let lease = open(exchange, FILE, sealed)?;
-    let store = exchange.proxy.upstream.open(&lease.stage)?;
-    let path = path(&lease.stage, lease.file.as_deref().unwrap_or_default())?;
-    Ok((lease, path, store))
+    located(exchange, open(exchange, FILE, sealed)?, "")
 }
 
-/// The right to a stage that an upload comes with, and its storage.
-fn to_upload(exchange: &Exchange<'_>) -> Result<(Lease, Opened), FileError> {
-    let header = exchange.parts.headers.get(AUTHORIZATION).ok_or(LeaseError::Missing)?;
-    let token = header.to_str().ok().and_then(|header| header.split_once(' '));
-    let (scheme, token) = token.ok_or(LeaseError::Missing)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(LeaseError::Missing.into());
-    }
-    let lease = open(exchange, STAGE, token)?;
+/// The file that an upload is of: the one that a sealed name stands for, or one of a stage, to which there is a token.
+fn to_upload(exchange: &Exchange<'_>, name: &str) -> Result<(Lease, Path, Opened), FileError> {
+    let lease = match exchange.parts.headers.get(AUTHORIZATION) {
+        None => open(exchange, NEW_FILE, name)?,
+        Some(header) => {
+            let token = header.to_str().ok().and_then(|header| header.split_once(' '));
+            let (scheme, token) = token.ok_or(LeaseError::Missing)?;
+            if !scheme.eq_ignore_ascii_case("bearer") {
+                return Err(LeaseError::Missing.into());
+            }
+            open(exchange, STAGE, token)?
+        }
+    };
+    located(exchange, lease, name)
+}
+
+/// Where the file of a lease is: the one that it is for, or else that of a name in its stage.
+fn located(exchange: &Exchange<'_>, lease: Lease, name: &str) -> Result<(Lease, Path, Opened), FileError> {
     let store = exchange.proxy.upstream.open(&lease.stage)?;
-    Ok((lease, store))
+    let path = path(&lease.stage, lease.file.as_deref().unwrap_or(name))?;
+    Ok((lease, path, store))
 }
 
 fn open(exchange: &Exchange<'_>, purpose: &str, sealed: &str) -> Result<Lease, LeaseError> {
@@ -200,15 +213,14 @@ fn path(stage: &Stage, name: &str) -> Result<Path, object_store::path::Error> {
 
 /// Writes a file: in one request if it is small, else in pieces, of which the storage makes a file when all are there.
 async fn store(exchange: &Exchange<'_>, name: &str, body: &mut Incoming) -> Result<(), FileError> {
-    let (lease, store) = to_upload(exchange)?;
-    let path = path(&lease.stage, name)?;
+    let (lease, path, store) = to_upload(exchange, name)?;
     let metadata = Metadata::of_client(&exchange.parts.headers);
     let attributes: Attributes = metadata
         .for_storage(&lease.stage.storage)?
         .into_iter()
         .map(|(name, value)| (Attribute::Metadata(name.into()), value))
         .collect();
-    let only_new = only_new(&exchange.parts.headers);
+    let only_new = lease.only_new || only_new(&exchange.parts.headers);
     let turn = tokio::time::timeout(TURN, exchange.peer.share.upload()).await;
     let _turn = turn.ok().flatten().ok_or(FileError::Busy)?;
     let mut moved = Moved::new(exchange, EventKind::FileUploaded, &lease, &path);

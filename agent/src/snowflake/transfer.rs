@@ -83,8 +83,11 @@ pub struct Transfer {
     encrypted: bool,
     pub direction: Direction,
     pub stage: Stage,
-    /// Of a download: the files' names below the stage's prefix.
+    /// Of a download: the files' names below the stage's prefix. Of an upload: the file's, where the statement says no
+    /// more of it, not even a folder.
     pub names: Vec<String>,
+    /// Of an upload: whether it may write over a file of the same name.
+    pub overwrites: bool,
 }
 
 impl Transfer {
@@ -104,7 +107,7 @@ impl Transfer {
         let command: String = data.field("command").ok_or(Malformed::Field("command"))?;
         let (direction, names) = match command.to_ascii_uppercase().as_str() {
             "UPLOAD" if sources.iter().all(|source| same_place(source, local)) => {
-                (Direction::Upload, Vec::new())
+                (Direction::Upload, sources.into_iter().filter(|source| is_bare_name(source)).collect())
             }
             "DOWNLOAD" => {
                 let folder: String = data.field("localLocation").ok_or(Malformed::Field("localLocation"))?;
@@ -122,16 +125,19 @@ impl Transfer {
         if !names.iter().all(|name| is_inside(name)) {
             return Err(TransferError::Outside);
         }
-        Ok(Self { body, data, encrypted, direction, stage, names })
+        let overwrites = data.field("overwrite").unwrap_or(false);
+        Ok(Self { body, data, encrypted, direction, stage, names, overwrites })
     }
 
-    /// The answer for the client: for an upload, with a token that is good for this stage; for a download, with an
-    /// address for each of the files.
+    /// The answer for the client: for an upload, with a token that is good for this stage, or with the file's address;
+    /// for a download, with an address for each of the files.
     pub fn for_client(mut self, account: &str, access: &Access) -> Vec<u8> {
         let credential = match access {
             Access::Token(token) => json!({ "GCS_ACCESS_TOKEN": token }),
-            Access::Addresses(_) => json!({}),
+            Access::Address(_) | Access::Addresses(_) => json!({}),
         };
+        let of = |name: &String| format!("https://{account}{PATH}{name}");
+        let address = if let Access::Address(Some(name)) = access { Some(of(name)) } else { None };
         let stage = json!({
             "locationType": "GCS",
             "location": LOCATION,
@@ -143,7 +149,7 @@ impl Transfer {
             "useS3RegionalUrl": false,
             "useRegionalUrl": false,
             "useVirtualUrl": false,
-            "presignedUrl": null,
+            "presignedUrl": address,
             "creds": credential,
         });
         for key in [STAGE, OLD_STAGE] {
@@ -152,9 +158,8 @@ impl Transfer {
             }
         }
         match access {
-            Access::Token(_) => self.data.retain(|key| key != ADDRESSES),
+            Access::Token(_) | Access::Address(_) => self.data.retain(|key| key != ADDRESSES),
             Access::Addresses(names) => {
-                let of = |name: &String| format!("https://{account}{PATH}{name}");
                 self.data.set(ADDRESSES, &names.iter().map(of).collect::<Vec<_>>());
             }
         }
@@ -166,7 +171,18 @@ impl Transfer {
 /// What lets the client move the files.
 pub enum Access {
     Token(String),
+    /// For the one file of an upload; none as long as the statement does not say its name alone.
+    Address(Option<String>),
     Addresses(Vec<String>),
+}
+
+impl Access {
+    /// Whether a client wants an address for each file that it uploads: with a token, JDBC speaks another protocol, that
+    /// of Google's own library. Without one it runs the `PUT` again for each file, by its name on the stage alone, as
+    /// Snowflake then answers with the address of that file.
+    pub fn is_by_address(user_agent: &str) -> bool {
+        user_agent.starts_with("JDBC/")
+    }
 }
 
 impl Stage {
@@ -266,6 +282,11 @@ fn is_inside(name: &str) -> bool {
     name.split('/').all(is_part)
 }
 
+/// Whether it names one file, and no folder.
+fn is_bare_name(source: &str) -> bool {
+    !source.contains(['/', '\\', '*', '?']) && is_inside(source)
+}
+
 /// Whether two spellings name the same local files: with or without the scheme, a slash at the end, and either slash.
 fn same_place(one: &str, other: &str) -> bool {
     let plain = |place: &str| {
@@ -329,6 +350,26 @@ mod tests {
             assert_eq!(told["data"][stage]["endPoint"], "acme.example");
             assert_eq!(told["data"][stage]["creds"]["GCS_ACCESS_TOKEN"], "the-token");
         }
+    }
+
+    #[test]
+    fn an_upload_by_address_is_of_the_one_file_that_is_named() {
+        let bare =
+            UPLOAD.replace("/tmp/a*.csv", "a.csv.gz").replace(r#""parallel":4"#, r#""overwrite":true"#);
+        let transfer = Transfer::parse(&answer(&bare), "file://a.csv.gz").unwrap();
+        assert_eq!((transfer.names.as_slice(), transfer.overwrites), (&["a.csv.gz".to_owned()][..], true));
+        let told = transfer.for_client("acme.example", &Access::Address(Some("sealed".to_owned())));
+        let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+        let stage = &told["data"]["stageInfo"];
+        assert_eq!(stage["presignedUrl"], "https://acme.example/snowfence/files/sealed");
+        assert_eq!(stage["creds"], json!({}));
+        for several in ["/tmp/a.csv", "*.csv", "a?.csv", "..", ""] {
+            let data = UPLOAD.replace("/tmp/a*.csv", several);
+            let transfer = Transfer::parse(&answer(&data), several).unwrap();
+            assert!(transfer.names.is_empty() && !transfer.overwrites, "{several}");
+        }
+        assert!(Access::is_by_address("JDBC/4.0.1 (Linux 6.1) JAVA/17"));
+        assert!(!Access::is_by_address("PythonConnector/5.2.0"));
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub enum HelloError {
     Closed,
     #[error("not TLS: {0}")]
     NotTls(rustls::Error),
+    /// TLS 1.1, for example, and what it is to be told.
+    #[error("{error}")]
+    Incompatible { error: rustls::Error, alert: Vec<u8> },
     #[error("a ClientHello of more than {LIMIT} bytes")]
     TooLarge,
     #[error("the connection failed: {0}")]
@@ -65,6 +68,11 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Hello, HelloError
                     return Ok(Hello { server_name: name, bytes });
                 }
                 Ok(None) => {}
+                Err((error @ rustls::Error::PeerIncompatible(_), mut accepted)) => {
+                    let mut alert = Vec::new();
+                    accepted.write_all(&mut alert)?;
+                    return Err(HelloError::Incompatible { error, alert });
+                }
                 Err((error, _alert)) => return Err(HelloError::NotTls(error)),
             }
         }

@@ -6,6 +6,7 @@ mod hello;
 mod leaf;
 mod names;
 mod scan;
+pub mod trust;
 mod upstream;
 
 use std::path::PathBuf;

@@ -21,4 +21,5 @@ In any statement of a driver's, once it has run (`trouble`; with `once`, only th
 
     /* answers 503 */                      an error page with this status
     /* the answer breaks off */            half of the answer, and the end of the connection
+    /* in progress after 1 s */            the client has to ask for the result when it takes longer than that
 """

@@ -276,7 +276,7 @@ class Application:
             self._queries.start(query)
         if body.get("asyncExec"):
             return query.envelope(protocol.IN_PROGRESS_ASYNC) if not query.done else query.envelope()
-        await self._queries.wait(query, self._patience)
+        await self._queries.wait(query, trouble.patience(sql, self._patience))
         wanted = trouble.asked(sql)
         if wanted is not None and not (wanted.once and query.troubled):
             query.troubled = True
@@ -288,7 +288,7 @@ class Application:
         if query is None:
             raise Refusal("000709", f"Statement {query_id} not found", "02000")
         self._record(request)
-        await self._queries.wait(query, self._patience)
+        await self._queries.wait(query, trouble.patience(query.request["sqlText"], self._patience))
         in_progress = protocol.IN_PROGRESS_ASYNC if query.request.get("asyncExec") else protocol.IN_PROGRESS
         return query.envelope(in_progress)
 

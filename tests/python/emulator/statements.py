@@ -16,7 +16,7 @@ from emulator.sessions import Session
 SNOWFLAKE = Dialect.get_or_raise("snowflake")
 TOKEN_ERRORS = (SqlglotError, RecursionError, ValueError, IndexError)
 
-WAIT = re.compile(r"\s*(?:select|call)\s+system\$wait\s*\(\s*(\d{1,4})\s*(?:,\s*'(seconds)'\s*)?\)\s*;?\s*", re.I)
+WAIT = re.compile(r"\s*(?:select|call)\s+system\$wait\s*\(\s*(\d{1,4})\s*(?:,\s*'(seconds)'\s*)?\)\s*;?\s*(?:/\*.*\*/)?\s*", re.I)
 SCAN = re.compile(r"\s*select\s+\*\s+from\s+table\s*\(\s*result_scan\s*\(\s*'([^']+)'\s*\)\s*\)\s*;?\s*", re.I)
 ALLOWLIST = re.compile(r"\s*select\s+system\$allowlist\s*\(\s*\)\s*;?\s*", re.I)
 ALTER_SESSION = re.compile(r"\s*alter\s+session\s+(set|unset)\s+(\w+)\s*(?:=\s*('[^']*'|[^\s;]+))?\s*;?\s*", re.I)

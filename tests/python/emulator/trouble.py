@@ -1,4 +1,4 @@
-"""Answers that go wrong on their way back, after the statement has run, because a comment in it asks for that."""
+"""Answers that go wrong on their way back, or come late, because a comment in the statement asks for that."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from web import Answer, Send
 
 ANSWERS = re.compile(r"/\* answers (\d{3})( once)? \*/")
 BREAKS = re.compile(r"/\* the answer breaks off( once)? \*/")
+PATIENCE = re.compile(r"/\* in progress after (\d+) s \*/")
 PAGE = b"<html><body>Something on the way is out of order.</body></html>"
 
 
@@ -45,6 +46,12 @@ def asked(sql: str) -> Asked | None:
     if match := BREAKS.search(sql):
         return Asked(None, bool(match[1]))
     return None
+
+
+def patience(sql: str, usual: float) -> float:
+    """Seconds after which a statement that still runs is called 'in progress'."""
+    match = PATIENCE.search(sql)
+    return float(match[1]) if match else usual
 
 
 async def break_off(answer: Answer, send: Send) -> None:

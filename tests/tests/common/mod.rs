@@ -4,13 +4,17 @@
 
 pub mod curl;
 
+use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use sandbox::process::Process;
+use sandbox::services::Service;
 use sandbox::{Pod, Sandbox, network};
 use serde_json::Value;
 
@@ -166,6 +170,32 @@ pub fn serve(namespace: &Path, source: &str, folder: Option<&Path>) -> Result<En
     let mut ready = [0; 5];
     server.0.stdout.as_mut().context("a process whose output is read")?.read_exact(&mut ready)?;
     Ok(server)
+}
+
+/// Waits for the end of a program in a pod, and does what it asks for in between, by a file `please` in its home.
+pub fn attend(sandbox: &mut Sandbox, pod: &Pod, process: &mut Process, deadline: Duration) -> Result<()> {
+    let wish = Path::new(&pod.environment()["HOME"]).join("please");
+    let began = Instant::now();
+    while process.runs()? {
+        ensure!(began.elapsed() < deadline, "it does not end:\n{}", process.output()?);
+        match fs::read_to_string(&wish).as_deref() {
+            Ok("expire") => sandbox.signal_service(Service::Upstream, Signal::USR1)?,
+            Ok("restart") => {
+                sandbox.kill_agent()?;
+                sandbox.start_agent()?;
+            }
+            // It is being written.
+            Ok("") | Err(_) => {
+                sleep(Duration::from_millis(50));
+                continue;
+            }
+            Ok(other) => bail!("nobody knows what {other} is"),
+        }
+        fs::remove_file(&wish)?;
+    }
+    let ended = process.wait(Duration::ZERO)?.context("it has ended")?;
+    ensure!(ended.success(), "it ended with {ended}:\n{}", process.last_words());
+    Ok(())
 }
 
 /// A server that is not Snowflake's: it echoes over TLS. Its files go into the folder that it is given.
