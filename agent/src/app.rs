@@ -34,7 +34,7 @@ use crate::proxy::{
     Callers, Counts, Dialer, Foreign, Noise, Proxy, REVOCATION_PORT, Sessions, Shares, Upstream, Vault,
     VaultError,
 };
-use crate::tls::{self, Authority, TlsError};
+use crate::tls::{self, Authority, Listed, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -180,7 +180,8 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     let identity = Identity::new(&config)?;
     let credentials = credentials(&config)?;
     let authority = Arc::new(Authority::open(&state.authority(), &config.capture.suffixes)?);
-    let server_tls = tls::server_config(authority)?;
+    let listed = if config.revocation_list { Listed::AtItsHost } else { Listed::Nowhere };
+    let server_tls = tls::server_config(Arc::clone(&authority), listed)?;
     let upstream_tls = tls::client_config(config.tls.upstream_ca_bundle.as_deref(), &[b"h2", b"http/1.1"])?;
     let mut delivery = Delivery::new(&config, control)?;
     let metrics_listener = match config.metrics {
@@ -233,6 +234,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     sessions.remember(journal.path())?;
     let proxy = Arc::new(Proxy {
         tls: server_tls,
+        authority,
         identity,
         policy: ArcSwap::from_pointee(policy),
         journal: journal.clone(),

@@ -34,6 +34,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         tls: Tls { upstream_ca_bundle: raw.tls.upstream_ca_bundle },
         telemetry: raw.clients.telemetry,
         query_tag: raw.clients.query_tag,
+        revocation_list: raw.clients.revocation_list,
         accounts,
         issuers,
         rules,

@@ -31,6 +31,8 @@ pub struct Config {
     /// What becomes of what drivers report of themselves.
     pub telemetry: Telemetry,
     pub query_tag: QueryTag,
+    /// Whether leaves name the internal CA's list of revoked certificates.
+    pub revocation_list: bool,
     /// The Snowflake accounts that may be reached, by host name.
     pub accounts: Vec<Account>,
     pub issuers: Vec<Issuer>,

@@ -185,6 +185,9 @@ pub struct Clients {
     pub telemetry: Telemetry,
     /// Who asks, for Snowflake's own history of queries.
     pub query_tag: QueryTag,
+    /// Whether the certificates that clients see name a list of revoked ones, at port 80 of the account's host. Only for
+    /// drivers that are told to insist on one (`crl_check_mode = ENABLED`, for example).
+    pub revocation_list: bool,
 }
 
 /// What Snowflake's parameter `QUERY_TAG` says.

@@ -50,6 +50,7 @@ use crate::capture::{self, Accepted, Endpoints};
 use crate::config::{Config, CredentialType, SecretReference};
 use crate::identity::Identity;
 use crate::policy::Policy;
+use crate::tls::Authority;
 
 use noise::{Source, Suppressed};
 
@@ -75,6 +76,7 @@ const NOISE_INTERVAL: Duration = Duration::from_secs(2);
 pub struct Proxy {
     pub config: Arc<Config>,
     pub tls: Arc<ServerConfig>,
+    pub authority: Arc<Authority>,
     pub identity: Identity,
     pub policy: ArcSwap<Policy>,
     pub journal: Journal,

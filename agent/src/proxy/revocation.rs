@@ -1,6 +1,8 @@
 //! Port 80 of Snowflake's addresses. Before they trust a certificate, some drivers ask there for a cache of what the public
 //! CAs say of theirs (OCSP). The internal CA's are not in it; told so at once a driver goes on, and kept waiting it
 //! would hold up each connection for up to 40 s.
+//!
+//! Where leaves name a list of revoked certificates it is served here too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use super::share::Share;
 use super::splice::{self, Client};
 use crate::audit::EventKind;
 use crate::capture::{EndpointClass, Flow};
+use crate::tls::LIST;
 
 pub const PORT: u16 = 80;
 /// The label before the domain, or the account's host, under which the cache is.
@@ -22,7 +25,7 @@ const CACHE: &str = "ocsp";
 const LONGEST: usize = 8 * 1024;
 /// Where the server is not Snowflake's it may be the one to speak first.
 const PATIENCE: Duration = Duration::from_secs(2);
-const ANSWER: &[u8] = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const NOT_FOUND: &[u8] = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// What a client asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -41,14 +44,29 @@ pub async fn serve(proxy: Arc<Proxy>, mut stream: TcpStream, flow: Flow, share: 
         _ if is_certain => Asked::default(),
         _ => return splice::serve(proxy, Client::new(stream, said), flow, share).await,
     };
+    let list = list(&proxy, &asked);
     // That it may be gone already makes no difference.
-    let _ = stream.write_all(ANSWER).await;
+    let _ = stream.write_all(list.as_deref().unwrap_or(NOT_FOUND)).await;
     let _ = stream.shutdown().await;
-    if asked.host.split('.').next() != Some(CACHE) {
+    if list.is_none() && asked.host.split('.').next() != Some(CACHE) {
         let target: String = asked.target.chars().take(200).collect();
         let detail = format!("to {}: plain HTTP to `{}`: {target}", flow.destination, asked.host);
         proxy.event(EventKind::NotTls, Some(&flow.workload), None, "", detail).await;
     }
+}
+
+/// The answer with the list of revoked certificates, where that is asked for and leaves name it.
+fn list(proxy: &Proxy, asked: &Asked) -> Option<Vec<u8>> {
+    if !proxy.config.revocation_list || asked.target != LIST || !proxy.config.is_snowflake(&asked.host) {
+        return None;
+    }
+    let list = proxy.authority.revocation_list();
+    let list = list.inspect_err(|error| tracing::error!(%error, "no list of revoked certificates")).ok()?;
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/pkix-crl\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        list.len()
+    );
+    Some([head.as_bytes(), &list].concat())
 }
 
 /// Reads the head of a request; `None` where there is none.

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -19,15 +20,30 @@ use rustls::pki_types::pem::PemObject;
 use super::TlsError;
 
 const AUTHORITY_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
-/// Short, as leaves carry no revocation pointers: a driver would wait for a responder that it cannot reach.
-pub(super) const LEAF_LIFETIME: Duration = Duration::from_hours(7 * 24);
+/// Short, as leaves carry no revocation pointers by default: a driver would wait for a responder that it cannot reach.
+/// Drivers that insist on a list of revoked certificates make an exception for such as are valid for less than seven days.
+pub(super) const LEAF_LIFETIME: Duration = Duration::from_hours(6 * 24);
+/// The path of the list of revoked certificates, at port 80 of each host that has a leaf.
+pub const LIST: &str = "/snowfence.crl";
+/// How long a list is good.
+const LIST_LIFETIME: Duration = LEAF_LIFETIME;
 /// Clocks of clients may be behind.
 const BACKDATE: Duration = Duration::from_hours(1);
+
+/// Where a leaf says that the list of revoked certificates is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    Nowhere,
+    /// At port 80 of the host that it is for.
+    AtItsHost,
+}
 
 pub struct Authority {
     certificate_pem: String,
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    /// What it may sign for, and is to.
+    suffixes: Vec<String>,
 }
 
 impl Authority {
@@ -44,7 +60,7 @@ impl Authority {
         }
         let key_pem = read(&key_path)?;
         let key = KeyPair::from_pem(&key_pem).map_err(|error| damaged(&key_path, "key", &error))?;
-        let authority = Self::from_files(directory, key)?;
+        let authority = Self::from_files(directory, key, suffixes.to_vec())?;
         for suffix in suffixes {
             authority.check_name(directory, suffix)?;
         }
@@ -60,34 +76,66 @@ impl Authority {
         &self.certificate_pem
     }
 
+    /// The list of revoked certificates, in DER. None ever is: that of a lost key is a matter of days, and the CA's of its
+    /// removal from the clients' trust stores.
+    pub fn revocation_list(&self) -> Result<Vec<u8>, TlsError> {
+        let now = SystemTime::now();
+        // A list that is made later has a higher number.
+        let number = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let list = CertificateRevocationListParams {
+            this_update: (now - BACKDATE).into(),
+            next_update: (now + LIST_LIFETIME).into(),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.der().to_vec())
+    }
+
     /// A leaf for one host name, with its key, followed by the CA's certificate: some drivers want the whole chain.
-    pub(super) fn leaf(&self, name: &str) -> Result<(Vec<CertificateDer<'static>>, KeyPair), TlsError> {
+    pub(super) fn leaf(
+        &self,
+        name: &str,
+        listed: Listed,
+    ) -> Result<(Vec<CertificateDer<'static>>, KeyPair), TlsError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
         params.distinguished_name = distinguished_name("Snowfence leaf");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
+        params.crl_distribution_points = list_of(name, listed);
         set_validity(&mut params, LEAF_LIFETIME);
         let leaf = params.signed_by(&key, &self.issuer)?;
-        Ok((vec![leaf.der().clone(), self.certificate.clone()], key))
+        let own = match listed {
+            Listed::Nowhere => self.certificate.clone(),
+            // The Python connector 5 wants a list for what it trusts, too, if it is part of the chain.
+            Listed::AtItsHost => {
+                let mut params = params_of_authority(&self.suffixes);
+                params.crl_distribution_points = list_of(name, listed);
+                set_validity(&mut params, LEAF_LIFETIME);
+                params.self_signed(self.issuer.key())?.der().clone()
+            }
+        };
+        Ok((vec![leaf.der().clone(), own], key))
     }
 
-    fn from_files(directory: &Path, key: KeyPair) -> Result<Self, TlsError> {
+    fn from_files(directory: &Path, key: KeyPair, suffixes: Vec<String>) -> Result<Self, TlsError> {
         let path = certificate_path(directory);
         let certificate_pem = read(&path)?;
         let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
             .map_err(|error| damaged(&path, "certificate", &error))?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| damaged(&path, "certificate", &error))?;
-        Ok(Self { certificate_pem, certificate, issuer })
+        Ok(Self { certificate_pem, certificate, issuer, suffixes })
     }
 
     /// Proves with a leaf that verifies that the CA may sign for names under a suffix.
     fn check_name(&self, directory: &Path, suffix: &str) -> Result<(), TlsError> {
         let name = format!("account.{suffix}");
         let constrained = || TlsError::Constrained { path: directory.to_owned(), name: suffix.to_owned() };
-        let (chain, _) = self.leaf(&name)?;
+        let (chain, _) = self.leaf(&name, Listed::Nowhere)?;
         let [leaf, root] = chain.as_slice() else { return Err(constrained()) };
         let anchor = webpki::anchor_from_trusted_cert(root).map_err(|_| constrained())?;
         let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|_| constrained())?;
@@ -114,14 +162,7 @@ fn create(directory: &Path, suffixes: &[String]) -> Result<(), TlsError> {
         .create(directory)
         .map_err(|source| write_error(directory, source))?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = distinguished_name("Snowfence internal CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.name_constraints = Some(NameConstraints {
-        permitted_subtrees: suffixes.iter().cloned().map(GeneralSubtree::DnsName).collect(),
-        excluded_subtrees: Vec::new(),
-    });
+    let mut params = params_of_authority(suffixes);
     set_validity(&mut params, AUTHORITY_LIFETIME);
     let certificate = params.self_signed(&key)?;
     // The key comes last: its presence says that the CA is complete.
@@ -142,6 +183,26 @@ fn create(directory: &Path, suffixes: &[String]) -> Result<(), TlsError> {
         written.map_err(|source| write_error(&path, source))?;
     }
     Ok(())
+}
+
+fn params_of_authority(suffixes: &[String]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = distinguished_name("Snowfence internal CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: suffixes.iter().cloned().map(GeneralSubtree::DnsName).collect(),
+        excluded_subtrees: Vec::new(),
+    });
+    params
+}
+
+/// Where the list of revoked certificates is, for those of a host.
+fn list_of(name: &str, listed: Listed) -> Vec<CrlDistributionPoint> {
+    match listed {
+        Listed::Nowhere => Vec::new(),
+        Listed::AtItsHost => vec![CrlDistributionPoint { uris: vec![format!("http://{name}{LIST}")] }],
+    }
 }
 
 fn distinguished_name(common_name: &str) -> DistinguishedName {

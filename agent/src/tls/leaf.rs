@@ -10,20 +10,20 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::authority::LEAF_LIFETIME;
+use super::authority::{LEAF_LIFETIME, Listed};
 use super::{Authority, TlsError};
 
 /// Names come from clients, so the number of leaves kept is bounded.
 const LEAVES: u64 = 1024;
 
 /// The TLS configuration towards clients. HTTP/2 and HTTP/1.1 are offered; tickets resume sessions.
-pub fn server_config(authority: Arc<Authority>) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server_config(authority: Arc<Authority>, listed: Listed) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let leaves = Cache::builder().max_capacity(LEAVES).time_to_live(LEAF_LIFETIME / 2).build();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Leaves { authority, leaves }));
+        .with_cert_resolver(Arc::new(Leaves { authority, listed, leaves }));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     Ok(Arc::new(config))
@@ -31,6 +31,7 @@ pub fn server_config(authority: Arc<Authority>) -> Result<Arc<ServerConfig>, Tls
 
 struct Leaves {
     authority: Arc<Authority>,
+    listed: Listed,
     leaves: Cache<String, Arc<CertifiedKey>>,
 }
 
@@ -43,13 +44,13 @@ impl std::fmt::Debug for Leaves {
 impl ResolvesServerCert for Leaves {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.to_ascii_lowercase();
-        let made = self.leaves.try_get_with(name.clone(), || make(&self.authority, &name));
+        let made = self.leaves.try_get_with(name.clone(), || make(&self.authority, &name, self.listed));
         made.inspect_err(|error| tracing::error!(%name, %error, "no certificate for this name")).ok()
     }
 }
 
-fn make(authority: &Authority, name: &str) -> Result<Arc<CertifiedKey>, TlsError> {
-    let (chain, key) = authority.leaf(name)?;
+fn make(authority: &Authority, name: &str, listed: Listed) -> Result<Arc<CertifiedKey>, TlsError> {
+    let (chain, key) = authority.leaf(name, listed)?;
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     Ok(Arc::new(CertifiedKey::new(chain, any_ecdsa_type(&key.into())?)))
 }

@@ -11,7 +11,7 @@ mod upstream;
 
 use std::path::PathBuf;
 
-pub use authority::Authority;
+pub use authority::{Authority, LIST, Listed};
 pub use hello::{Hello, HelloError, read_hello};
 pub use leaf::server_config;
 pub use names::{Peek, Peeker};
