@@ -98,7 +98,9 @@ impl Pod {
         files.push((folder.join("hosts"), "/etc/hosts".into()));
         files.push((folder.join("resolv.conf"), "/etc/resolv.conf".into()));
         files.push((home.clone(), home.clone()));
-        environment.insert("HOME".into(), text(&home)?);
+        for variable in ["HOME", "TMPDIR"] {
+            environment.insert(variable.into(), text(&home)?);
+        }
         let place = Place {
             network: Some(network::pod(state.id(), name)),
             cgroup: cgroup.path().to_owned(),

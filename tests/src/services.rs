@@ -120,6 +120,8 @@ impl Service {
         let script = python::programs().join(format!("{program}.py"));
         let mut arguments = vec![text(&script)?];
         arguments.extend(self.arguments(state, world)?);
+        let mut environment = environment();
+        environment.insert("TMPDIR".to_owned(), text(&state.temporary())?);
         Ok(Plan {
             name: self.name().to_owned(),
             place: Place {
@@ -129,7 +131,7 @@ impl Service {
             },
             program: text(&self.python(world)?)?,
             arguments,
-            environment: environment(),
+            environment,
         })
     }
 

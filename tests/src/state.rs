@@ -54,7 +54,9 @@ impl State {
         for folder in ["public", "logs", "pods"] {
             make_folder(&staging.path().join(folder), 0o755)?;
         }
-        make_folder(&staging.path().join("secret"), 0o700)?;
+        for folder in ["secret", "tmp"] {
+            make_folder(&staging.path().join(folder), 0o700)?;
+        }
         let ownership = Ownership::take(&staging.path().join("owner"))?;
         let name =
             staging.path().file_name().and_then(|name| name.to_str()).context("read the folder's name")?;
@@ -101,6 +103,11 @@ impl State {
 
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
+    }
+
+    /// Where what stands for the outside world keeps what it needs for a while: it goes with the sandbox.
+    pub fn temporary(&self) -> PathBuf {
+        self.root.join("tmp")
     }
 
     pub fn pod(&self, name: &str) -> PathBuf {

@@ -3,6 +3,7 @@
 mod common;
 
 use anyhow::Result;
+use sandbox::services::Claims;
 use sandbox::{Environment, Sandbox};
 
 use common::{arrived, client, events, eventually, journal};
@@ -28,7 +29,10 @@ def raw(text):
         return stream.recv(4000).decode()
 
 def login():
-    data = dict(data=dict(AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"]))
+    return login_with(os.environ["SNOWFLAKE_TOKEN"])
+
+def login_with(secret):
+    data = dict(data=dict(AUTHENTICATOR="OAUTH", TOKEN=secret))
     return request("POST", "/session/v1/login-request", json.dumps(data))["body"]["data"]["token"]
 
 def query(token, body, request_id=None, **headers):
@@ -230,6 +234,46 @@ fn signal(pid: u32, name: &str) -> Result<()> {
 }
 
 #[test]
+fn sessions_share_a_connection_and_a_session_has_several() -> Result<()> {
+    let mut sandbox =
+        Sandbox::builder().policy(concat!(env!("CARGO_MANIFEST_DIR"), "/policies/no-drop.cedar")).start()?;
+    let grace = sandbox.token(&Claims::analyst("grace"))?;
+    let pod = sandbox.pod("gateway")?.with("GRACE", &grace);
+    let said = client(
+        &pod,
+        &format!(
+            r#"{HTTP}
+connections = [http.client.HTTPSConnection(host, context=trust, timeout=60) for _ in range(2)]
+tokens = [login_with(os.environ[variable]) for variable in ("SNOWFLAKE_TOKEN", "GRACE")]
+def ask(connection, token, sql):
+    headers = {{"Authorization": f'Snowflake Token="{{token}}"'}}
+    connection.request("POST", f"/queries/v1/query-request?requestId={{uuid.uuid4()}}", json.dumps(dict(sqlText=sql)), headers)
+    return json.loads(connection.getresponse().read())
+for turn in range(2):
+    for number, connection in enumerate(connections):
+        for who, token in zip(("ada", "grace"), tokens):
+            say(who=who, **ask(connection, token, f"select '{{who}} {{turn}} {{number}}'"))
+    # Neither ends with the connection on which it began.
+    connections[0].close()
+"#
+        ),
+    )?;
+    assert_eq!(said.len(), 8);
+    for answer in &said {
+        // Which is the expression itself.
+        let column = answer["data"]["rowtype"][0]["name"].as_str().unwrap_or_default();
+        assert!(column.contains(answer["who"].as_str().unwrap_or("nobody")), "{answer}");
+    }
+    let recorded = journal(&sandbox, "SELECT subject, sql FROM trail WHERE sql LIKE 'select ''%'")?;
+    assert_eq!(recorded.len(), 8);
+    for row in &recorded {
+        let whose = if row["subject"] == "grace" { "grace" } else { "ada" };
+        assert!(row["sql"].as_str().is_some_and(|sql| sql.contains(whose)), "{row}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_query_belongs_to_who_ran_it() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let (owner, other) = (sandbox.pod("owner")?, sandbox.pod("other")?);
@@ -312,30 +356,4 @@ say(**attempt(lambda: cursor.execute("select 1; drop table customers", num_state
         })?;
     }
     Ok(())
-}
-
-#[test]
-fn a_client_that_does_not_trust_the_ca_is_on_record() -> Result<()> {
-    let mut sandbox = Sandbox::builder().start()?;
-    let pod = sandbox.pod("stranger")?;
-    let said = client(
-        &pod,
-        r#"
-import socket, ssl
-def shake():
-    with socket.create_connection((os.environ["SNOWFLAKE_HOST"], 443), timeout=20) as plain:
-        # Which trusts nobody.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(plain, server_hostname=os.environ["SNOWFLAKE_HOST"])
-say(**attempt(shake))"#,
-    )?;
-    assert_eq!(said[0]["error"], "SSLCertVerificationError", "{}", said[0]);
-    eventually("the event is recorded", || {
-        let events =
-            journal(&sandbox, "SELECT account, cgroup, detail FROM events WHERE kind = 'handshake_failed'")?;
-        Ok(events.iter().any(|event| {
-            event["account"] == "acme.eu-west-1.snowflakecomputing.com"
-                && event["cgroup"].as_str().is_some_and(|it| it.ends_with("/pods/stranger"))
-                && event["detail"].as_str().is_some_and(|it| it.contains("UnknownCA"))
-        }))
-    })
 }

@@ -19,11 +19,11 @@ const LEAVES: u64 = 1024;
 /// The TLS configuration towards clients. HTTP/2 and HTTP/1.1 are offered; tickets resume sessions.
 pub fn server_config(authority: Arc<Authority>, listed: Listed) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let leaves = Cache::builder().max_capacity(LEAVES).time_to_live(LEAF_LIFETIME / 2).build();
+    let made = Cache::builder().max_capacity(LEAVES).time_to_live(LEAF_LIFETIME / 2).build();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Leaves { authority, listed, leaves }));
+        .with_cert_resolver(Arc::new(Leaves { authority, listed, made }));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     Ok(Arc::new(config))
@@ -32,7 +32,7 @@ pub fn server_config(authority: Arc<Authority>, listed: Listed) -> Result<Arc<Se
 struct Leaves {
     authority: Arc<Authority>,
     listed: Listed,
-    leaves: Cache<String, Arc<CertifiedKey>>,
+    made: Cache<String, Arc<CertifiedKey>>,
 }
 
 impl std::fmt::Debug for Leaves {
@@ -44,8 +44,8 @@ impl std::fmt::Debug for Leaves {
 impl ResolvesServerCert for Leaves {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.to_ascii_lowercase();
-        let made = self.leaves.try_get_with(name.clone(), || make(&self.authority, &name, self.listed));
-        made.inspect_err(|error| tracing::error!(%name, %error, "no certificate for this name")).ok()
+        let leaf = self.made.try_get_with(name.clone(), || make(&self.authority, &name, self.listed));
+        leaf.inspect_err(|error| tracing::error!(%name, %error, "no certificate for this name")).ok()
     }
 }
 
