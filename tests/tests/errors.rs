@@ -3,10 +3,10 @@
 mod common;
 
 use anyhow::{Result, ensure};
-use sandbox::{Environment, Sandbox};
+use sandbox::{Environment, Sandbox, node};
 use serde_json::{Value, json};
 
-use common::{client, events, eventually, journal};
+use common::{ADBC, client, events, eventually, journal};
 
 /// How often a statement reached Snowflake, and how often it ran there.
 fn asked_and_run(sandbox: &Sandbox, part: &str) -> Result<(usize, usize)> {
@@ -140,5 +140,72 @@ for path in ("/telemetry/send", "/telemetry/send/sessionless"):
             );
         }
     }
+    Ok(())
+}
+
+const UNTRUSTED: &str = "what answers in Snowflake's place is not trusted";
+
+#[test]
+fn a_certificate_that_the_agent_does_not_trust_ends_in_an_error_at_once() -> Result<()> {
+    for driver in [Environment::Connector5, Environment::Connector4, Environment::Adbc] {
+        let mut sandbox = Sandbox::builder()
+            .driver(driver)
+            .set("tls", "upstream_ca_bundle", "/etc/ssl/certs/ca-certificates.crt")
+            .start()?;
+        let connect = if driver == Environment::Adbc { ADBC } else { "" };
+        let said = client(
+            &sandbox.pod("reports")?,
+            &format!(
+                "{connect}\nbegan = time.monotonic()\nsay(**attempt(connect), seconds=time.monotonic() - began)"
+            ),
+        )?;
+        let said = &said[0];
+        assert!(said["message"].as_str().is_some_and(|it| it.contains(UNTRUSTED)), "{said}");
+        assert!(said["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{said}");
+        let log = sandbox.upstream_log()?;
+        assert!(log.iter().all(|line| line["event"] != "request"), "nothing goes to who is not Snowflake");
+        assert_eq!(events(&sandbox)?.iter().filter(|kind| *kind == "upstream_failed").count(), 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_end_well_for_adbc_and_node() -> Result<()> {
+    let mut sandbox = Sandbox::builder().driver(Environment::Adbc).start()?;
+    let pod = sandbox.pod("adbc")?;
+    let by_adbc = client(
+        &pod,
+        &format!(
+            r#"{ADBC}
+connection = connect()
+cursor = connection.cursor()
+cursor.execute("create table written (a int)")
+for trouble in ("answers 503 once", "answers 429 once", "the answer breaks off once", "answers 404"):
+    began = time.monotonic()
+    ended = attempt(lambda: cursor.execute(f"insert into written values (1) /* {{trouble}} */") and None)
+    say(trouble=trouble, by="adbc", seconds=time.monotonic() - began, **ended)"#
+        ),
+    )?;
+    let modules = node::modules()?;
+    let pod = sandbox.pod("node")?.with("NODE_PATH", &modules.to_string_lossy());
+    let by_node = common::by_node(
+        &pod,
+        r"
+for (const trouble of ['answers 503 once', 'answers 429 once', 'the answer breaks off once', 'answers 404']) {
+  const began = Date.now();
+  const ended = await attempt(`insert into written values (2) /* ${trouble} */`);
+  say({ trouble, by: 'node', seconds: (Date.now() - began) / 1000, ...ended });
+}",
+    )?;
+    for (said, value) in by_adbc.iter().zip([1; 4]).chain(by_node.iter().zip([2; 4])) {
+        let trouble = said["trouble"].as_str().unwrap_or_default();
+        let (is_final, part) = (trouble == "answers 404", format!("values ({value}) /* {trouble} */"));
+        // What cannot be helped by asking again is asked for once; what can is asked for again, and runs once.
+        assert_eq!(asked_and_run(&sandbox, &part)?, (if is_final { 1 } else { 2 }, 1), "{said}");
+        assert_eq!(said["error"].is_string(), is_final, "{said}");
+        assert_eq!(said["message"].as_str().is_some_and(|it| it.contains("Snowfence")), is_final, "{said}");
+        assert!(said["seconds"].as_f64().is_some_and(|seconds| seconds < 20.0), "{said}");
+    }
+    assert_eq!((by_adbc.len(), by_node.len()), (4, 4));
     Ok(())
 }

@@ -138,6 +138,7 @@ fn data_frames_and_large_binds_go_by_a_stage() -> Result<()> {
             &pod,
             r#"
 import pandas
+import snowflake.connector
 from snowflake.connector.pandas_tools import write_pandas
 snowflake.connector.paramstyle = "qmark"
 connection = connect()

@@ -392,12 +392,10 @@ impl Exchange<'_> {
     /// Snowflake did not answer.
     pub async fn failed(&self, error: &UpstreamError) -> Reaction {
         self.event(EventKind::UpstreamFailed, None, error.to_string()).await;
-        match error {
-            UpstreamError::TooLarge | UpstreamError::Request(_) => {
-                self.refuse(&Refusal::answer(format!("Snowfence: {error}")))
-            }
-            _ => plain(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        if error.is_final() {
+            return self.refuse(&Refusal::answer(format!("Snowfence: {error}")));
         }
+        plain(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
     }
 
     /// The request cannot be understood.

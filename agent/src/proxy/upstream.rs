@@ -96,6 +96,10 @@ pub struct Answer {
 pub enum UpstreamError {
     #[error("Snowflake cannot be reached: {0}")]
     Connect(String),
+    #[error(
+        "what answers in Snowflake's place is not trusted: {0}. If a gateway on the way inspects TLS, the agent's `tls.upstream_ca_bundle` must hold its root certificate"
+    )]
+    Untrusted(rustls::Error),
     #[error("the connection to Snowflake broke: {0}")]
     Broken(String),
     #[error("Snowflake did not answer within {} s", ANSWER_DEADLINE.as_secs())]
@@ -107,9 +111,14 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// Whether the same request fails again, however often it is sent.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Untrusted(_) | Self::TooLarge | Self::Request(_))
+    }
+
     /// Whether Snowflake may have seen the request.
     pub fn may_have_arrived(&self) -> bool {
-        !matches!(self, Self::Connect(_) | Self::Request(_))
+        !matches!(self, Self::Connect(_) | Self::Untrusted(_) | Self::Request(_))
     }
 }
 
@@ -310,8 +319,24 @@ impl Connection for Verified {
 }
 
 fn unanswered(error: &hyper_util::client::legacy::Error) -> UpstreamError {
+    if let Some(error) = certificate_error(error) {
+        return UpstreamError::Untrusted(error);
+    }
     let reason = innermost(error);
     if error.is_connect() { UpstreamError::Connect(reason) } else { UpstreamError::Broken(reason) }
+}
+
+fn certificate_error(error: &(dyn std::error::Error + 'static)) -> Option<rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let found = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(found @ rustls::Error::InvalidCertificate(_)) = found {
+            return Some(found.clone());
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// The reason at the end of a chain of errors.

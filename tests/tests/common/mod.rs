@@ -23,9 +23,9 @@ use serde_json::Value;
 const PRELUDE: &str = r#"
 import json, os, sys, time, warnings
 warnings.simplefilter("ignore")
-import snowflake.connector
 
 def connect(**more):
+    import snowflake.connector
     options = dict(
         account=os.environ["SNOWFLAKE_ACCOUNT"], user=os.environ["SNOWFLAKE_USER"],
         authenticator="oauth", token=os.environ["SNOWFLAKE_TOKEN"],
