@@ -2,11 +2,14 @@
 
 mod common;
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use anyhow::{Context, Result};
-use sandbox::{Environment, Sandbox};
+use sandbox::{Environment, Sandbox, network, services};
 use serde_json::{Value, json};
 
-use common::{client, eventually, journal};
+use common::{Ended, client, eventually, journal};
 
 /// One request over TLS. `meet` says how the connection came about, and what became of the request.
 const TLS: &str = r#"
@@ -203,6 +206,88 @@ say(kind=kind, unlisted=unlisted, listed=meet(trust)[0])
         said[0]
     );
     assert_eq!(said[0]["listed"]["status"], 200);
+    Ok(())
+}
+
+/// Passes what comes by HTTP/2 on to the emulated Snowflake by HTTP/1.1, and says what it was.
+const GATEWAY: &str = r"
+const [http2, https, fs] = ['http2', 'https', 'fs'].map(require);
+const [port, address, certificate, key, log] = process.argv.slice(1);
+const server = http2.createSecureServer({ cert: fs.readFileSync(certificate), key: fs.readFileSync(key) });
+server.on('request', (request, response) => {
+  const { ':method': method, ':path': path, ':authority': authority, ...all } = request.headers;
+  const kept = ([name]) => !/^:|^(connection|keep-alive|transfer-encoding)$/.test(name);
+  const headers = { ...Object.fromEntries(Object.entries(all).filter(kept)), host: authority };
+  fs.appendFileSync(log, JSON.stringify({ version: request.httpVersion, authority, path: path.split('?')[0] }) + '\n');
+  const options = { host: address, servername: authority, method, path, headers, rejectUnauthorized: false };
+  request.pipe(https.request(options, (answer) => {
+    response.writeHead(answer.statusCode, Object.fromEntries(Object.entries(answer.headers).filter(kept)));
+    answer.pipe(response);
+  }));
+});
+server.listen(port, () => fs.appendFileSync(log, ''));
+";
+
+#[test]
+fn snowflake_may_speak_http_2() -> Result<()> {
+    const PORT: &str = "9443";
+    let mut sandbox = Sandbox::builder().start()?;
+    let pod = sandbox.pod("reports")?;
+    let outside = network::outside(sandbox.id());
+    let within = |program: &str| {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", outside.display())).arg(program);
+        command
+    };
+    let log = sandbox.state().public("gateway.jsonl");
+    let files = services::certificate_files(sandbox.state());
+    let gateway = within("node")
+        .args(["-e", GATEWAY, PORT, network::UPSTREAM])
+        .args([&files.certificate, &files.key, &log])
+        .spawn()
+        .map(Ended)?;
+    eventually("the gateway listens", || Ok(log.exists()))?;
+    let rules = format!(
+        "
+        table inet gateway {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat;
+                ip daddr {} tcp dport 443 redirect to :{PORT}
+                ip6 daddr {} tcp dport 443 redirect to :{PORT}
+            }}
+        }}",
+        network::UPSTREAM,
+        network::UPSTREAM6
+    );
+    let mut nft = within("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
+    nft.stdin.take().context("its input")?.write_all(rules.as_bytes())?;
+    anyhow::ensure!(nft.wait()?.success(), "nft");
+
+    let said = client(
+        &pod,
+        r#"
+cursor = connect().cursor()
+say(rows=cursor.execute("select count(*) from customers").fetchall())
+say(large=len(cursor.execute("select seq4() from table(generator(rowcount => 60000))").fetchall()))
+cursor.execute("create table written (a varchar)")
+say(**attempt(lambda: cursor.execute("insert into written values (%s)", ["x" * 300_000]).rowcount))
+say(**attempt(lambda: cursor.execute("drop table customers")))"#,
+    )?;
+    assert_eq!((&said[0]["rows"], &said[1]["large"]), (&json!([[300]]), &json!(60_000)));
+    assert_eq!(said[2]["rows"], 1, "{}", said[2]);
+    assert_eq!(said[3]["errno"], 3001, "{}", said[3]);
+    let came = std::fs::read_to_string(&log)?;
+    let came: Vec<Value> = came.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let statements = came.iter().filter(|line| line["path"] == "/queries/v1/query-request").count();
+    assert!(statements >= 4, "{came:?}");
+    for line in &came {
+        assert_eq!(
+            (&line["version"], &line["authority"]),
+            (&json!("2.0"), &json!(services::ACCOUNT_HOST)),
+            "{line}"
+        );
+    }
+    drop(gateway);
     Ok(())
 }
 
