@@ -92,7 +92,8 @@ def start(program: str, *arguments: str, python: str = sys.executable, log: Path
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=clean_environment(),
+            # What it keeps for a while goes with its log.
+            env=clean_environment(TMPDIR=str(log.parent)),
         )
     assert process.stdout is not None
     line = process.stdout.readline()
