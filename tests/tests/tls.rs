@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use sandbox::{Environment, Sandbox, network, services};
+use sandbox::{Environment, Sandbox, network, node, services};
 use serde_json::{Value, json};
 
 use common::{Ended, client, eventually, journal};
@@ -206,6 +206,27 @@ say(kind=kind, unlisted=unlisted, listed=meet(trust)[0])
         said[0]
     );
     assert_eq!(said[0]["listed"]["status"], 200);
+    Ok(())
+}
+
+#[test]
+fn a_driver_that_insists_on_such_a_list_makes_an_exception_for_leaves_that_are_short_lived() -> Result<()> {
+    let mut sandbox = Sandbox::builder().driver(Environment::Connector4).start()?;
+    let said = client(
+        &sandbox.pod("connector")?,
+        "say(**attempt(lambda: connect(cert_revocation_check_mode='ENABLED').cursor().execute('select 1').fetchall()))",
+    )?;
+    assert_eq!(said[0]["rows"], json!([[1]]), "{}", said[0]);
+    let pod = sandbox.pod("node")?.with("NODE_PATH", &node::modules()?.to_string_lossy());
+    let strict = common::NODE.replace("authenticator:", "certRevocationCheckMode: 'ENABLED', authenticator:");
+    let ended = pod.run([
+        "node",
+        "-e",
+        &format!(
+            "{strict}\nconnect().then(async () => {{ say(await run('select 1 as x')); await close(); }})"
+        ),
+    ])?;
+    assert_eq!(ended.into_stdout()?.trim(), r#"[{"X":1}]"#);
     Ok(())
 }
 
