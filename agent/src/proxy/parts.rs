@@ -87,7 +87,7 @@ pub async fn fetch(exchange: &Exchange<'_>, name: &str) -> Reaction {
     };
     let response = match exchange.proxy.upstream.part(&part, HeaderMap::new()).await {
         Ok(response) => response,
-        Err(error) => return failed(exchange, &error).await,
+        Err(error) => return exchange.failed(&error).await,
     };
     if response.status() != StatusCode::OK {
         // What the storage says of it may repeat what it was asked with.
@@ -109,7 +109,7 @@ pub async fn fetch(exchange: &Exchange<'_>, name: &str) -> Reaction {
     let mut source = response.into_body();
     let first = match relay.first(&mut source).await {
         Ok(first) => first,
-        Err(error) => return failed(exchange, &error).await,
+        Err(error) => return exchange.failed(&error).await,
     };
     // Where the bytes are gzip, some drivers must be told, and others find out.
     let encoding = encoding.or_else(|| first.starts_with(&GZIP).then(|| HeaderValue::from_static("gzip")));
@@ -126,12 +126,6 @@ pub async fn fetch(exchange: &Exchange<'_>, name: &str) -> Reaction {
     }
     exchange.proxy.tasks.spawn(relay.run(first, source, sender));
     reaction
-}
-
-/// The storage did not answer. What is said in the place of a part must not be taken for one.
-async fn failed(exchange: &Exchange<'_>, error: &UpstreamError) -> Reaction {
-    let reaction = exchange.failed(error).await;
-    if error.is_final() { plain(REFUSED, &error.to_string()) } else { reaction }
 }
 
 fn open(exchange: &Exchange<'_>, name: &str) -> Result<Part, LeaseError> {

@@ -289,6 +289,8 @@ impl Exchange<'_> {
     pub fn refuse(&self, refusal: &Refusal) -> Reaction {
         match self.operation {
             Operation::Rest(_) => with_status(refusal.status, refusal.body_of_rest().into()),
+            // What is said with status 200 would be taken for the part.
+            Operation::Part(_) => plain(refusal.status, &refusal.message),
             _ if self.operation.is_of_api() => {
                 with_status(refusal.status, refusal.body_of_api(audit::now() / 1000).into())
             }

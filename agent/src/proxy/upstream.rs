@@ -327,16 +327,10 @@ fn unanswered(error: &hyper_util::client::legacy::Error) -> UpstreamError {
 }
 
 fn certificate_error(error: &(dyn std::error::Error + 'static)) -> Option<rustls::Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let found = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(found @ rustls::Error::InvalidCertificate(_)) = found {
-            return Some(found.clone());
-        }
-        next = error.source();
-    }
-    None
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
+        .find(|error| matches!(error, rustls::Error::InvalidCertificate(_)))
+        .cloned()
 }
 
 /// The reason at the end of a chain of errors.

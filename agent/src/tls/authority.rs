@@ -25,8 +25,6 @@ const AUTHORITY_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 pub(super) const LEAF_LIFETIME: Duration = Duration::from_hours(6 * 24);
 /// The path of the list of revoked certificates, at port 80 of each host that has a leaf.
 pub const LIST: &str = "/snowfence.crl";
-/// How long a list is good.
-const LIST_LIFETIME: Duration = LEAF_LIFETIME;
 /// Clocks of clients may be behind.
 const BACKDATE: Duration = Duration::from_hours(1);
 
@@ -84,7 +82,7 @@ impl Authority {
         let number = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let list = CertificateRevocationListParams {
             this_update: (now - BACKDATE).into(),
-            next_update: (now + LIST_LIFETIME).into(),
+            next_update: (now + LEAF_LIFETIME).into(),
             crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: Vec::new(),
