@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use sandbox::{Environment, Sandbox, network, node, services};
+use sandbox::{Environment, Pod, Sandbox, network, node, services};
 use serde_json::{Value, json};
 
 use common::{Ended, client, eventually, journal};
@@ -36,19 +36,22 @@ def meet(context, name=host, asks=None, session=None):
         return met, tls.session
 "#;
 
+/// Runs Python that shakes hands by itself.
+fn shaking(pod: &Pod, source: &str) -> Result<Vec<Value>> {
+    client(pod, &format!("{TLS}{source}"))
+}
+
 #[test]
 fn tls_1_2_and_1_3_work_and_nothing_older() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let pod = sandbox.pod("reports")?;
-    let said = client(
+    let said = shaking(
         &pod,
-        &format!(
-            r"{TLS}
+        r"
 versions = ssl.TLSVersion
 for version in (versions.TLSv1_3, versions.TLSv1_2, versions.TLSv1_1):
     say(**attempt(lambda: meet(context(version))[0]))
-"
-        ),
+",
     )?;
     for (one, version) in said.iter().zip(["TLSv1.3", "TLSv1.2"]) {
         let met = &one["rows"];
@@ -65,10 +68,9 @@ for version in (versions.TLSv1_3, versions.TLSv1_2, versions.TLSv1_1):
 fn a_session_is_resumed_by_its_own_name_only() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let pod = sandbox.pod("reports")?;
-    let said = client(
+    let said = shaking(
         &pod,
-        &format!(
-            r"{TLS}
+        r"
 for version in (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2):
     trust = context(version)
     first, session = meet(trust)
@@ -78,8 +80,7 @@ for version in (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2):
     _, session = meet(trust)
     smuggled, _ = meet(trust, name=alias, asks=host, session=session)
     say(first=first, again=again, other=other, smuggled=smuggled)
-"
-        ),
+",
     )?;
     assert_eq!(said.len(), 2);
     for one in &said {
@@ -104,27 +105,25 @@ for version in (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2):
 fn names_with_underscores_and_hyphens_get_a_certificate_that_clients_take() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let pod = sandbox.pod("reports")?;
-    let said = client(
+    let said = shaking(
         &pod,
-        &format!(
-            r#"{TLS}
+        r#"
 for name in ("my_org-my_account", "org--a-b", "xy12345.us-east-2.aws", "a_b.privatelink", "_", "ACME"):
     name += ".snowflakecomputing.com"
     met = attempt(lambda: meet(context(), name)[0])
     address = os.environ["SANDBOX_UPSTREAM"]
-    curl = subprocess.run(["curl", "-sS", "--http1.1", "--connect-to", f"{{name}}:443:{{address}}", "--cacert", os.environ["SSL_CERT_FILE"],
-                           "-o", "/dev/null", "-w", "%{{http_code}}", "-d", "{{}}", f"https://{{name}}/telemetry/send"],
+    curl = subprocess.run(["curl", "-sS", "--http1.1", "--connect-to", f"{name}:443:{address}", "--cacert", os.environ["SSL_CERT_FILE"],
+                           "-o", "/dev/null", "-w", "%{http_code}", "-d", "{}", f"https://{name}/telemetry/send"],
                           capture_output=True, text=True)
     say(name=name, python=met.get("rows", met), curl=curl.stdout + curl.stderr)
 node = """
 const tls = require('tls');
 const name = 'my_org-my_account.snowflakecomputing.com';
-const socket = tls.connect({{ host: process.env.SNOWFLAKE_HOST, port: 443, servername: name }},
-  () => {{ console.log(socket.authorized); socket.end(); }});
+const socket = tls.connect({ host: process.env.SNOWFLAKE_HOST, port: 443, servername: name },
+  () => { console.log(socket.authorized); socket.end(); });
 """
 say(node=subprocess.run(["node", "-e", node], capture_output=True, text=True).stdout.strip())
-"#
-        ),
+"#,
     )?;
     let (node, names) = said.split_last().context("what was said")?;
     for one in names {
@@ -144,17 +143,15 @@ say(node=subprocess.run(["node", "-e", node], capture_output=True, text=True).st
 fn a_leaf_is_short_lived_and_points_to_no_responder() -> Result<()> {
     let mut sandbox = Sandbox::builder().start()?;
     let pod = sandbox.pod("reports")?;
-    let said = client(
+    let said = shaking(
         &pod,
-        &format!(
-            r#"{TLS}
+        r#"
 with context().wrap_socket(socket.create_connection((host, 443), 30), server_hostname=host) as tls:
     leaf, pem = tls.getpeercert(), ssl.DER_cert_to_PEM_cert(tls.getpeercert(True))
 text = subprocess.run(["openssl", "x509", "-noout", "-text"], input=pem, capture_output=True, text=True, check=True).stdout
 begins, ends = (ssl.cert_time_to_seconds(leaf[key]) for key in ("notBefore", "notAfter"))
 say(days=(ends - begins) / 86400, left=(ends - time.time()) / 86400, keys=sorted(leaf), text=text)
-"#
-        ),
+"#,
     )?;
     let (days, left) = (said[0]["days"].as_f64().unwrap_or(99.0), said[0]["left"].as_f64().unwrap_or(0.0));
     // Drivers that want certificate revocation lists make an exception for what is valid for less than seven days.
@@ -181,12 +178,11 @@ fn a_driver_that_insists_on_a_list_of_revoked_certificates_gets_one_where_that_i
     let said = client(&pod, CONNECT)?;
     assert_eq!(said[0]["rows"], json!([[1]]), "{}", said[0]);
     // OpenSSL checks the signature, the issuer and the dates.
-    let said = client(
+    let said = shaking(
         &pod,
-        &format!(
-            r#"{TLS}
+        r#"
 import urllib.request
-with urllib.request.urlopen(f"http://{{host}}/snowfence.crl", timeout=30) as answer:
+with urllib.request.urlopen(f"http://{host}/snowfence.crl", timeout=30) as answer:
     kind, found = answer.headers["content-type"], answer.read()
 pem = subprocess.run(["openssl", "crl", "-inform", "DER"], input=found, capture_output=True, check=True).stdout.decode()
 trust = context()
@@ -196,8 +192,7 @@ path = os.path.join(os.environ["HOME"], "list.pem")
 open(path, "w").write(pem)
 trust.load_verify_locations(path)
 say(kind=kind, unlisted=unlisted, listed=meet(trust)[0])
-"#
-        ),
+"#,
     )?;
     assert_eq!(said[0]["kind"], "application/pkix-crl");
     assert!(
@@ -328,7 +323,7 @@ fn handshake_failed(sandbox: &Sandbox, pod: &str, settings: &[&str]) -> Result<(
 }
 
 /// The same pod, whose programs know no CA but the system's.
-fn stranger(sandbox: &mut Sandbox) -> Result<sandbox::Pod> {
+fn stranger(sandbox: &mut Sandbox) -> Result<Pod> {
     let mut pod = sandbox.pod("stranger")?;
     for variable in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"] {
         pod = pod.with(variable, "/etc/ssl/certs/ca-certificates.crt");
