@@ -24,9 +24,10 @@ use self::signals::{Signals, Told};
 use crate::admin::metrics::{self, Metrics};
 use crate::admin::succession::{Predecessor, Remains, receive_legacy};
 use crate::admin::{self, AdminError, Succession};
-use crate::audit::{AuditError, Event, EventKind, Journal, serve_predecessor};
+use crate::audit::payload::{self, Payloads};
+use crate::audit::{AuditError, Event, EventKind, Journal, Record, serve_predecessor};
 use crate::capture::{self, Capture, CaptureError, Captured, Names};
-use crate::config::{Config, CredentialType, SecretError, SecretReference};
+use crate::config::{self, Config, CredentialType, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
 use crate::kubernetes::{self, Pods, watch::KubernetesError};
 use crate::policy::{Policy, PolicyError};
@@ -83,6 +84,11 @@ impl State<'_> {
 
     pub fn authority(&self) -> PathBuf {
         self.0.join("ca")
+    }
+
+    /// Where payloads are.
+    pub fn spool(&self) -> PathBuf {
+        self.0.join("spool")
     }
 
     pub fn sessions(&self) -> PathBuf {
@@ -229,6 +235,10 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         }
         (None, None) => (Journal::open(&state.journal(), &config.agent.node)?, None),
     };
+    let payloads = match &config.payloads {
+        Some(settings) => Some(keep_payloads(&state, settings.clone(), &journal).await?),
+        None => None,
+    };
     let dialer = Dialer::new(capture.marker());
     let sessions = Sessions::new(Vault::open(&state.sessions())?, &identity);
     sessions.remember(journal.path())?;
@@ -238,6 +248,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         identity,
         policy: ArcSwap::from_pointee(policy),
         journal: journal.clone(),
+        payloads,
         sessions,
         callers: Callers::default(),
         noise: Noise::default(),
@@ -265,7 +276,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     background.spawn(Arc::clone(&proxy).record_attempts(told));
     background.spawn(Arc::clone(&proxy).ask_suspects(suspects));
     if let Some(listener) = metrics_listener {
-        let metrics = Metrics::new(&proxy.counts, &capture, capture.endpoints());
+        let metrics = Metrics::new(&proxy.counts, proxy.payloads.as_ref(), &capture, capture.endpoints());
         background.spawn_on(metrics.serve(listener), control);
     }
     let (succession_sender, succession) = mpsc::channel(1);
@@ -347,6 +358,9 @@ impl Running {
         self.proxy.tasks.close();
         let drained = tokio::time::timeout(DRAIN, self.proxy.tasks.wait()).await.is_ok();
         self.proxy.record_suppressed(true).await;
+        if let Some(Err(error)) = self.proxy.payloads.as_ref().map(|payloads| payloads.sync()) {
+            tracing::error!(%error, "the last payloads may not be on the disk");
+        }
         let detail = match successor {
             Some(pid) => format!("drained: {drained}, process {pid} has taken over"),
             None => format!("drained: {drained}"),
@@ -368,6 +382,25 @@ impl Running {
         tracing::info!(drained, "stopped: {now}");
         Ok(())
     }
+}
+
+/// Begins to keep payloads, and records those that an agent before this one could not.
+async fn keep_payloads(
+    state: &State<'_>,
+    settings: config::Payloads,
+    journal: &Journal,
+) -> Result<Arc<Payloads>, AuditError> {
+    let payloads = Payloads::open(&state.spool(), settings)?;
+    let (lost, settle) = payload::lost(&state.spool(), journal.path())?;
+    if !lost.is_empty() {
+        tracing::warn!(
+            payloads = lost.len(),
+            "the agent ended before these payloads did: as far as they go, they are kept"
+        );
+        journal.append(lost.into_iter().map(Record::from).collect()).await?;
+    }
+    settle();
+    Ok(payloads)
 }
 
 /// Writes what a predecessor appends, and hears what it knows of queries, until it ends.

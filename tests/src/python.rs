@@ -52,6 +52,8 @@ pub enum Environment {
     Connector5,
     /// The checkers of what `deploy/` ships.
     Deploy,
+    /// What reads payloads as another program than the agent does.
+    Payloads,
     /// Snowpark, on the connector 4.x, with pandas.
     Snowpark,
     /// SQLAlchemy, on the connector 5.x, with pandas.
@@ -61,13 +63,14 @@ pub enum Environment {
 }
 
 impl Environment {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Adbc,
         Self::Cli,
         Self::ClickHouse,
         Self::Connector4,
         Self::Connector5,
         Self::Deploy,
+        Self::Payloads,
         Self::Snowpark,
         Self::SqlAlchemy,
         Self::Upstream,
@@ -81,6 +84,7 @@ impl Environment {
             Self::Connector4 => "connector4",
             Self::Connector5 => "connector5",
             Self::Deploy => "deploy",
+            Self::Payloads => "payloads",
             Self::Snowpark => "snowpark",
             Self::SqlAlchemy => "sqlalchemy",
             Self::Upstream => "upstream",

@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 
 use super::status::EndpointCounts;
+use crate::audit::payload::Payloads;
 use crate::capture::{AttemptKind, Capture, Endpoints};
 use crate::proxy::Counts;
 
@@ -38,13 +39,21 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(counts: &Counts, capture: &Arc<Capture>, endpoints: Endpoints) -> Self {
+    pub fn new(
+        counts: &Counts,
+        payloads: Option<&Arc<Payloads>>,
+        capture: &Arc<Capture>,
+        endpoints: Endpoints,
+    ) -> Self {
         let mut registry = Registry::with_prefix("snowfence");
         registry.register(
             "events",
             "Events of the trail, by kind, with those that came too fast to be recorded one by one",
             counts.events.clone(),
         );
+        if let Some(payloads) = payloads {
+            registry.register_collector(Box::new(Spool(Arc::clone(payloads))));
+        }
         registry.register_collector(Box::new(Kernel { capture: Arc::clone(capture), endpoints }));
         Self { registry }
     }
@@ -104,6 +113,27 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// Where payloads are.
+#[derive(Debug)]
+struct Spool(Arc<Payloads>);
+
+impl Collector for Spool {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (name, help, value) in [
+            ("spool_bytes", "Payloads in the spool", self.0.spooled()),
+            (
+                "spool_limit_bytes",
+                "Room for payloads: statements are refused shortly before it is used up",
+                self.0.room(),
+            ),
+        ] {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
 }
 
 /// What the kernel programs count, and what is in their maps.

@@ -19,6 +19,7 @@ pub use client::Client;
 pub use server::{Agent, Server, Succession, remembered};
 pub use status::Status;
 
+use crate::audit::EventKind;
 use crate::capture::Endpoint;
 use crate::proxy::AllowedHost;
 
@@ -30,6 +31,11 @@ pub enum Request {
     Endpoints,
     /// Ask Snowflake by which hosts the accounts are reached.
     SyncEndpoints,
+    /// Record that something was done to the trail.
+    Note {
+        kind: EventKind,
+        detail: String,
+    },
     /// Hand everything over to the process that asks.
     TakeOver {
         version: String,
@@ -44,6 +50,7 @@ pub enum Answer {
     Status(Box<Status>),
     Endpoints(Vec<Endpoint>),
     Synced(Vec<SyncedAccount>),
+    Noted,
     Failed(String),
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::status::EndpointCounts;
 use super::succession::{Step, send_inheritance, send_streams};
 use super::{AdminError, Answer, Request, Status, SyncedAccount};
-use crate::audit::AuditError;
+use crate::audit::{AuditError, Event};
 use crate::capture::{Capture, Names};
 use crate::proxy::{AllowedHost, Proxy};
 use crate::wire;
@@ -100,6 +100,13 @@ impl Agent {
             },
             Some(Request::Endpoints) => Answer::Endpoints(self.proxy.endpoints.list()),
             Some(Request::SyncEndpoints) => Answer::Synced(runtime.block_on(self.sync())),
+            Some(Request::Note { kind, detail }) => {
+                let event = Event::new(kind, detail);
+                match runtime.block_on(self.proxy.journal.append(vec![event.into()])) {
+                    Ok(()) => Answer::Noted,
+                    Err(error) => Answer::Failed(error.to_string()),
+                }
+            }
             Some(Request::TakeOver { version, pid }) => {
                 return self.hand_over(stream, &version, pid, runtime);
             }

@@ -39,6 +39,8 @@ pub enum AuditError {
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("{0} is not a journal of this program")]
     NotAJournal(PathBuf),
+    #[error(transparent)]
+    Spool(#[from] super::payload::SpoolError),
     #[error("the query is refused: only SELECT is possible on the journal")]
     NotReadOnly,
     #[error("cannot read the journal: {0}")]

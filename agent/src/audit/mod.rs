@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clickhouse;
+pub mod payload;
 pub mod query;
 pub mod tail;
 

@@ -7,6 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::payload::Payload;
+
 /// Anything that can be appended to the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
@@ -15,6 +17,7 @@ pub enum Record {
     Statement(Statement),
     Outcome(Outcome),
     Event(Event),
+    Payload(Payload),
 }
 
 /// Who opened the connection, as the kernel attests it.
@@ -177,6 +180,10 @@ pub enum EventKind {
     OldConnection,
     /// A packet of a covered socket to Snowflake that was not redirected.
     PacketDropped,
+    /// A request or an answer could not be kept as payload, and was refused.
+    PayloadNotKept,
+    /// Somebody has read payloads: who, and which.
+    PayloadsRead,
     /// A packet to Snowflake that is not the agent's, on its way out of the host.
     PerimeterDropped,
     /// A raw or packet socket in a container.
@@ -261,6 +268,8 @@ impl EventKind {
             Self::NotTls => "not_tls",
             Self::OldConnection => "old_connection",
             Self::PacketDropped => "packet_dropped",
+            Self::PayloadNotKept => "payload_not_kept",
+            Self::PayloadsRead => "payloads_read",
             Self::PerimeterDropped => "perimeter_dropped",
             Self::RawSocketRefused => "raw_socket_refused",
             Self::RequestTooLarge => "request_too_large",
@@ -298,6 +307,12 @@ impl From<Event> for Record {
     }
 }
 
+impl From<Payload> for Record {
+    fn from(payload: Payload) -> Self {
+        Self::Payload(payload)
+    }
+}
+
 impl Record {
     /// Roughly how many bytes of memory it takes.
     pub(super) fn size(&self) -> usize {
@@ -332,6 +347,7 @@ impl Record {
                         + event.caller.as_ref().map_or(0, caller)
                         + event.detail.len()
                 }
+                Self::Payload(payload) => size_of_val(payload.places.as_slice()),
             }
     }
 }

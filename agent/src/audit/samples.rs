@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::payload::{Ending, Payload, Place};
 use super::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Session, Statement, Verdict, Workload,
 };
@@ -93,6 +94,25 @@ pub(super) fn event(kind: EventKind) -> Event {
     }
 }
 
+pub(super) fn payload(session: Uuid, statement: Uuid) -> Payload {
+    Payload {
+        id: Uuid::now_v7(),
+        session,
+        statement,
+        query_id: "01b2c3d4-0000-query".to_owned(),
+        time: TIME,
+        operation: "query".to_owned(),
+        request_bytes: 100,
+        answer_bytes: 2048,
+        sealed_bytes: 900,
+        duration_us: 1500,
+        ending: Ending::Complete,
+        run: Uuid::from_u128(7),
+        places: vec![Place { segment: 1, offset: 0, length: 900 }],
+        digest: "00ff".to_owned(),
+    }
+}
+
 /// Any record, with texts of any kind. An outcome's statement is a random one.
 pub(super) fn any_record() -> impl Strategy<Value = Record> {
     let text = || prop_oneof![any::<String>(), Just("\0'\"; DROP TABLE x; --\u{feff}\u{1f409}".to_owned())];
@@ -146,5 +166,20 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
                 Record::Event(Event { id, time, workload, caller, detail, ..event(EventKind::NoFlow) })
             }
         ),
+        (id(), id(), time(), text(), any::<u64>(), prop::collection::vec((1_u32..9, any::<u32>()), 0..5))
+            .prop_map(|(id, statement, time, operation, answer_bytes, places)| {
+                let places = places
+                    .into_iter()
+                    .map(|(segment, length)| Place { segment, offset: u64::from(length), length })
+                    .collect();
+                Record::Payload(Payload {
+                    id,
+                    time,
+                    operation,
+                    answer_bytes,
+                    places,
+                    ..payload(Uuid::nil(), statement)
+                })
+            }),
     ]
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{AuditError, now};
 
 /// The schema that this program writes, in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
 /// "SNFW", in `PRAGMA application_id`.
 const APPLICATION: i64 = 0x534e_4657;
@@ -117,6 +117,32 @@ CREATE TABLE cursors (
 ) STRICT;
 ";
 
+/// What version 2 added. `places` is a JSON array of where the pieces are in the spool's folder `run`; `statement` is the
+/// nil UUID for a request without one.
+const PAYLOADS: &str = "
+CREATE TABLE payloads (
+    seq           INTEGER PRIMARY KEY,
+    node          TEXT NOT NULL,
+    id            TEXT NOT NULL UNIQUE,
+    session       TEXT NOT NULL,
+    statement     TEXT NOT NULL,
+    query_id      TEXT NOT NULL,
+    time          INTEGER NOT NULL,
+    operation     TEXT NOT NULL,
+    request_bytes INTEGER NOT NULL,
+    answer_bytes  INTEGER NOT NULL,
+    sealed_bytes  INTEGER NOT NULL,
+    duration_us   INTEGER NOT NULL,
+    ending        TEXT NOT NULL,
+    run           TEXT NOT NULL,
+    places        TEXT NOT NULL,
+    digest        TEXT NOT NULL
+) STRICT;
+CREATE INDEX payloads_of_session ON payloads (session);
+CREATE INDEX payloads_of_statement ON payloads (statement);
+CREATE INDEX payloads_of_query ON payloads (query_id);
+";
+
 /// The columns of the view `trail`, of statements `s`, outcomes `o` and sessions `n`.
 pub(super) const TRAIL: &str = "
     s.seq,
@@ -161,12 +187,12 @@ pub(super) fn open(path: &Path) -> Result<Connection, AuditError> {
     let mut connection = Connection::open_with_flags(path, flags).map_err(|error| unreadable(path, error))?;
     configure(&connection).map_err(|error| unreadable(path, error))?;
     check_damage(path, &connection)?;
-    match version(path, &connection)? {
-        Some(_) => Ok(connection),
-        None => {
-            create(&mut connection).map_err(|error| AuditError::Write(Arc::new(error))).map(|()| connection)
-        }
-    }
+    let found = version(path, &connection)?;
+    let brought_up = match found {
+        None => create(&mut connection),
+        Some(found) => migrate(&mut connection, found),
+    };
+    brought_up.map_err(|error| AuditError::Write(Arc::new(error))).map(|()| connection)
 }
 
 /// Opens the journal to read it, whether an agent has it open or not.
@@ -257,6 +283,7 @@ fn version(path: &Path, connection: &Connection) -> Result<Option<i64>, AuditErr
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
+    transaction.execute_batch(PAYLOADS)?;
     transaction.execute_batch(&format!(
         "CREATE VIEW trail AS SELECT {TRAIL} FROM statements s
          LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session"
@@ -266,6 +293,17 @@ fn create(connection: &mut Connection) -> rusqlite::Result<()> {
         (Uuid::new_v4().to_string(), now()),
     )?;
     transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
+}
+
+/// Brings a journal of an earlier version up to this one.
+fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
+    if found == VERSION {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(PAYLOADS)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, params};
+use serde::Serialize;
 use uuid::Uuid;
 
+use super::payload::Payload;
 use super::{AuditError, Caller, Event, Outcome, Record, Session, Statement, Workload, now};
 
 /// Something to write.
@@ -152,6 +154,7 @@ fn insert(transaction: &Transaction<'_>, node: &str, seq: i64, record: &Record) 
         Record::Statement(statement) => insert_statement(transaction, node, seq, statement),
         Record::Outcome(outcome) => insert_outcome(transaction, node, seq, outcome),
         Record::Event(event) => insert_event(transaction, node, seq, event),
+        Record::Payload(payload) => insert_payload(transaction, node, seq, payload),
     }
 }
 
@@ -302,8 +305,57 @@ fn insert_event(transaction: &Transaction<'_>, node: &str, seq: i64, event: &Eve
     Ok(())
 }
 
-fn list(texts: &[String]) -> rusqlite::Result<String> {
-    serde_json::to_string(texts).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+fn insert_payload(
+    transaction: &Transaction<'_>,
+    node: &str,
+    seq: i64,
+    payload: &Payload,
+) -> rusqlite::Result<()> {
+    let Payload {
+        id,
+        session,
+        statement,
+        query_id,
+        time,
+        operation,
+        request_bytes,
+        answer_bytes,
+        sealed_bytes,
+        duration_us,
+        ending,
+        run,
+        places,
+        digest,
+    } = payload;
+    transaction
+        .prepare_cached(
+            "INSERT INTO payloads (seq, node, id, session, statement, query_id, time, operation, request_bytes,
+                                   answer_bytes, sealed_bytes, duration_us, ending, run, places, digest)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+        )?
+        .execute(params![
+            seq,
+            node,
+            id.to_string(),
+            session.to_string(),
+            statement.to_string(),
+            query_id,
+            time,
+            operation,
+            count(*request_bytes),
+            count(*answer_bytes),
+            count(*sealed_bytes),
+            count(*duration_us),
+            ending.as_str(),
+            run.to_string(),
+            list(places)?,
+            digest
+        ])?;
+    Ok(())
+}
+
+fn list<T: Serialize>(items: &[T]) -> rusqlite::Result<String> {
+    serde_json::to_string(items).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
 /// SQLite's integers are signed.
@@ -317,6 +369,7 @@ fn identifier(record: &Record) -> Uuid {
         Record::Statement(statement) => statement.id,
         Record::Outcome(outcome) => outcome.statement,
         Record::Event(event) => event.id,
+        Record::Payload(payload) => payload.id,
     }
 }
 

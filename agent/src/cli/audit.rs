@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use super::{ConfigFile, Failure, Format, Output, table};
+use super::{ConfigFile, Failure, Format, Output, show, table};
 use crate::app::State;
 use crate::audit::query::{Limits, query};
 use crate::audit::tail::{Entry, EventEntry, Filter, StatementEntry, Tail};
@@ -27,13 +27,20 @@ pub(super) enum Command {
     Tail(TailArguments),
     /// Ask the journal a question in SQL (read-only SQLite)
     #[command(
-        after_help = "Tables: sessions, statements, outcomes, events; view: trail (statements with their outcomes).
+        after_help = "Tables: sessions, statements, outcomes, events, payloads; view: trail (statements with their outcomes).
 
 Examples:
   sudo snowfence audit query 'SELECT time, subject, verdict, sql FROM trail ORDER BY time DESC LIMIT 20'
   sudo snowfence audit query 'SELECT effect, count(*) FROM trail GROUP BY effect' --format json"
     )]
     Query(QueryArguments),
+    /// Show what a client asked and was answered, whole: needs an identity that payloads are sealed to
+    #[command(after_help = "Each look is itself an event of the trail (`payloads_read`).
+
+Examples:
+  sudo snowfence audit show 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 --identity security.key
+  sudo snowfence audit show 01b1c2d3-0000-1111-2222-333344445555 -i security.key --whole --format json | jq .answer.body")]
+    Show(show::ShowArguments),
 }
 
 #[derive(Args)]
@@ -88,11 +95,12 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Tail(arguments) => tail(arguments),
         Command::Query(arguments) => ask(&arguments),
+        Command::Show(arguments) => show::run(&arguments),
     }
 }
 
 impl Source {
-    fn journal(&self) -> Result<PathBuf, Failure> {
+    pub(super) fn journal(&self) -> Result<PathBuf, Failure> {
         match &self.journal {
             Some(path) => Ok(path.clone()),
             None => Ok(State(&self.config.load()?.agent.state_dir).journal()),

@@ -9,6 +9,7 @@ mod doctor;
 mod endpoints;
 mod explain;
 mod run;
+mod show;
 mod table;
 
 use std::io::{self, Write};

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use agent_common::{SUFFIX_LENGTHS, SUFFIX_SIZE};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -11,7 +12,7 @@ use hyper::Uri;
 use super::document::Document;
 use super::{
     Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, KeySource, Kubernetes,
-    PodSelector, Rule, Scope, Tls, is_under, raw,
+    Payloads, PodSelector, Rule, Scope, Tls, is_under, raw,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -24,6 +25,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let credentials = checker.credentials(raw.credentials);
     let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
+    let payloads = raw.audit.payloads.map(|raw| checker.payloads(&raw));
     let needs_pods = capture.scopes.iter().any(|scope| scope.pods.is_some());
     let kubernetes = needs_pods.then(|| checker.kubernetes(raw.kubernetes)).flatten();
     let metrics = raw.metrics.listen.and_then(|address| checker.metrics(&address));
@@ -41,6 +43,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         credentials,
         policy_file: raw.policy.file,
         clickhouse,
+        payloads,
         metrics,
         kubernetes,
     }
@@ -393,6 +396,45 @@ impl Checker<'_> {
             self.wrong(at!["audit", "clickhouse", "database"], "expected letters, digits and underscores");
         }
         ClickHouse { url: raw.url, database: raw.database, user: raw.user, password }
+    }
+
+    fn payloads(&mut self, raw: &raw::Payloads) -> Payloads {
+        const MEBIBYTE: u64 = 1 << 20;
+        const LEAST: u64 = 64;
+        const DAY: Duration = Duration::from_hours(24);
+        if raw.recipients.is_empty() {
+            self.wrong(
+                at!["audit", "payloads", "recipients"],
+                "expected at least one public key: `age-keygen` makes a pair",
+            );
+        }
+        if raw.spool_mebibytes < LEAST {
+            self.wrong(at!["audit", "payloads", "spool_mebibytes"], format!("expected at least {LEAST}"));
+        }
+        if raw.keep_days == 0 {
+            self.wrong(at!["audit", "payloads", "keep_days"], "expected at least a day");
+        }
+        let mut recipients = Vec::new();
+        for (index, text) in raw.recipients.iter().enumerate() {
+            match text.parse() {
+                Ok(recipient) => recipients.push(recipient),
+                // Whoever puts the other half here has just told everybody.
+                Err(_) if text.to_uppercase().starts_with("AGE-SECRET-KEY-") => self.wrong(
+                    at!["audit", "payloads", "recipients", index],
+                    "this is a secret key: keep it away from this host, make a new pair, and put the public key (`age1…`) here",
+                ),
+                Err(_) => self.wrong(
+                    at!["audit", "payloads", "recipients", index],
+                    "expected a public key of age (X25519), such as `age1…`",
+                ),
+            }
+        }
+        Payloads {
+            recipients,
+            spool_limit: raw.spool_mebibytes.saturating_mul(MEBIBYTE),
+            keep: DAY * raw.keep_days,
+            answer_limit: raw.answer_mebibytes.map(|limit| limit.saturating_mul(MEBIBYTE)),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod secret;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use globset::GlobSet;
 use ipnet::IpNet;
@@ -42,6 +43,8 @@ pub struct Config {
     /// The Cedar policy file; the built-in policy where there is none.
     pub policy_file: Option<PathBuf>,
     pub clickhouse: Option<ClickHouse>,
+    /// What is kept of requests and answers; `None`: nothing.
+    pub payloads: Option<Payloads>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// Where pods are asked for; `None` where no scope needs them.
@@ -183,6 +186,16 @@ pub struct ClickHouse {
     pub database: String,
     pub user: Option<String>,
     pub password: Option<SecretReference>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Payloads {
+    pub recipients: Vec<age::x25519::Recipient>,
+    /// Bytes.
+    pub spool_limit: u64,
+    pub keep: Duration,
+    /// Bytes of one answer; `None` for all.
+    pub answer_limit: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -312,6 +312,33 @@ pub struct Policy {
 pub struct Audit {
     /// Where the trail is delivered. Without it, it stays in the journal.
     pub clickhouse: Option<ClickHouse>,
+    /// What clients asked and were answered, whole and encrypted, for replay. Without it, no answer is kept.
+    pub payloads: Option<Payloads>,
+}
+
+/// Requests and answers as clients saw them. They are encrypted to public keys before they touch the disk, so that this
+/// host cannot read them back.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Payloads {
+    /// Public keys of age (`age1…`). Each of their holders can read the payloads alone.
+    pub recipients: Vec<String>,
+    /// Room on the disk. Where it is used up, statements are refused.
+    #[serde(default = "spool_mebibytes")]
+    pub spool_mebibytes: u64,
+    /// Days after which payloads are removed.
+    #[serde(default = "keep_days")]
+    pub keep_days: u32,
+    /// How much of one answer is kept; what is longer is marked as truncated. Default: all.
+    pub answer_mebibytes: Option<u64>,
+}
+
+fn spool_mebibytes() -> u64 {
+    10 * 1024
+}
+
+fn keep_days() -> u32 {
+    30
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

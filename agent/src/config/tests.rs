@@ -199,3 +199,22 @@ fn suffixes_are_as_many_and_as_long_as_the_kernel_compares() {
     let found = problems(&format!("{GOOD}[capture]\nsuffixes = [\"snowflakecomputing.com\", {long}]\n"));
     assert!(found.iter().any(|(_, key, _)| key == "capture.suffixes[1]"), "{found:?}");
 }
+
+#[test]
+fn payloads_are_kept_for_public_keys_alone() {
+    let key = age::x25519::Identity::generate();
+    let with = |recipients: &str| format!("{GOOD}\n[audit.payloads]\nrecipients = [{recipients}]\n");
+    let good = with(&format!("\"{}\"", key.to_public()));
+    let payloads = parse(Path::new("t.toml"), &good).unwrap().payloads.unwrap();
+    assert_eq!((payloads.spool_limit, payloads.keep.as_secs()), (10 << 30, 30 * 86400));
+    let secret = "\"AGE-SECRET-KEY-1QQPQ\"";
+    for (recipients, message) in
+        [("", "at least one"), ("\"age1nobody\"", "a public key of age"), (secret, "this is a secret key")]
+    {
+        let found = problems(&with(recipients));
+        assert!(found.len() == 1 && found[0].2.contains(message), "{recipients}: {found:?}");
+    }
+    let small = format!("{good}spool_mebibytes = 1\nkeep_days = 0\n");
+    let keys: Vec<_> = problems(&small).into_iter().map(|(_, key, _)| key).collect();
+    assert_eq!(keys, ["audit.payloads.spool_mebibytes", "audit.payloads.keep_days"]);
+}

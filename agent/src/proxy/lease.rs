@@ -15,7 +15,7 @@ const LIFETIME: Duration = Duration::from_hours(6);
 /// Whom something was given to, and until when.
 #[derive(Serialize, Deserialize)]
 pub struct Bound {
-    session: Uuid,
+    pub session: Uuid,
     cgroup_id: u64,
     account: String,
     /// Seconds since the Unix epoch.

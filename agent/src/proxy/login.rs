@@ -91,6 +91,7 @@ async fn open(exchange: Exchange<'_>, mut request: LoginRequest, principal: Prin
         discard(&exchange, answer.session_token()).await;
         return exchange.refuse(&Refusal::login(unrecorded("login")));
     }
+    exchange.is_on(id);
     let new = NewSession {
         session: Session { id, principal, account: exchange.account().to_owned(), role: session_role },
         upstream: UpstreamTokens {

@@ -21,6 +21,7 @@ mod lease;
 mod login;
 mod noise;
 mod parts;
+mod payload;
 mod reading;
 mod rest;
 mod revocation;
@@ -45,6 +46,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::payload::Payloads;
 use crate::audit::{Caller, Event, EventKind, Journal, Workload};
 use crate::capture::{self, Accepted, Endpoints};
 use crate::config::{Config, CredentialType, SecretReference};
@@ -80,6 +82,8 @@ pub struct Proxy {
     pub identity: Identity,
     pub policy: ArcSwap<Policy>,
     pub journal: Journal,
+    /// What clients ask and are answered; `None` where it is not kept.
+    pub payloads: Option<Arc<Payloads>>,
     pub sessions: Sessions,
     pub callers: Callers,
     pub credentials: HashMap<String, (CredentialType, SecretReference)>,

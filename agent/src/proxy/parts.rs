@@ -135,6 +135,8 @@ fn open(exchange: &Exchange<'_>, name: &str) -> Result<Part, LeaseError> {
     let lease = vault.open_sealed("lease", sealed).ok_or(LeaseError::Unknown)?;
     let lease: Lease = serde_json::from_slice(&lease).map_err(|_| LeaseError::Unknown)?;
     lease.bound.check(exchange)?;
+    exchange.is_on(lease.bound.session);
+    exchange.is_about(&lease.query);
     let url = vault.open_sealed(&part_of(sealed), name).ok_or(LeaseError::Unknown)?;
     let url = String::from_utf8(url.to_vec()).map_err(|_| LeaseError::Unknown)?;
     let mut headers = HeaderMap::new();

@@ -11,9 +11,11 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
+use uuid::Uuid;
 
 use super::body::{self, Body, BodyError};
 use super::connection::Peer;
+use super::payload::{self, Told};
 use super::sessions::{OpenSession, Session, SessionError, TokenKind, UpstreamTokens};
 use super::upstream::{Answer, Outgoing, Run, Token, UpstreamError};
 use super::{Proxy, files, login, parts, rest, sql_api, statement};
@@ -34,19 +36,31 @@ pub struct Exchange<'a> {
     pub operation: Operation,
     pub query: KnownQuery,
     pub parts: Parts,
+    pub told: Arc<Told>,
 }
 
 /// Handles one request.
 pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>) -> Reaction {
     let (parts, mut body) = request.into_parts();
-    let reaction = react(proxy, peer, parts, &mut body).await;
+    let asked = payload::Asked::new(proxy, &parts);
+    let told = Arc::<Told>::default();
+    let reaction = react(proxy, peer, parts, &mut body, Arc::clone(&told)).await;
     // What was not read, because nobody needs it or the request is refused: by HTTP/2, a client that is cut off while it
     // sends may not see the answer.
     body::skip(&mut body).await;
-    reaction
+    match asked {
+        Some(asked) => asked.answered(proxy, peer, &told, reaction).await,
+        None => reaction,
+    }
 }
 
-async fn react(proxy: &Arc<Proxy>, peer: &Peer, parts: Parts, body: &mut Incoming) -> Reaction {
+async fn react(
+    proxy: &Arc<Proxy>,
+    peer: &Peer,
+    parts: Parts,
+    body: &mut Incoming,
+    told: Arc<Told>,
+) -> Reaction {
     if !names_the_server(&parts, &peer.server_name) {
         let detail = "the Host of a request differs from the server name of the connection".to_owned();
         proxy
@@ -74,7 +88,9 @@ async fn react(proxy: &Arc<Proxy>, peer: &Peer, parts: Parts, body: &mut Incomin
         }
     };
     let query = KnownQuery::parse(&operation, parts.uri.query());
-    let mut exchange = Exchange { proxy, peer, operation, query: KnownQuery::default(), parts };
+    // Nobody else tells it.
+    let _ = told.operation.set(operation.name());
+    let mut exchange = Exchange { proxy, peer, operation, query: KnownQuery::default(), parts, told };
     match query {
         Ok(query) => exchange.query = query,
         Err(error) => return exchange.malformed(&error.to_string()).await,
@@ -115,6 +131,11 @@ async fn in_session(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
         Err(refusal) => return refusal,
     };
     let session = &open.session;
+    if let Operation::Result(query) | Operation::AbortQuery(query) | Operation::Monitor(query) =
+        &exchange.operation
+    {
+        exchange.is_about(query.as_str());
+    }
     let sessions = &exchange.proxy.sessions;
     // What the client sends along is read only where it says something, and then only that goes on.
     let body = match &exchange.operation {
@@ -255,7 +276,10 @@ impl Exchange<'_> {
             found = find();
         }
         match found {
-            Ok(session) => Ok(session),
+            Ok(session) => {
+                self.is_on(session.session.id);
+                Ok(session)
+            }
             Err(error) => {
                 self.event(EventKind::SessionRefused, None, error.to_string()).await;
                 let refusal = match kind {
@@ -267,9 +291,26 @@ impl Exchange<'_> {
         }
     }
 
+    /// Notes whose session a request is on.
+    pub fn is_on(&self, session: Uuid) {
+        // The first to be told of is the one.
+        let _ = self.told.session.set(session);
+    }
+
+    /// Notes which query a request is about.
+    pub fn is_about(&self, query: &str) {
+        // The first to be told of is the one.
+        let _ = self.told.query.set(query.to_owned());
+    }
+
     /// Reads the request's body, out of the workload's share of memory.
     pub async fn read(&self, body: &mut Incoming, limit: usize) -> Result<Body, BodyError> {
-        body::read(&self.parts.headers, body, limit, &self.peer.share).await
+        let body = body::read(&self.parts.headers, body, limit, &self.peer.share).await?;
+        // Those carry the client's token, and nothing that is asked for.
+        if !matches!(self.operation, Operation::Login | Operation::Renew) {
+            let _ = self.told.body.set(body.bytes.clone());
+        }
+        Ok(body)
     }
 
     /// The request as it goes upstream.

@@ -60,7 +60,8 @@ pub async fn session(exchange: &Exchange<'_>) -> Result<Session, Reaction> {
         }
     };
     let client = || format!("SQL API ({})", exchange.user_agent());
-    exchange.proxy.session_of(principal, exchange.account(), workload, client).await.map_err(|error| {
+    let session = exchange.proxy.session_of(principal, exchange.account(), workload, client).await;
+    session.inspect(|session| exchange.is_on(session.id)).map_err(|error| {
         tracing::error!(%error, "a caller of the SQL API could not be recorded");
         plain(StatusCode::SERVICE_UNAVAILABLE, &unrecorded("request"))
     })
@@ -114,6 +115,7 @@ async fn submit(exchange: &Exchange<'_>, session: &Session, body: &mut Incoming)
 
 /// Asks for a statement that was submitted before, or for its end.
 async fn ask(exchange: &Exchange<'_>, session: &Session, handle: &QueryId) -> Reaction {
+    exchange.is_about(handle.as_str());
     if !exchange.proxy.sessions.owns(session, handle) {
         return exchange.not_the_owner(session, handle.as_str()).await;
     }

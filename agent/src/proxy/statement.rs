@@ -7,11 +7,12 @@ use hyper::StatusCode;
 use uuid::Uuid;
 
 use super::login::unrecorded;
+use super::payload::unkept;
 use super::service::{Exchange, Reaction, withheld};
 use super::sessions::{Pending, Session};
 use super::upstream::{Answer, Outgoing, Token};
 use super::{Proxy, workload};
-use crate::audit::{self, Outcome, OutcomeStatus, Record, Recorded};
+use crate::audit::{self, EventKind, Outcome, OutcomeStatus, Record, Recorded};
 use crate::policy::{Decision, Subject, Verdict, label};
 use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply};
 use crate::sql::{
@@ -112,6 +113,8 @@ pub async fn admit(
 ) -> Result<(Recorded, Uuid), Refusal> {
     let record = record(exchange, session, asked, classification, decision);
     let id = record.id;
+    // Each request carries one.
+    let _ = exchange.told.statement.set(id);
     if decision.verdict != Verdict::Allow {
         let message = refusal(classification, decision, &record.request_id);
         let outcome =
@@ -120,6 +123,16 @@ pub async fn admit(
             Ok(()) => Err(Refusal::statement(message, id)),
             Err(error) => Err(not_recorded(&error, id)),
         };
+    }
+    if let Some(Err(error)) = exchange.proxy.payloads.as_ref().map(|payloads| payloads.ready()) {
+        let message = unkept(&error);
+        let outcome =
+            Outcome { status: OutcomeStatus::Refused, message: message.clone(), ..outcome(id, started) };
+        exchange.event(EventKind::PayloadNotKept, Some(session), error.to_string()).await;
+        let recorded = exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await;
+        recorded.map_err(|error| not_recorded(&error, id))?;
+        let refusal = Refusal::statement(message, id);
+        return Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal });
     }
     let recorded = exchange.proxy.journal.append_statement(record).await;
     recorded.map(|recorded| (recorded, id)).map_err(|error| not_recorded(&error, id))
@@ -266,6 +279,9 @@ async fn forward(
     };
     let reply = exchange.read_answer(&answer);
     if let Ok(reply) = &reply {
+        if let Some(query) = &reply.query_id {
+            exchange.is_about(query.as_str());
+        }
         settle(exchange.proxy, session, &answer, reply, id, started);
     } else {
         let message = format!("the answer (HTTP {}) is not Snowflake's", answer.status.as_u16());

@@ -160,6 +160,29 @@ impl Operation {
         matches!(self, Self::ApiStatement | Self::ApiResult(_) | Self::ApiCancel(_) | Self::Rest(_))
     }
 
+    /// For records.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Renew => "renew",
+            Self::Heartbeat => "heartbeat",
+            Self::CloseSession => "close_session",
+            Self::Query => "query",
+            Self::Result(_) => "result",
+            Self::Abort | Self::AbortQuery(_) => "abort",
+            Self::Monitor(_) => "monitor",
+            Self::Part(_) => "part",
+            Self::Upload(_) => "upload",
+            Self::FileHead(_) => "file_head",
+            Self::Download(_) => "download",
+            Self::Telemetry | Self::SessionlessTelemetry => "telemetry",
+            Self::ApiStatement => "api_statement",
+            Self::ApiResult(_) => "api_result",
+            Self::ApiCancel(_) => "api_cancel",
+            Self::Rest(_) => "rest",
+        }
+    }
+
     /// The method to ask upstream with.
     pub fn method(&self) -> Method {
         match self {

@@ -21,6 +21,7 @@ pub(super) struct Batch {
     pub statements: Vec<StatementRow>,
     pub outcomes: Vec<OutcomeRow>,
     pub events: Vec<EventRow>,
+    pub payloads: Vec<PayloadRow>,
 }
 
 #[derive(Debug, Row, Serialize)]
@@ -112,6 +113,27 @@ pub(super) struct EventRow {
     groups: Vec<String>,
     account: String,
     detail: String,
+}
+
+#[derive(Debug, Row, Serialize)]
+pub(super) struct PayloadRow {
+    node: String,
+    journal: UuidPair,
+    seq: u64,
+    time: i64,
+    id: UuidPair,
+    session: UuidPair,
+    statement: UuidPair,
+    query_id: String,
+    operation: String,
+    request_bytes: u64,
+    answer_bytes: u64,
+    sealed_bytes: u64,
+    duration_us: u64,
+    ending: String,
+    run: UuidPair,
+    places: String,
+    digest: String,
 }
 
 /// The last `seq` of the batch that begins after `after`: at most `rows` rows and about `bytes` bytes, but at least one row.
@@ -229,6 +251,27 @@ impl Batch {
                     detail: row.get("detail")?,
                 })
             })?,
+            payloads: range.rows("payloads", |row| {
+                Ok(PayloadRow {
+                    node: row.get("node")?,
+                    journal,
+                    seq: row.count("seq")?,
+                    time: row.get("time")?,
+                    id: row.uuid("id")?,
+                    session: row.uuid("session")?,
+                    statement: row.uuid("statement")?,
+                    query_id: row.get("query_id")?,
+                    operation: row.get("operation")?,
+                    request_bytes: row.count("request_bytes")?,
+                    answer_bytes: row.count("answer_bytes")?,
+                    sealed_bytes: row.count("sealed_bytes")?,
+                    duration_us: row.count("duration_us")?,
+                    ending: row.get("ending")?,
+                    run: row.uuid("run")?,
+                    places: row.get("places")?,
+                    digest: row.get("digest")?,
+                })
+            })?,
         })
     }
 }
@@ -290,6 +333,8 @@ fn choose(connection: &Connection, after: i64, rows: u32, bytes: u64) -> rusqlit
          SELECT seq, 512 + octet_length(message) FROM outcomes WHERE seq > ?1 AND seq <= ?2
          UNION ALL
          SELECT seq, 512 + octet_length(detail) FROM events WHERE seq > ?1 AND seq <= ?2
+         UNION ALL
+         SELECT seq, 512 + octet_length(places) FROM payloads WHERE seq > ?1 AND seq <= ?2
          ORDER BY 1",
     )?;
     let mut found = query.query([after, after.saturating_add(i64::from(rows))])?;

@@ -77,6 +77,21 @@ const EVENT: &str = "
     account    LowCardinality(String),
     detail     String CODEC(ZSTD(1))";
 
+const PAYLOAD: &str = "
+    id            UUID,
+    session       UUID COMMENT 'sessions.id',
+    statement     UUID COMMENT 'statements.id; zeros for a request without one',
+    query_id      String COMMENT 'identifier of the query in Snowflake; empty for a request about none',
+    operation     LowCardinality(String) COMMENT 'what the request asked for',
+    request_bytes UInt64 COMMENT 'of the content, as the client sent it, inflated',
+    answer_bytes  UInt64 COMMENT 'of the content, as the client got it',
+    sealed_bytes  UInt64 COMMENT 'in the spool of the node',
+    duration_us   UInt64 COMMENT 'microseconds',
+    ending        LowCardinality(String) COMMENT 'complete, truncated, broken or lost',
+    run           UUID COMMENT 'folder of the spool',
+    places        String CODEC(ZSTD(1)) COMMENT 'where the pieces are in it, as JSON',
+    digest        String COMMENT 'SHA-256 of the digests of the pieces'";
+
 /// The columns of the journal's view of the same name.
 const TRAIL: &str = "
 SELECT s.seq AS seq, s.time AS time, s.node AS node, s.id AS id, s.session AS session, s.request_id AS request_id,
@@ -105,6 +120,7 @@ pub(super) fn statements(database: &str) -> Vec<String> {
         table("statements", "Requests to run SQL; read it with FINAL", &[KEY, WORKLOAD, CALLER, STATEMENT]),
         table("outcomes", "How statements ended; read it with FINAL", &[KEY, OUTCOME]),
         table("events", "What else happened; read it with FINAL", &[KEY, EVENT]),
+        table("payloads", "Where requests and answers are kept, sealed; read it with FINAL", &[KEY, PAYLOAD]),
         format!(
             "CREATE VIEW IF NOT EXISTS `{database}`.trail AS{}",
             TRAIL.replace("DB.", &format!("`{database}`."))

@@ -10,7 +10,7 @@ use rusqlite::types::Value;
 
 use super::*;
 use crate::audit::EventKind;
-use crate::audit::samples::{caller, event, outcome, session, statement};
+use crate::audit::samples::{caller, event, outcome, payload, session, statement};
 
 fn rows(path: &Path, sql: &str) -> Vec<Vec<Value>> {
     let connection = schema::open_read_only(path).unwrap();
@@ -38,7 +38,8 @@ fn all_seqs(path: &Path) -> Vec<String> {
     texts(
         path,
         "SELECT seq FROM sessions UNION ALL SELECT seq FROM statements
-         UNION ALL SELECT seq FROM outcomes UNION ALL SELECT seq FROM events ORDER BY seq",
+         UNION ALL SELECT seq FROM outcomes UNION ALL SELECT seq FROM events
+         UNION ALL SELECT seq FROM payloads ORDER BY seq",
     )
 }
 
@@ -273,8 +274,21 @@ async fn what_cannot_be_opened_says_why() {
 
     Connection::open(&path).unwrap().pragma_update(None, "user_version", schema::VERSION + 1).unwrap();
     let error = open(&path);
-    assert!(matches!(error, AuditError::Newer { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, AuditError::Newer { found: 3, known: 2, .. }), "{error}");
     assert!(error.to_string().contains("newer"), "{error}");
+}
+
+#[tokio::test]
+async fn a_journal_of_the_first_version_is_brought_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal.db");
+    let journal = Journal::open(&path, "node").unwrap();
+    journal.append(vec![event(EventKind::NoFlow).into()]).await.unwrap();
+    journal.close().await;
+    Connection::open(&path).unwrap().execute_batch("DROP TABLE payloads; PRAGMA user_version = 1").unwrap();
+    let journal = Journal::open(&path, "node").unwrap();
+    journal.append(vec![payload(Uuid::nil(), Uuid::nil()).into()]).await.unwrap();
+    assert_eq!(all_seqs(&path), ["1", "2"]);
 }
 
 #[test]

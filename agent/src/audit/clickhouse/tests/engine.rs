@@ -174,6 +174,27 @@ async fn records_of_any_kind_arrive_as_they_are() {
             vec![],
         ),
         ("events", with(&["kind", "detail"]), vec!["groups"]),
+        (
+            "payloads",
+            vec![
+                "seq",
+                "id",
+                "node",
+                "session",
+                "statement",
+                "query_id",
+                "operation",
+                "request_bytes",
+                "answer_bytes",
+                "sealed_bytes",
+                "duration_us",
+                "ending",
+                "run",
+                "places",
+                "digest",
+            ],
+            vec![],
+        ),
     ] {
         let row = row_in_journal(&columns, &lists);
         let expected = journal_lines(&path, &format!("SELECT {row} FROM {table} ORDER BY seq"));
@@ -230,7 +251,7 @@ async fn killed_at_any_moment_each_record_arrives_exactly_once() {
     for sql in tables::statements("snowfence") {
         server.lines(&sql).await;
     }
-    for table in ["sessions", "statements", "outcomes", "events"] {
+    for table in ["sessions", "statements", "outcomes", "events", "payloads"] {
         // No merge may hide a row that arrived twice.
         let never = "max_bytes_to_merge_at_max_space_in_pool = 1, parts_to_delay_insert = 100000, parts_to_throw_insert = 100000";
         server.lines(&format!("ALTER TABLE snowfence.{table} MODIFY SETTING {never}")).await;
@@ -264,8 +285,13 @@ async fn killed_at_any_moment_each_record_arrives_exactly_once() {
     let last_seq = journal.written().borrow().last_seq;
     deliver_all(&journal, settings(server.url())).await;
     let mut seqs = BTreeMap::new();
-    for (table, id) in [("sessions", "id"), ("statements", "id"), ("outcomes", "statement"), ("events", "id")]
-    {
+    for (table, id) in [
+        ("sessions", "id"),
+        ("statements", "id"),
+        ("outcomes", "statement"),
+        ("events", "id"),
+        ("payloads", "id"),
+    ] {
         let expected = journal_lines(&path, &format!("SELECT seq || ' ' || {id} FROM {table} ORDER BY seq"));
         let row = format!("toString(seq) || ' ' || toString({id})");
         let found = server.lines(&format!("SELECT {row} FROM snowfence.{table} FINAL ORDER BY seq")).await;

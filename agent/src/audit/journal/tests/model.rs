@@ -23,6 +23,7 @@ impl Model {
             Record::Statement(statement) => ("statements", statement.id),
             Record::Outcome(outcome) => ("outcomes", outcome.statement),
             Record::Event(event) => ("events", event.id),
+            Record::Payload(payload) => ("payloads", payload.id),
         }
     }
 
@@ -57,9 +58,13 @@ impl Model {
 
 fn stored(path: &Path) -> HashMap<(&'static str, Uuid), i64> {
     let mut stored = HashMap::new();
-    for (table, column) in
-        [("sessions", "id"), ("statements", "id"), ("outcomes", "statement"), ("events", "id")]
-    {
+    for (table, column) in [
+        ("sessions", "id"),
+        ("statements", "id"),
+        ("outcomes", "statement"),
+        ("events", "id"),
+        ("payloads", "id"),
+    ] {
         for row in rows(path, &format!("SELECT {column}, seq FROM {table}")) {
             let [Value::Text(id), Value::Integer(seq)] = &row[..] else { panic!("{row:?}") };
             stored.insert((table, Uuid::parse_str(id).unwrap()), *seq);
@@ -165,6 +170,12 @@ proptest! {
                      event.caller.as_ref().map_or(Value::Null, |caller| list(&caller.groups)), text(&event.detail)]
                 );
             }
+            Record::Payload(payload) => prop_assert_eq!(
+                row("SELECT time, operation, answer_bytes, ending, places FROM payloads"),
+                [Value::Integer(payload.time), text(&payload.operation), number(payload.answer_bytes),
+                 Value::Text(payload.ending.as_str().to_owned()),
+                 Value::Text(serde_json::to_string(&payload.places).unwrap())]
+            ),
         }
     }
 }

@@ -1,0 +1,445 @@
+//! Payloads: requests and answers as clients saw them, with the time of each piece, for replay.
+//!
+//! A payload is one request and its answer. Its pieces are sealed to the configured public keys and appended to the
+//! [spool](spool::Spool) before the client gets what is in them; where they are is recorded in the journal when it ends.
+
+mod frames;
+mod reading;
+mod seal;
+mod spool;
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{AuditError, now, schema};
+use crate::config;
+
+use frames::Frame;
+
+pub use frames::FrameKind;
+pub use reading::{Content, Found, Message, ReadError, find, identities, read};
+pub use spool::{Place, SpoolError};
+
+/// What is sealed at once.
+pub const PIECE: usize = 1 << 20;
+/// Smaller pieces are sealed where they come up; larger ones would hold up others there.
+const INLINE: usize = 32 * 1024;
+/// A piece is at most one frame longer than [`PIECE`].
+const LONGEST_PIECE: u64 = 4 * PIECE as u64;
+/// How often it is looked for segments that are too old.
+const CLEANING: Duration = Duration::from_mins(1);
+
+/// Where a payload is: a row of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Payload {
+    pub id: Uuid,
+    /// [`Session::id`](super::Session).
+    pub session: Uuid,
+    /// [`Statement::id`](super::Statement); nil for a request that carries none.
+    pub statement: Uuid,
+    /// Snowflake's identifier of the query that the request is about; empty where there is none.
+    pub query_id: String,
+    pub time: i64,
+    /// Which operation the request is.
+    pub operation: String,
+    /// Of the content, as the client sent it, inflated.
+    pub request_bytes: u64,
+    /// Of the content, as the client got it.
+    pub answer_bytes: u64,
+    /// In the spool.
+    pub sealed_bytes: u64,
+    pub duration_us: u64,
+    pub ending: Ending,
+    /// The folder of the spool.
+    pub run: Uuid,
+    pub places: Vec<Place>,
+    /// SHA-256 of the digests of all pieces, in their order; hexadecimal.
+    pub digest: String,
+}
+
+/// How a payload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// The client got all of the answer.
+    Complete,
+    /// It got all, and more than is kept.
+    Truncated,
+    /// The answer broke off, or the client left.
+    Broken,
+    /// The agent ended meanwhile.
+    Lost,
+}
+
+impl Ending {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Truncated => "truncated",
+            Self::Broken => "broken",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// What a payload is about.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct About<'a> {
+    pub session: Uuid,
+    /// Nil for none.
+    pub statement: Uuid,
+    /// Snowflake's identifier; empty for none.
+    pub query_id: &'a str,
+    pub operation: &'a str,
+}
+
+/// The agent's payloads, as they are written.
+#[derive(Debug)]
+pub struct Payloads {
+    spool: spool::Spool,
+    settings: config::Payloads,
+}
+
+impl Payloads {
+    /// Begins to write below `root`. A thread brings what is written onto the disk and removes what is too old.
+    pub fn open(root: &Path, settings: config::Payloads) -> Result<Arc<Self>, AuditError> {
+        let spool = spool::Spool::open(root, settings.spool_limit)?;
+        let payloads = Arc::new(Self { spool, settings });
+        let kept = Arc::downgrade(&payloads);
+        let thread = thread::Builder::new().name("spool".to_owned()).spawn(move || {
+            let mut cleaned: Option<Instant> = None;
+            while let Some(payloads) = kept.upgrade() {
+                if let Err(error) = payloads.spool.sync() {
+                    tracing::error!(%error, "payloads cannot be brought onto the disk: statements are refused");
+                }
+                if cleaned.is_none_or(|cleaned| cleaned.elapsed() >= CLEANING) {
+                    cleaned = Some(Instant::now());
+                    payloads.clean();
+                }
+                drop(payloads);
+                thread::sleep(spool::SYNC);
+            }
+        });
+        thread.map_err(|error| AuditError::Thread(Arc::new(error)))?;
+        Ok(payloads)
+    }
+
+    /// Whether a payload that begins now can be kept.
+    pub fn ready(&self) -> Result<(), SpoolError> {
+        self.spool.ready()
+    }
+
+    /// Bytes in the spool.
+    pub fn spooled(&self) -> u64 {
+        self.spool.total()
+    }
+
+    /// Bytes that there may be in the spool.
+    pub fn room(&self) -> u64 {
+        self.settings.spool_limit
+    }
+
+    /// Brings onto the disk what was written.
+    pub fn sync(&self) -> Result<(), SpoolError> {
+        self.spool.sync()
+    }
+
+    /// Begins a payload.
+    pub fn begin(self: &Arc<Self>, about: &About<'_>, since: Instant) -> Recording {
+        let record = Payload {
+            id: Uuid::now_v7(),
+            session: about.session,
+            statement: about.statement,
+            query_id: about.query_id.to_owned(),
+            time: now() - i64::try_from(since.elapsed().as_micros()).unwrap_or_default(),
+            operation: about.operation.to_owned(),
+            request_bytes: 0,
+            answer_bytes: 0,
+            sealed_bytes: 0,
+            duration_us: 0,
+            ending: Ending::Complete,
+            run: self.spool.run(),
+            places: Vec::new(),
+            digest: String::new(),
+        };
+        let digest = Context::new(&SHA256);
+        Recording { payloads: Arc::clone(self), record, since, waiting: Vec::new(), digest }
+    }
+
+    fn clean(&self) {
+        let Some(before) = SystemTime::now().checked_sub(self.settings.keep) else { return };
+        match self.spool.remove_before(before) {
+            Ok(0) => {}
+            Ok(segments) => tracing::info!(segments, "payloads that were kept for long enough were removed"),
+            Err(error) => {
+                tracing::error!(%error, "payloads that were kept for long enough cannot be removed");
+            }
+        }
+    }
+
+    fn keep(&self, entry: &spool::Entry, plain: &[u8]) -> Result<spool::Written, SpoolError> {
+        let sealed = seal::seal(&self.settings.recipients, plain)
+            .map_err(|error| SpoolError::Seal(Arc::new(error)))?;
+        self.spool.append(entry, &sealed)
+    }
+}
+
+/// A payload that goes on.
+pub struct Recording {
+    payloads: Arc<Payloads>,
+    record: Payload,
+    since: Instant,
+    /// Frames that are not kept yet.
+    waiting: Vec<u8>,
+    digest: Context,
+}
+
+impl Recording {
+    /// Adds to it. It is kept once [`Self::keep`] has returned, or as far as it did not fit into a piece.
+    pub async fn add(&mut self, kind: FrameKind, content: &[u8]) -> Result<(), SpoolError> {
+        let length = content.len() as u64;
+        match kind {
+            FrameKind::RequestBody => self.record.request_bytes += length,
+            FrameKind::AnswerBody => {
+                self.record.answer_bytes += length;
+                if self.payloads.settings.answer_limit.is_some_and(|limit| self.record.answer_bytes > limit) {
+                    self.record.ending = Ending::Truncated;
+                    return Ok(());
+                }
+            }
+            FrameKind::Request | FrameKind::Answer | FrameKind::End => {}
+        }
+        let micros = self.elapsed();
+        for content in content.chunks(PIECE) {
+            Frame { kind, micros, content }.write(&mut self.waiting);
+            if self.waiting.len() >= PIECE {
+                self.keep().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals and writes what was added.
+    pub async fn keep(&mut self) -> Result<(), SpoolError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let plain = std::mem::take(&mut self.waiting);
+        let entry = spool::Entry {
+            payload: self.record.id,
+            session: self.record.session,
+            statement: self.record.statement,
+            piece: u32::try_from(self.record.places.len()).unwrap_or(u32::MAX),
+            time: now(),
+        };
+        let written = if plain.len() <= INLINE {
+            self.payloads.keep(&entry, &plain)?
+        } else {
+            let payloads = Arc::clone(&self.payloads);
+            let kept = tokio::task::spawn_blocking(move || payloads.keep(&entry, &plain)).await;
+            kept.map_err(|error| SpoolError::Seal(Arc::new(error.into())))??
+        };
+        self.record.sealed_bytes += u64::from(written.place.length);
+        self.record.places.push(written.place);
+        self.digest.update(&written.digest);
+        Ok(())
+    }
+
+    /// Ends it. The record says where it is.
+    pub async fn end(mut self, ending: Ending, reason: &str) -> Result<Payload, SpoolError> {
+        if ending != Ending::Complete {
+            self.record.ending = ending;
+            let said = serde_json::json!({ "reason": reason }).to_string();
+            self.add(FrameKind::End, said.as_bytes()).await?;
+        }
+        self.keep().await?;
+        self.record.duration_us = self.elapsed();
+        self.record.digest = hexadecimal(self.digest.finish().as_ref());
+        Ok(self.record)
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The payloads of runs that have ended before they could be recorded, and what notes that they are recorded.
+pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() + use<>), AuditError> {
+    let ended = spool::unsettled(root)?;
+    let mut lost: HashMap<Uuid, (Payload, Context)> = HashMap::new();
+    let connection = schema::open_read_only(journal)?;
+    let read = |error| AuditError::Read(Arc::new(error));
+    let mut known = connection.prepare("SELECT 1 FROM payloads WHERE id = ?1").map_err(read)?;
+    for ended in &ended {
+        let mut failure = None;
+        let wants = |id: Uuid| match known.exists([id.to_string()]) {
+            Ok(exists) => !exists && !id.is_nil(),
+            Err(error) => {
+                failure = Some(error);
+                false
+            }
+        };
+        ended.entries(wants, |entry, written| {
+            let (payload, digest) = lost.entry(entry.payload).or_insert_with(|| {
+                let payload = Payload {
+                    id: entry.payload,
+                    session: entry.session,
+                    statement: entry.statement,
+                    query_id: String::new(),
+                    time: entry.time,
+                    operation: String::new(),
+                    request_bytes: 0,
+                    answer_bytes: 0,
+                    sealed_bytes: 0,
+                    duration_us: 0,
+                    ending: Ending::Lost,
+                    run: ended.run,
+                    places: Vec::new(),
+                    digest: String::new(),
+                };
+                (payload, Context::new(&SHA256))
+            });
+            payload.sealed_bytes += u64::from(written.place.length);
+            payload.places.push(written.place);
+            digest.update(&written.digest);
+        })?;
+        if let Some(error) = failure {
+            return Err(read(error));
+        }
+    }
+    let mut lost: Vec<Payload> = lost
+        .into_values()
+        .map(|(payload, digest)| Payload { digest: hexadecimal(digest.finish().as_ref()), ..payload })
+        .collect();
+    lost.sort_by_key(|payload| payload.id);
+    let settle = move || {
+        for ended in ended {
+            if let Err(error) = ended.settled() {
+                tracing::warn!(%error, "the spool of an earlier run will be looked through again");
+            }
+        }
+    };
+    Ok((lost, settle))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use age::x25519;
+
+    use super::*;
+    use crate::audit::Journal;
+
+    struct Kept {
+        directory: tempfile::TempDir,
+        identity: x25519::Identity,
+    }
+
+    impl Kept {
+        fn new() -> Self {
+            Self { directory: tempfile::tempdir().unwrap(), identity: x25519::Identity::generate() }
+        }
+
+        fn open(&self, answer_limit: Option<u64>) -> Arc<Payloads> {
+            let settings = config::Payloads {
+                recipients: vec![self.identity.to_public()],
+                spool_limit: 64 << 20,
+                keep: Duration::from_hours(1),
+                answer_limit,
+            };
+            Payloads::open(&self.spool(), settings).unwrap()
+        }
+
+        fn spool(&self) -> std::path::PathBuf {
+            self.directory.path().join("spool")
+        }
+
+        fn content(&self, payload: &Payload) -> Content {
+            read(&self.spool(), payload, &[Box::new(self.identity.clone())], usize::MAX).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_payload_of_any_length_comes_back_as_it_was() {
+        let kept = Kept::new();
+        let payloads = kept.open(None);
+        let long: Vec<u8> = (0..3 * PIECE + 7).map(|index| u8::try_from(index % 251).unwrap()).collect();
+        for answer in [&b""[..], b"{}", &long] {
+            let mut recording = payloads.begin(&About::default(), Instant::now());
+            recording.add(FrameKind::RequestBody, b"select 1").await.unwrap();
+            for part in answer.chunks(100_000) {
+                recording.add(FrameKind::AnswerBody, part).await.unwrap();
+            }
+            let payload = recording.end(Ending::Complete, "").await.unwrap();
+            let content = kept.content(&payload);
+            assert_eq!(content.request.body, b"select 1");
+            assert!(content.answer.body == *answer, "{} bytes", answer.len());
+            let short = read(&kept.spool(), &payload, &[Box::new(kept.identity.clone())], 3).unwrap().answer;
+            assert_eq!((short.body.len(), short.length), (answer.len().min(3), answer.len() as u64));
+            assert_eq!((payload.request_bytes, payload.answer_bytes), (8, answer.len() as u64));
+            assert_eq!(payload.ending, Ending::Complete);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_longer_than_the_limit_is_marked() {
+        let kept = Kept::new();
+        let mut recording = kept.open(Some(10)).begin(&About::default(), Instant::now());
+        for part in [&b"first"[..], b"second", b"third"] {
+            recording.add(FrameKind::AnswerBody, part).await.unwrap();
+        }
+        let payload = recording.end(Ending::Complete, "").await.unwrap();
+        assert_eq!((payload.ending, payload.answer_bytes), (Ending::Truncated, 16));
+        assert_eq!(kept.content(&payload).answer.body, b"first");
+    }
+
+    #[tokio::test]
+    async fn what_was_under_way_when_the_agent_died_is_found_once() {
+        let kept = Kept::new();
+        let path = kept.directory.path().join("journal.db");
+        let journal = Journal::open(&path, "node").unwrap();
+        let payloads = kept.open(None);
+        let session = Uuid::now_v7();
+        let mut ended = payloads.begin(&About { session, ..About::default() }, Instant::now());
+        ended.add(FrameKind::AnswerBody, b"ended").await.unwrap();
+        let ended = ended.end(Ending::Complete, "").await.unwrap();
+        journal.append(vec![ended.into()]).await.unwrap();
+        let mut cut_off = payloads.begin(&About { session, ..About::default() }, Instant::now());
+        cut_off.add(FrameKind::AnswerBody, b"one, ").await.unwrap();
+        cut_off.keep().await.unwrap();
+        cut_off.add(FrameKind::AnswerBody, b"two").await.unwrap();
+        cut_off.keep().await.unwrap();
+        cut_off.add(FrameKind::AnswerBody, b"never kept").await.unwrap();
+        assert!(lost(&kept.spool(), &path).unwrap().0.is_empty(), "its agent lives");
+        drop(cut_off);
+        drop(payloads);
+        // The thread holds it for a moment.
+        let found = loop {
+            let (found, settle) = lost(&kept.spool(), &path).unwrap();
+            if !found.is_empty() {
+                journal.append(found.iter().cloned().map(Into::into).collect()).await.unwrap();
+                settle();
+                break found;
+            }
+            tokio::time::sleep(spool::SYNC).await;
+        };
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].ending, found[0].session), (Ending::Lost, session));
+        assert_eq!(kept.content(&found[0]).answer.body, b"one, two");
+        assert!(lost(&kept.spool(), &path).unwrap().0.is_empty());
+    }
+}

@@ -1,0 +1,193 @@
+//! Payloads as they are read again: by whoever has an identity that they were sealed to.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use age::{Identity, IdentityFile};
+use rusqlite::Row;
+use rusqlite::types::Type;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::frames::{self, FrameKind};
+use super::seal::{self, OpenError};
+use super::spool::{self, Place, SpoolError};
+use super::{Ending, LONGEST_PIECE, Payload};
+use crate::audit::{AuditError, schema};
+
+/// Who reads.
+pub type Identities = [Box<dyn Identity + Send + Sync>];
+
+/// Why payloads cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("{}: {source}", path.display())]
+    IdentityFile { path: PathBuf, source: io::Error },
+    #[error("{}: {problem}", path.display())]
+    Identity { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Spool(SpoolError),
+    #[error("the piece is no longer in the spool: payloads are kept for `audit.payloads.keep_days`")]
+    Removed,
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("a piece is not what the journal says: {0}")]
+    Foreign(&'static str),
+}
+
+impl From<SpoolError> for ReadError {
+    fn from(error: SpoolError) -> Self {
+        match error {
+            SpoolError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Self::Removed,
+            error => Self::Spool(error),
+        }
+    }
+}
+
+/// A payload that the journal knows.
+#[derive(Debug)]
+pub struct Found {
+    pub payload: Payload,
+    /// When it began: ISO 8601, UTC.
+    pub time: String,
+}
+
+/// What a payload holds.
+#[derive(Debug, Default)]
+pub struct Content {
+    pub request: Message,
+    pub answer: Message,
+    /// Why it ended, where not with the end of the answer.
+    pub end: Value,
+}
+
+/// A request or an answer.
+#[derive(Debug, Default)]
+pub struct Message {
+    /// Method, target and headers, or status and headers.
+    pub head: Value,
+    /// The first bytes of the body, as many as were asked for.
+    pub body: Vec<u8>,
+    /// All bytes of it that are kept.
+    pub length: u64,
+    /// When each piece of the body passed: microseconds since the request began, and bytes.
+    pub pieces: Vec<(u64, u64)>,
+}
+
+/// Reads the identities of a file, as `age-keygen` writes it.
+pub fn identities(path: &Path) -> Result<Vec<Box<dyn Identity + Send + Sync>>, ReadError> {
+    let failed = |source| ReadError::IdentityFile { path: path.to_owned(), source };
+    let file = IdentityFile::from_file(path.display().to_string()).map_err(failed)?;
+    let unusable = |problem: String| ReadError::Identity { path: path.to_owned(), problem };
+    let identities = file.into_identities().map_err(|error| unusable(error.to_string()))?;
+    if identities.is_empty() {
+        return Err(unusable("there is no identity in it (`AGE-SECRET-KEY-1…`)".to_owned()));
+    }
+    Ok(identities)
+}
+
+/// The payloads of a session, of a statement, or of a query by Snowflake's identifier, or the one of this identifier; in the
+/// order in which they began.
+pub fn find(journal: &Path, id: &str) -> Result<Vec<Found>, AuditError> {
+    let failed = |error| AuditError::Read(Arc::new(error));
+    let connection = schema::open_read_only(journal)?;
+    let mut query = connection
+        .prepare(
+            "SELECT *, strftime('%Y-%m-%dT%H:%M:%S', time / 1000000, 'unixepoch')
+                       || printf('.%06dZ', time % 1000000) AS iso
+             FROM payloads WHERE ?1 <> '' AND (id = ?1 OR session = ?1 OR statement = ?1 OR query_id = ?1
+                OR statement IN (SELECT statement FROM outcomes WHERE query_id = ?1)
+                OR query_id IN (SELECT query_id FROM outcomes WHERE statement = ?1 AND query_id <> ''))
+             ORDER BY time, seq",
+        )
+        .map_err(failed)?;
+    let rows = query
+        .query_map([id], |found| Ok(Found { payload: row(found)?, time: found.get("iso")? }))
+        .map_err(failed)?;
+    rows.collect::<Result<_, _>>().map_err(failed)
+}
+
+/// Reads a payload, of its bodies no more than `limit` bytes each.
+pub fn read(
+    root: &Path,
+    payload: &Payload,
+    identities: &Identities,
+    limit: usize,
+) -> Result<Content, ReadError> {
+    let mut content = Content::default();
+    for (number, place) in payload.places.iter().enumerate() {
+        let plain = open(root, payload, number, *place, identities)?;
+        for frame in frames::read(&plain) {
+            let frame = frame.ok_or(ReadError::Foreign("it holds what are no frames"))?;
+            let json = || serde_json::from_slice(frame.content).unwrap_or_default();
+            match frame.kind {
+                FrameKind::Request => content.request.head = json(),
+                FrameKind::RequestBody => content.request.add(frame, limit),
+                FrameKind::Answer => content.answer.head = json(),
+                FrameKind::AnswerBody => content.answer.add(frame, limit),
+                FrameKind::End => content.end = json(),
+            }
+        }
+    }
+    Ok(content)
+}
+
+/// Opens one piece.
+fn open(
+    root: &Path,
+    payload: &Payload,
+    number: usize,
+    place: Place,
+    identities: &Identities,
+) -> Result<Vec<u8>, ReadError> {
+    let (entry, sealed) = spool::read(root, payload.run, place)?;
+    let is_it = entry.payload == payload.id
+        && entry.session == payload.session
+        && entry.statement == payload.statement
+        && u32::try_from(number) == Ok(entry.piece);
+    if !is_it {
+        return Err(ReadError::Foreign("it is another payload's, or another one of this"));
+    }
+    Ok(seal::open(identities, &sealed, LONGEST_PIECE)?)
+}
+
+impl Message {
+    fn add(&mut self, frame: frames::Frame<'_>, limit: usize) {
+        let length = frame.content.len() as u64;
+        let room = limit.saturating_sub(self.body.len());
+        self.body.extend_from_slice(frame.content.get(..room).unwrap_or(frame.content));
+        self.length += length;
+        self.pieces.push((frame.micros, length));
+    }
+}
+
+fn row(row: &Row<'_>) -> rusqlite::Result<Payload> {
+    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+        rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error)
+    };
+    let id = |column: &str| {
+        Uuid::parse_str(&row.get::<_, String>(column)?).map_err(|error| wrong(Box::new(error)))
+    };
+    let count =
+        |column: &str| u64::try_from(row.get::<_, i64>(column)?).map_err(|error| wrong(Box::new(error)));
+    let ending: String = row.get("ending")?;
+    let places: String = row.get("places")?;
+    Ok(Payload {
+        id: id("id")?,
+        session: id("session")?,
+        statement: id("statement")?,
+        query_id: row.get("query_id")?,
+        time: row.get("time")?,
+        operation: row.get("operation")?,
+        request_bytes: count("request_bytes")?,
+        answer_bytes: count("answer_bytes")?,
+        sealed_bytes: count("sealed_bytes")?,
+        duration_us: count("duration_us")?,
+        ending: serde_json::from_value::<Ending>(Value::String(ending))
+            .map_err(|error| wrong(Box::new(error)))?,
+        run: id("run")?,
+        places: serde_json::from_str(&places).map_err(|error| wrong(Box::new(error)))?,
+        digest: row.get("digest")?,
+    })
+}

@@ -1,0 +1,518 @@
+//! The spool: sealed pieces in append-only files, each of which says whose it is.
+//!
+//! ```text
+//! spool/<run>/lock              held by the agent that writes there
+//! spool/<run>/00000001.segment  entries, one after the other
+//! ```
+//!
+//! An entry is a head of 104 bytes and the sealed piece. The head: `SNFP`, the version (4 bytes), the identifiers of the
+//! payload, its session and its statement (16 bytes each; zeros for no statement), the number of the piece (4 bytes), the
+//! length of what is sealed (4 bytes), the time in microseconds since the epoch (8 bytes), all numbers little-endian; and
+//! the SHA-256 of all these and of what is sealed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+const MAGIC: [u8; 4] = *b"SNFP";
+const VERSION: u32 = 1;
+const HEAD: usize = 104;
+const DIGEST: usize = 32;
+/// A file that has so many bytes gets no more entries.
+const SEGMENT: u64 = 64 << 20;
+/// No entry is longer: a piece is about a megabyte.
+const LONGEST: u32 = 16 << 20;
+/// So much is left for the answers to what has begun.
+const RESERVE: u64 = 16 << 20;
+/// How often what was appended is brought onto the disk.
+pub const SYNC: Duration = Duration::from_millis(100);
+/// An entry of nothing, which shows whether there can be one.
+const PROBE: Entry =
+    Entry { payload: Uuid::nil(), session: Uuid::nil(), statement: Uuid::nil(), piece: 0, time: 0 };
+const EXTENSION: &str = "segment";
+const LOCK: &str = "lock";
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SpoolError {
+    #[error(
+        "the spool for payloads is full ({limit} bytes): raise `audit.payloads.spool_mebibytes`, or lower `audit.payloads.keep_days`"
+    )]
+    Full { limit: u64 },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: Arc<io::Error> },
+    #[error("a payload cannot be sealed: {0}")]
+    Seal(Arc<io::Error>),
+}
+
+/// Whose an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub payload: Uuid,
+    pub session: Uuid,
+    /// Nil for none.
+    pub statement: Uuid,
+    /// From 0.
+    pub piece: u32,
+    pub time: i64,
+}
+
+/// Where an entry is, within a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub segment: u32,
+    pub offset: u64,
+    /// Of what is sealed.
+    pub length: u32,
+}
+
+/// What was written, and the digest that stands in its head.
+pub struct Written {
+    pub place: Place,
+    pub digest: [u8; DIGEST],
+}
+
+/// The spool of one run of an agent.
+#[derive(Debug)]
+pub struct Spool {
+    root: PathBuf,
+    run: Uuid,
+    limit: u64,
+    state: Mutex<State>,
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    file: Option<Arc<File>>,
+    segment: u32,
+    /// Of that segment.
+    length: u64,
+    /// Of all segments of all runs.
+    total: u64,
+    unsynced: Vec<Arc<File>>,
+    /// The last entry, or the last sync.
+    has_failed: bool,
+}
+
+/// A run that has ended.
+pub struct Ended {
+    pub run: Uuid,
+    directory: PathBuf,
+    _lock: File,
+}
+
+impl Spool {
+    /// Begins a run.
+    pub fn open(root: &Path, limit: u64) -> Result<Self, SpoolError> {
+        let run = Uuid::now_v7();
+        let directory = root.join(run.to_string());
+        let builder = || {
+            let mut builder = DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            builder
+        };
+        builder().create(&directory).map_err(failed(&directory))?;
+        let lock = lock(&directory)?;
+        let total = segments(root)?.iter().map(|(_, length, _)| length).sum();
+        let state = Mutex::new(State { total, ..State::default() });
+        Ok(Self { root: root.to_owned(), run, limit, state, _lock: lock })
+    }
+
+    pub fn run(&self) -> Uuid {
+        self.run
+    }
+
+    /// Whether more can be kept: asked before anything is done that must be.
+    pub fn ready(&self) -> Result<(), SpoolError> {
+        let (is_full, has_failed) = {
+            let state = self.state();
+            (state.total + RESERVE > self.limit, state.has_failed)
+        };
+        if is_full {
+            return Err(SpoolError::Full { limit: self.limit });
+        }
+        if has_failed {
+            // It may be over.
+            self.append(&PROBE, &[0; 4096])?;
+        }
+        Ok(())
+    }
+
+    /// Appends an entry. It is on the disk when [`Self::sync`] has returned after that.
+    pub fn append(&self, entry: &Entry, sealed: &[u8]) -> Result<Written, SpoolError> {
+        let (bytes, digest) = encode(entry, sealed);
+        let mut state = self.state();
+        let written = self.write(&mut state, &bytes);
+        state.has_failed = written.is_err();
+        let length = u32::try_from(sealed.len()).unwrap_or(u32::MAX);
+        written.map(|(segment, offset)| Written { place: Place { segment, offset, length }, digest })
+    }
+
+    fn write(&self, state: &mut State, bytes: &[u8]) -> Result<(u32, u64), SpoolError> {
+        let added = bytes.len() as u64;
+        if state.total + added > self.limit {
+            return Err(SpoolError::Full { limit: self.limit });
+        }
+        let file = match &state.file {
+            Some(file) if state.length < SEGMENT => Arc::clone(file),
+            _ => {
+                let path = segment_path(&self.directory(), state.segment + 1);
+                let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path);
+                let file = Arc::new(file.map_err(failed(&path))?);
+                sync_directory(&self.directory())?;
+                state.segment += 1;
+                state.length = 0;
+                state.file.insert(file).clone()
+            }
+        };
+        let offset = state.length;
+        if let Err(error) = (&*file).write_all(bytes) {
+            // What is written of it is no entry; the next one begins in its place.
+            let path = segment_path(&self.directory(), state.segment);
+            if file.set_len(offset).is_err() {
+                state.file = None;
+            }
+            return Err(failed(&path)(error));
+        }
+        state.length += added;
+        state.total += added;
+        if !state.unsynced.iter().any(|other| Arc::ptr_eq(other, &file)) {
+            state.unsynced.push(file);
+        }
+        Ok((state.segment, offset))
+    }
+
+    /// Brings onto the disk what was appended before.
+    pub fn sync(&self) -> Result<(), SpoolError> {
+        let unsynced = std::mem::take(&mut self.state().unsynced);
+        for file in unsynced {
+            if let Err(error) = file.sync_data() {
+                self.state().has_failed = true;
+                return Err(failed(&self.directory())(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the segments of all runs that were last written before `time`, and the folders of runs of which nothing is
+    /// left. Returns how many segments.
+    pub fn remove_before(&self, time: SystemTime) -> Result<usize, SpoolError> {
+        let mut removed = 0;
+        let current = segment_path(&self.directory(), self.state().segment);
+        for (path, length, written) in segments(&self.root)? {
+            if written < time && path != current {
+                fs::remove_file(&path).map_err(failed(&path))?;
+                removed += 1;
+                let mut state = self.state();
+                state.total = state.total.saturating_sub(length);
+            }
+        }
+        for ended in ended(&self.root)? {
+            if files(&ended.directory)?.is_empty() {
+                fs::remove_dir_all(&ended.directory).map_err(failed(&ended.directory))?;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Bytes in all segments of all runs.
+    pub fn total(&self) -> u64 {
+        self.state().total
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.root.join(self.run.to_string())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ended {
+    /// All entries that are whole, as far as they are of payloads that are asked for. An entry that was torn ends its file.
+    pub fn entries(
+        &self,
+        mut wants: impl FnMut(Uuid) -> bool,
+        mut found: impl FnMut(Entry, Written),
+    ) -> Result<(), SpoolError> {
+        for path in files(&self.directory)? {
+            let Some(segment) = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()) else {
+                continue;
+            };
+            let mut file = io::BufReader::new(File::open(&path).map_err(failed(&path))?);
+            let mut offset = 0;
+            while let Some((head, entry, length)) = next_head(&mut file) {
+                let place = Place { segment, offset, length };
+                if wants(entry.payload) {
+                    let Some(sealed) = read_sealed(&mut file, length) else { break };
+                    let digest = digest(&head, &sealed);
+                    if head.get(HEAD - DIGEST..) != Some(digest.as_slice()) {
+                        break;
+                    }
+                    found(entry, Written { place, digest });
+                } else if file.seek_relative(i64::from(length)).is_err() {
+                    break;
+                }
+                offset += HEAD as u64 + u64::from(length);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the entries are known to whoever needs them.
+    pub fn settled(&self) -> Result<(), SpoolError> {
+        let path = self.directory.join("settled");
+        File::create(&path).map(drop).map_err(failed(&path))
+    }
+}
+
+/// The runs below `root` that have ended and whose entries are not yet settled.
+pub fn unsettled(root: &Path) -> Result<Vec<Ended>, SpoolError> {
+    let mut ended = ended(root)?;
+    ended.retain(|ended| !ended.directory.join("settled").exists());
+    Ok(ended)
+}
+
+/// Reads what is sealed in an entry.
+pub fn read(root: &Path, run: Uuid, place: Place) -> Result<(Entry, Vec<u8>), SpoolError> {
+    let path = segment_path(&root.join(run.to_string()), place.segment);
+    let damaged = || failed(&path)(io::Error::new(io::ErrorKind::InvalidData, "the entry is damaged"));
+    let file = File::open(&path).map_err(failed(&path))?;
+    let mut head = [0; HEAD];
+    file.read_exact_at(&mut head, place.offset).map_err(failed(&path))?;
+    let (entry, length) = decode(&head).filter(|(_, length)| *length == place.length).ok_or_else(damaged)?;
+    let mut sealed = vec![0; usize::try_from(length).unwrap_or_default()];
+    file.read_exact_at(&mut sealed, place.offset + HEAD as u64).map_err(failed(&path))?;
+    if head.get(HEAD - DIGEST..) != Some(digest(&head, &sealed).as_slice()) {
+        return Err(damaged());
+    }
+    Ok((entry, sealed))
+}
+
+fn ended(root: &Path) -> Result<Vec<Ended>, SpoolError> {
+    let mut ended = Vec::new();
+    for directory in children(root)? {
+        let run = directory.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if let (Some(run), Ok(lock)) = (run, lock(&directory)) {
+            ended.push(Ended { run, directory, _lock: lock });
+        }
+    }
+    Ok(ended)
+}
+
+/// Takes the lock of a run's folder, which fails while the run goes on.
+fn lock(directory: &Path) -> Result<File, SpoolError> {
+    let path = directory.join(LOCK);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(failed(&path))?;
+    file.try_lock().map_err(|error| failed(&path)(error.into()))?;
+    Ok(file)
+}
+
+/// The segments of all runs: path, length, time of the last change.
+fn segments(root: &Path) -> Result<Vec<(PathBuf, u64, SystemTime)>, SpoolError> {
+    let mut segments = Vec::new();
+    for directory in children(root)? {
+        for path in files(&directory)? {
+            let found = path.metadata().and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
+            match found {
+                Ok((length, written)) => segments.push((path, length, written)),
+                // Another agent has removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(&path)(error)),
+            }
+        }
+    }
+    Ok(segments)
+}
+
+/// The segments of a run, in their order.
+fn files(directory: &Path) -> Result<Vec<PathBuf>, SpoolError> {
+    let mut files = children(directory)?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
+    files.sort();
+    Ok(files)
+}
+
+fn children(directory: &Path) -> Result<Vec<PathBuf>, SpoolError> {
+    match fs::read_dir(directory) {
+        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(directory)(error)),
+    }
+}
+
+fn segment_path(directory: &Path, segment: u32) -> PathBuf {
+    directory.join(format!("{segment:08}")).with_extension(EXTENSION)
+}
+
+fn sync_directory(directory: &Path) -> Result<(), SpoolError> {
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> SpoolError + use<> {
+    let path = path.to_owned();
+    move |source| SpoolError::Io { path: path.clone(), source: Arc::new(source) }
+}
+
+fn encode(entry: &Entry, sealed: &[u8]) -> (Vec<u8>, [u8; DIGEST]) {
+    let mut bytes = Vec::with_capacity(HEAD + sealed.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    for id in [entry.payload, entry.session, entry.statement] {
+        bytes.extend_from_slice(id.as_bytes());
+    }
+    bytes.extend_from_slice(&entry.piece.to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(sealed.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend_from_slice(&entry.time.to_le_bytes());
+    let digest = digest(&bytes, sealed);
+    bytes.extend_from_slice(&digest);
+    bytes.extend_from_slice(sealed);
+    (bytes, digest)
+}
+
+/// Of a head, as far as the digest, and what is sealed.
+fn digest(head: &[u8], sealed: &[u8]) -> [u8; DIGEST] {
+    let mut context = Context::new(&SHA256);
+    context.update(head.get(..HEAD - DIGEST).unwrap_or(head));
+    context.update(sealed);
+    let mut digest = [0; DIGEST];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+fn decode(head: &[u8; HEAD]) -> Option<(Entry, u32)> {
+    let mut rest = head.as_slice();
+    let magic: [u8; 4] = take(&mut rest)?;
+    let version = u32::from_le_bytes(take(&mut rest)?);
+    let [payload, session, statement] =
+        [take(&mut rest)?, take(&mut rest)?, take(&mut rest)?].map(Uuid::from_bytes);
+    let piece = u32::from_le_bytes(take(&mut rest)?);
+    let length = u32::from_le_bytes(take(&mut rest)?);
+    let time = i64::from_le_bytes(take(&mut rest)?);
+    let is_one = magic == MAGIC && version == VERSION && length <= LONGEST;
+    is_one.then_some((Entry { payload, session, statement, piece, time }, length))
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*first)
+}
+
+fn next_head(file: &mut impl Read) -> Option<([u8; HEAD], Entry, u32)> {
+    let mut head = [0; HEAD];
+    file.read_exact(&mut head).ok()?;
+    let (entry, length) = decode(&head)?;
+    Some((head, entry, length))
+}
+
+fn read_sealed(file: &mut impl Read, length: u32) -> Option<Vec<u8>> {
+    let mut sealed = vec![0; usize::try_from(length).ok()?];
+    file.read_exact(&mut sealed).ok()?;
+    Some(sealed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = RESERVE + (1 << 20);
+
+    fn entry(piece: u32) -> Entry {
+        let (session, statement) = (Uuid::from_u128(2), Uuid::nil());
+        Entry { payload: Uuid::from_u128(1), session, statement, piece, time: 1_767_323_045_678_901 }
+    }
+
+    fn entries(ended: &Ended) -> Vec<(Entry, Place)> {
+        let mut entries = Vec::new();
+        ended.entries(|_| true, |entry, written| entries.push((entry, written.place))).unwrap();
+        entries
+    }
+
+    #[test]
+    fn what_was_appended_is_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path(), LIMIT).unwrap();
+        let first = spool.append(&entry(0), b"first").unwrap().place;
+        let second = spool.append(&entry(1), &vec![7; 100_000]).unwrap().place;
+        spool.sync().unwrap();
+        let read = |place| read(directory.path(), spool.run(), place).unwrap();
+        assert_eq!(read(first), (entry(0), b"first".to_vec()));
+        assert_eq!(read(second), (entry(1), vec![7; 100_000]));
+        assert!(unsettled(directory.path()).unwrap().is_empty(), "a run that goes on is left alone");
+        let run = spool.run();
+        drop(spool);
+        let ended = unsettled(directory.path()).unwrap();
+        assert_eq!(ended[0].run, run);
+        assert_eq!(entries(&ended[0]), [(entry(0), first), (entry(1), second)]);
+        ended[0].settled().unwrap();
+        drop(ended);
+        assert!(unsettled(directory.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_torn_or_changed_entry_ends_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path(), LIMIT).unwrap();
+        let places: Vec<Place> =
+            (0..3).map(|piece| spool.append(&entry(piece), b"sealed").unwrap().place).collect();
+        let path = segment_path(&spool.directory(), 1);
+        let run = spool.run();
+        drop(spool);
+        let whole = fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let ended = unsettled(directory.path()).unwrap();
+            assert_eq!(entries(&ended[0]).len(), cut / (whole.len() / 3), "{cut}");
+        }
+        let mut changed = whole.clone();
+        changed[whole.len() / 3 + 30] ^= 1;
+        fs::write(&path, &changed).unwrap();
+        let ended = unsettled(directory.path()).unwrap();
+        assert_eq!(entries(&ended[0]), [(entry(0), places[0])]);
+        assert!(read(directory.path(), run, places[1]).is_err());
+        assert!(read(directory.path(), run, places[2]).is_ok());
+    }
+
+    #[test]
+    fn a_full_spool_takes_nothing_until_old_segments_go() {
+        let directory = tempfile::tempdir().unwrap();
+        drop({
+            let earlier = Spool::open(directory.path(), LIMIT).unwrap();
+            earlier.append(&entry(0), &vec![0; 1_000_000]).unwrap();
+            earlier
+        });
+        let spool = Spool::open(directory.path(), LIMIT).unwrap();
+        assert!(spool.ready().is_ok());
+        spool.append(&entry(0), &vec![0; 100_000]).unwrap();
+        assert!(
+            matches!(spool.ready(), Err(SpoolError::Full { limit: LIMIT })),
+            "what began has room to end"
+        );
+        spool.append(&entry(1), &vec![0; 15 << 20]).unwrap();
+        assert!(matches!(spool.append(&entry(0), &vec![0; 2 << 20]), Err(SpoolError::Full { limit: LIMIT })));
+        assert_eq!(spool.remove_before(SystemTime::UNIX_EPOCH).unwrap(), 0);
+        assert_eq!(spool.remove_before(SystemTime::now() + SYNC).unwrap(), 1);
+        let left = children(directory.path()).unwrap();
+        assert_eq!(left, [spool.directory()], "the earlier run is gone");
+    }
+
+    #[test]
+    fn a_new_segment_begins_when_one_is_long_enough() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path(), u64::MAX).unwrap();
+        let megabytes = vec![0; 10 << 20];
+        let places: Vec<u32> =
+            (0..8).map(|piece| spool.append(&entry(piece), &megabytes).unwrap().place.segment).collect();
+        assert_eq!(places, [1, 1, 1, 1, 1, 1, 1, 2]);
+    }
+}

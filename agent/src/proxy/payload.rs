@@ -1,0 +1,227 @@
+//! Requests and their answers, kept as payloads where the configuration asks for it: each piece is in the spool before
+//! the client gets it, and what cannot be kept is not passed on.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::channel::{Channel, Sender};
+use http_body_util::{BodyExt, Collected, Either, Full};
+use hyper::body::Frame as Piece;
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Response, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Proxy;
+use super::connection::Peer;
+use super::service::{Reaction, plain};
+use crate::audit::EventKind;
+use crate::audit::payload::{About, Ending, FrameKind, PIECE, Payload, Payloads, Recording, SpoolError};
+use crate::snowflake::LEASE;
+
+/// How long a piece waits for what comes right after it, to be sealed together.
+const GATHER: Duration = Duration::from_millis(5);
+/// Pieces that wait for the client.
+const WAITING: usize = 2;
+/// What is worthless without its workload, and yet nothing to keep: the client's tokens.
+const LEFT_OUT: [&str; 3] = ["authorization", "cookie", LEASE];
+
+/// What the handler of a request tells of it.
+#[derive(Default)]
+pub struct Told {
+    pub session: OnceLock<Uuid>,
+    pub statement: OnceLock<Uuid>,
+    pub operation: OnceLock<&'static str>,
+    /// Snowflake's identifier.
+    pub query: OnceLock<String>,
+    pub body: OnceLock<Bytes>,
+}
+
+/// A request whose answer is awaited.
+pub struct Asked {
+    payloads: Arc<Payloads>,
+    since: Instant,
+    head: String,
+}
+
+impl Asked {
+    /// Begins with a request; `None` where nothing is kept.
+    pub fn new(proxy: &Proxy, parts: &Parts) -> Option<Self> {
+        let payloads = Arc::clone(proxy.payloads.as_ref()?);
+        let head = json!({
+            "method": parts.method.as_str(), "target": parts.uri.path_and_query().map_or("", |target| target.as_str()),
+            "headers": headers(&parts.headers),
+        });
+        Some(Self { payloads, since: Instant::now(), head: head.to_string() })
+    }
+
+    /// Keeps the request and what comes of it. What belongs to no session is not kept: it reached nothing.
+    pub async fn answered(
+        self,
+        proxy: &Arc<Proxy>,
+        peer: &Peer,
+        told: &Told,
+        reaction: Reaction,
+    ) -> Reaction {
+        let Some(session) = told.session.get() else { return reaction };
+        let about = About {
+            session: *session,
+            statement: told.statement.get().copied().unwrap_or_default(),
+            query_id: told.query.get().map_or("", String::as_str),
+            operation: told.operation.get().copied().unwrap_or_default(),
+        };
+        let mut recording = self.payloads.begin(&about, self.since);
+        let (head, body) = reaction.into_parts();
+        let answer = json!({ "status": head.status.as_u16(), "headers": headers(&head.headers) }).to_string();
+        let body_of_request = told.body.get().cloned().unwrap_or_default();
+        let kept = async {
+            recording.add(FrameKind::Request, self.head.as_bytes()).await?;
+            recording.add(FrameKind::RequestBody, &body_of_request).await?;
+            recording.add(FrameKind::Answer, answer.as_bytes()).await?;
+            match body {
+                Either::Left(whole) => {
+                    // It is there already, so nothing fails.
+                    let whole = whole.collect().await.map(Collected::to_bytes).unwrap_or_default();
+                    recording.add(FrameKind::AnswerBody, &whole).await?;
+                    note(proxy, recording.end(Ending::Complete, "").await?);
+                    Ok::<_, SpoolError>(Either::Left(Full::new(whole)))
+                }
+                Either::Right(source) => {
+                    recording.keep().await?;
+                    let (sender, body) = Channel::new(WAITING);
+                    let proxy = Arc::clone(proxy);
+                    let (workload, account) = (peer.flow.workload.clone(), peer.server_name.clone());
+                    proxy.tasks.clone().spawn(async move {
+                        if let Err(error) = relay(&proxy, source, sender, recording).await {
+                            let (kind, detail) = (EventKind::PayloadNotKept, error.to_string());
+                            proxy.event(kind, Some(&workload), None, &account, detail).await;
+                        }
+                    });
+                    Ok(Either::Right(body))
+                }
+            }
+        };
+        match kept.await {
+            Ok(body) => Response::from_parts(head, body),
+            Err(error) => {
+                let (workload, kind) = (&peer.flow.workload, EventKind::PayloadNotKept);
+                proxy.event(kind, Some(workload), None, &peer.server_name, error.to_string()).await;
+                plain(StatusCode::SERVICE_UNAVAILABLE, &unkept(&error))
+            }
+        }
+    }
+}
+
+/// What a client is told when payloads cannot be kept.
+pub fn unkept(error: &SpoolError) -> String {
+    tracing::error!(%error, "a payload cannot be kept");
+    "Snowfence cannot keep what is asked and answered at the moment, and what is not kept is not let through: try again later"
+        .to_owned()
+}
+
+/// Carries an answer to the client as it comes.
+async fn relay(
+    proxy: &Arc<Proxy>,
+    mut source: Channel<Bytes, io::Error>,
+    mut client: Sender<Bytes, io::Error>,
+    mut recording: Recording,
+) -> Result<(), SpoolError> {
+    let not_kept = |client: Sender<Bytes, io::Error>, error| {
+        client.abort(io::Error::other("the answer cannot be kept"));
+        Err(error)
+    };
+    loop {
+        let (pieces, end) = gather(&mut source).await;
+        for piece in &pieces {
+            if let Err(error) = recording.add(FrameKind::AnswerBody, piece).await {
+                return not_kept(client, error);
+            }
+        }
+        let (ending, reason) = match &end {
+            None => {
+                if let Err(error) = recording.keep().await {
+                    return not_kept(client, error);
+                }
+                if send(&mut client, pieces).await {
+                    continue;
+                }
+                return leave(proxy, recording).await;
+            }
+            Some(Ok(())) => (Ending::Complete, String::new()),
+            Some(Err(error)) => (Ending::Broken, error.to_string()),
+        };
+        match recording.end(ending, &reason).await {
+            Ok(payload) => note(proxy, payload),
+            Err(error) => return not_kept(client, error),
+        }
+        // Its end is the end of the answer; that the client is gone changes nothing any more.
+        send(&mut client, pieces).await;
+        if let Some(Err(error)) = end {
+            client.abort(error);
+        }
+        return Ok(());
+    }
+}
+
+/// The client is gone before the end.
+async fn leave(proxy: &Arc<Proxy>, recording: Recording) -> Result<(), SpoolError> {
+    note(proxy, recording.end(Ending::Broken, "the client left").await?);
+    Ok(())
+}
+
+/// What comes within a moment, and how the answer ended if it did.
+async fn gather(source: &mut Channel<Bytes, io::Error>) -> (Vec<Bytes>, Option<Result<(), io::Error>>) {
+    let (mut pieces, mut length) = (Vec::new(), 0);
+    let mut deadline = None;
+    while length < PIECE / 2 {
+        let next = match deadline {
+            None => source.frame().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, source.frame()).await {
+                Ok(next) => next,
+                Err(_) => break,
+            },
+        };
+        match next.map(|frame| frame.map(Piece::into_data)) {
+            None => return (pieces, Some(Ok(()))),
+            Some(Err(error)) => return (pieces, Some(Err(error))),
+            Some(Ok(Ok(piece))) => {
+                length += piece.len();
+                pieces.push(piece);
+            }
+            // The agent sends no trailers.
+            Some(Ok(Err(_))) => {}
+        }
+        deadline.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
+    }
+    (pieces, None)
+}
+
+/// Whether the client takes it.
+async fn send(client: &mut Sender<Bytes, io::Error>, pieces: Vec<Bytes>) -> bool {
+    for piece in pieces {
+        if client.send_data(piece).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Records where a payload is. The client need not wait for it: after a crash the spool says so itself.
+fn note(proxy: &Arc<Proxy>, payload: Payload) {
+    let journal = proxy.journal.clone();
+    proxy.tasks.spawn(async move {
+        if let Err(error) = journal.append(vec![payload.into()]).await {
+            tracing::error!(%error, "where a payload is could not be recorded: the next start finds it");
+        }
+    });
+}
+
+fn headers(headers: &HeaderMap) -> Vec<(String, Value)> {
+    headers
+        .iter()
+        .filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()))
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into()))
+        .collect()
+}

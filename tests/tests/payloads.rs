@@ -1,0 +1,308 @@
+//! What clients asked and were answered is kept whole, encrypted, before they get it; and read again by another program,
+//! by the documented format alone.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sandbox::{Builder, Credential, Environment, Sandbox};
+use serde_json::{Value, json};
+use toml::Table;
+
+use common::{RAW, client, eventually, journal};
+
+/// Who may read, and how the agent is told of it.
+struct Reader {
+    identity: String,
+    recipient: String,
+}
+
+fn program(arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(Environment::Payloads.python()?);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/python/payloads.py")).args(arguments);
+    let output = command.output().context("start the reader")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+impl Reader {
+    fn new() -> Result<Self> {
+        sandbox::python::prepare(&[Environment::Payloads], &|_| {})?;
+        let keys: Value = serde_json::from_str(&program(&["keys"])?)?;
+        let text = |key: &str| keys[key].as_str().map(ToOwned::to_owned).context("a key");
+        Ok(Self { identity: text("identity")?, recipient: text("recipient")? })
+    }
+
+    /// A sandbox whose agent keeps payloads for this reader.
+    fn sandbox(&self, settings: &'static str) -> Result<Builder> {
+        let mut payloads: Table = toml::from_str(settings)?;
+        payloads.insert("recipients".into(), vec![self.recipient.clone()].into());
+        Ok(Sandbox::builder().configure(move |configuration| {
+            let audit = configuration["audit"].as_table_mut().context("the section")?;
+            audit.insert("payloads".into(), payloads.into());
+            Ok(())
+        }))
+    }
+
+    /// All payloads, each digest checked on the way.
+    fn read(&self, sandbox: &Sandbox) -> Result<Vec<Value>> {
+        let state = sandbox.agent_state();
+        let (journal, spool) = (state.join("journal.db"), state.join("spool"));
+        let text = |path: &Path| path.display().to_string();
+        let said = program(&["read", &text(&journal), &text(&spool), &self.identity])?;
+        said.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    }
+
+    fn identity_file(&self, sandbox: &Sandbox) -> Result<String> {
+        let path = sandbox.agent_state().join("security.key");
+        fs::write(&path, format!("# the security team's\n{}\n", self.identity))?;
+        Ok(path.display().to_string())
+    }
+}
+
+fn body(payload: &Value, key: &str) -> Result<Vec<u8>> {
+    Ok(STANDARD.decode(payload[key].as_str().context("a body")?)?)
+}
+
+fn of<'p>(payloads: &'p [Value], operation: &str) -> Vec<&'p Value> {
+    payloads.iter().filter(|payload| payload["operation"] == operation).collect()
+}
+
+/// Whether a file below a folder has these bytes in it.
+fn any_file_has(folder: &Path, words: &str) -> Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let found = if path.is_dir() {
+            any_file_has(&path, words)?
+        } else if path.is_file() {
+            fs::read(&path)?.windows(words.len()).any(|window| window == words.as_bytes())
+        } else {
+            false
+        };
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[test]
+fn what_a_client_was_answered_is_kept_byte_for_byte() -> Result<()> {
+    let reader = Reader::new()?;
+    let mut sandbox = reader.sandbox("")?.start()?;
+    let pod = sandbox.pod("reports")?;
+    let said = client(
+        &pod,
+        &format!(
+            r#"{RAW}
+import base64
+def kept(bytes): return base64.b64encode(bytes).decode()
+token = login()
+headers = {{"Content-Type": "application/json", "Authorization": f'Snowflake Token="{{token}}"'}}
+def query(sql):
+    body = gzip.compress(json.dumps(dict(sqlText=sql, sequenceId=1)).encode())
+    return send("POST", f"/queries/v1/query-request?requestId={{uuid.uuid4()}}", headers, body)[2]
+small = query("select 'answered-' || 'with-this' as t")
+large = json.loads(query("select seq4() as n, 'row ' || seq4() as t from table(generator(rowcount => 60000))"))["data"]
+part = send("GET", urllib.parse.urlsplit(large["chunks"][0]["url"]).path, large["chunkHeaders"])[2]
+refused = query("drop table customers")
+say(token=token, small=kept(small), part=kept(part), refused=kept(refused))"#
+        ),
+    )?;
+    eventually("all of it is on record", || Ok(reader.read(&sandbox)?.len() == 5))?;
+    let payloads = reader.read(&sandbox)?;
+    let (queries, parts) = (of(&payloads, "query"), of(&payloads, "part"));
+    assert_eq!((queries.len(), parts.len(), of(&payloads, "login").len()), (3, 1, 1));
+    for (payload, key) in [(queries[0], "small"), (parts[0], "part"), (queries[2], "refused")] {
+        assert!(payload["answer_body"] == said[0][key], "{key}: {}", payload["answer"]);
+        assert_eq!(payload["ending"], "complete");
+    }
+    let asked: Value = serde_json::from_slice(&body(queries[0], "request_body")?)?;
+    assert_eq!(asked["sqlText"], "select 'answered-' || 'with-this' as t");
+    assert!(parts[0]["pieces"].as_array().is_some_and(|pieces| !pieces.is_empty()), "{}", parts[0]["pieces"]);
+
+    let query = &journal(&sandbox, "SELECT query_id FROM trail WHERE sql LIKE '%generator%'")?[0]["query_id"];
+    assert_eq!(&parts[0]["query_id"], query, "a part belongs to its query");
+
+    // Each belongs to the session, and those with a statement to it.
+    let trail = journal(&sandbox, "SELECT id, session FROM trail ORDER BY time")?;
+    for (row, payload) in trail.iter().zip(&queries) {
+        assert_eq!((&row["id"], &row["session"]), (&payload["statement"], &payload["session"]));
+    }
+    assert!(payloads.iter().all(|payload| payload["session"] == trail[0]["session"]));
+
+    // The host cannot read them back, and tokens are in no request.
+    let state = sandbox.agent_state();
+    assert!(!any_file_has(&state, "answered-with-this")?, "an answer lies there in plain");
+    let requests: Vec<String> = payloads.iter().map(|payload| payload["request"].to_string()).collect();
+    let token = said[0]["token"].as_str().context("a token")?;
+    assert!(!requests.iter().any(|request| request.contains(token)), "{requests:?}");
+    assert_eq!(body(of(&payloads, "login")[0], "request_body")?, b"", "a login carries the caller's token");
+
+    // ClickHouse knows where they are.
+    eventually("ClickHouse has them", || {
+        let rows =
+            sandbox.clickhouse_rows("SELECT operation, ending FROM snowfence.payloads FINAL ORDER BY seq")?;
+        Ok(rows.len() == 5 && rows.iter().all(|row| row["ending"] == "complete"))
+    })
+}
+
+#[test]
+fn the_security_team_sees_what_was_answered_and_that_it_looked() -> Result<()> {
+    let reader = Reader::new()?;
+    let mut sandbox = reader.sandbox("")?.start()?;
+    let pod = sandbox.pod("reports")?;
+    client(
+        &pod,
+        "say(**attempt(lambda: connect().cursor().execute(\"select 'seen ' || 'later' as t\").fetchall()))",
+    )?;
+    let trail = journal(&sandbox, "SELECT id, session, query_id FROM trail")?;
+    let row = trail.first().context("a statement")?;
+    let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let identity = reader.identity_file(&sandbox)?;
+    for (key, name) in [("session", "login"), ("id", "query"), ("query_id", "query")] {
+        let shown =
+            sandbox.snowfence(["audit", "show", &text(key), "--identity", &identity])?.into_stdout()?;
+        assert!(shown.contains(name) && shown.contains("→ POST"), "{key}: {shown}");
+    }
+    let json = sandbox.snowfence(["audit", "show", &text("id"), "-i", &identity, "--format", "json"])?;
+    let said: Value = serde_json::from_str(json.into_stdout()?.trim())?;
+    assert!(said["request"]["body"].as_str().is_some_and(|body| body.contains("seen ")), "{said}");
+
+    let stranger = Reader::new()?.identity_file(&sandbox)?;
+    let refused = sandbox.snowfence(["audit", "show", &text("id"), "-i", &stranger])?;
+    assert!(!refused.succeeded() && refused.stdout.contains("none of the identities"), "{}", refused.stdout);
+    assert!(!refused.stdout.contains("seen"), "{}", refused.stdout);
+    let nothing = sandbox.snowfence(["audit", "show", "no-such-id", "-i", &identity])?;
+    assert!(!nothing.succeeded() && nothing.stderr.contains("knows no payloads"), "{}", nothing.stderr);
+
+    let looks = "SELECT detail FROM events WHERE kind = 'payloads_read' ORDER BY seq";
+    let seen = journal(&sandbox, looks)?;
+    assert_eq!(seen.len(), 5, "{seen:?}");
+    assert!(seen[0]["detail"].as_str().is_some_and(|it| it.contains(&text("session"))), "{seen:?}");
+    sandbox.stop_agent()?;
+    sandbox
+        .snowfence(["audit", "show", &text("id"), "-i", &reader.identity_file(&sandbox)?])?
+        .into_stdout()?;
+    assert_eq!(journal(&sandbox, looks)?.len(), 6, "without an agent too");
+    Ok(())
+}
+
+#[test]
+fn the_words_of_a_language_model_are_kept_as_they_came() -> Result<()> {
+    let reader = Reader::new()?;
+    let mut sandbox = reader.sandbox("")?.credential(Credential::KeyPair).start()?;
+    let pod = sandbox.pod("reports")?;
+    let ask = |words: &str| -> Result<String> {
+        let messages = json!([{ "role": "user", "content": words }]);
+        let body = json!({ "model": "mistral-large2", "messages": messages, "stream": true }).to_string();
+        let script = r#"curl -sS -N -H 'Accept: text/event-stream, application/json' -H 'Content-Type: application/json' \
+            -H "Authorization: Bearer $SNOWFLAKE_TOKEN" -d "$1" "https://$SNOWFLAKE_HOST/api/v2/cortex/inference:complete""#;
+        Ok(pod.run(["sh", "-c", script, "sh", &body])?.stdout)
+    };
+    let whole = ask("one two three four five six seven eight nine ten")?;
+    assert!(whole.contains("[DONE]"), "{whole}");
+    let broken = ask("please break off here and now")?;
+    eventually("both are on record", || Ok(of(&reader.read(&sandbox)?, "rest").len() == 2))?;
+    let payloads = reader.read(&sandbox)?;
+    let kept = of(&payloads, "rest");
+    assert_eq!(String::from_utf8(body(kept[0], "answer_body")?)?, whole);
+    assert!(String::from_utf8(body(kept[0], "request_body")?)?.contains("seven"), "the prompt");
+    let times: Vec<u64> = kept[0]["pieces"]
+        .as_array()
+        .context("pieces")?
+        .iter()
+        .filter_map(|piece| piece[0].as_u64())
+        .collect();
+    assert!(
+        times.len() >= 5 && times[times.len() - 1] - times[0] > 500_000,
+        "they kept their time: {times:?}"
+    );
+    assert_eq!(kept[1]["ending"], "broken", "{}", kept[1]["end"]);
+    assert!(String::from_utf8(body(kept[1], "answer_body")?)?.starts_with(&broken), "{broken}");
+    Ok(())
+}
+
+#[test]
+fn what_was_on_its_way_when_the_agent_was_killed_is_kept_as_far_as_it_went() -> Result<()> {
+    let reader = Reader::new()?;
+    let mut sandbox = reader.sandbox("")?.start()?;
+    let pod = sandbox.pod("reports")?;
+    let source = common::source(&format!(
+        r#"{RAW}
+data = json.loads(ask(login(), "select /* a part of 64 MiB */ 1"))["data"]
+connection = http.client.HTTPSConnection(host, context=trust, timeout=60)
+connection.request("GET", urllib.parse.urlsplit(data["chunks"][-1]["url"]).path, headers=data["chunkHeaders"])
+answer = connection.getresponse()
+got = len(answer.read(4 << 20))
+open(os.environ["HOME"] + "/got", "w").write(str(got))
+time.sleep(600)"#
+    ));
+    let mut process =
+        pod.start("reader", ["sh", "-c", "exec \"$SANDBOX_PYTHON\" -c \"$1\"", "sh", &source])?;
+    let got = Path::new(&pod.environment()["HOME"]).join("got");
+    eventually("it has some of it", || {
+        ensure!(process.runs()?, "it ended:\n{}", process.output()?);
+        Ok(fs::read_to_string(&got).is_ok_and(|got| !got.is_empty()))
+    })?;
+    let got: usize = fs::read_to_string(&got)?.parse()?;
+    sandbox.kill_agent()?;
+    sandbox.start_agent()?;
+    let payloads = reader.read(&sandbox)?;
+    let lost: Vec<&Value> = payloads.iter().filter(|payload| payload["ending"] == "lost").collect();
+    assert_eq!(lost.len(), 1, "{:?}", payloads.iter().map(|it| &it["ending"]).collect::<Vec<_>>());
+    let kept = body(lost[0], "answer_body")?.len();
+    assert!(kept >= got, "the client has {got} bytes of which {kept} are kept");
+    sandbox.kill_agent()?;
+    sandbox.start_agent()?;
+    assert_eq!(reader.read(&sandbox)?.len(), payloads.len(), "it is found once");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_kept_is_not_let_through() -> Result<()> {
+    let reader = Reader::new()?;
+    let mut sandbox = reader.sandbox("spool_mebibytes = 64")?.start()?;
+    let pod = sandbox.pod("reports")?;
+    let said = client(
+        &pod,
+        &format!(
+            r#"{RAW}
+token = login()
+data = json.loads(ask(token, "select /* a part of 128 MiB */ 1"))["data"]
+connection = http.client.HTTPSConnection(host, context=trust, timeout=60)
+connection.request("GET", urllib.parse.urlsplit(data["chunks"][-1]["url"]).path, headers=data["chunkHeaders"])
+answer, length = connection.getresponse(), 0
+promised = int(answer.headers["Content-Length"])
+try:
+    while piece := answer.read(1 << 20):
+        length += len(piece)
+except OSError:
+    pass
+headers = {{"Content-Type": "application/json", "Authorization": f'Snowflake Token="{{token}}"'}}
+body = json.dumps(dict(sqlText="select 'never run'", sequenceId=1))
+status, _, refused = send("POST", f"/queries/v1/query-request?requestId={{uuid.uuid4()}}", headers, body)
+say(length=length, promised=promised, status=status, refused=refused.decode())"#
+        ),
+    )?;
+    let said = &said[0];
+    assert_eq!(said["promised"], 128 << 20, "{said}");
+    assert!(said["length"].as_u64() < said["promised"].as_u64(), "half an answer is no whole one: {said}");
+    let message = said["refused"].as_str().unwrap_or_default();
+    assert!(message.contains("cannot keep"), "{said}");
+    assert!(!common::arrived(&sandbox)?.iter().any(|sql| sql.contains("never run")));
+    let refused = journal(&sandbox, "SELECT status, message FROM trail WHERE sql LIKE '%never run%'")?;
+    assert!(refused.len() == 1 && refused[0]["status"] == "refused", "{refused:?}");
+    let events = journal(&sandbox, "SELECT detail FROM events WHERE kind = 'payload_not_kept'")?;
+    assert!(
+        events.iter().all(|event| event["detail"].as_str().is_some_and(|it| it.contains("full"))),
+        "{events:?}"
+    );
+    assert!(!events.is_empty());
+    Ok(())
+}
