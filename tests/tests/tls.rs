@@ -238,6 +238,7 @@ server.on('request', (request, response) => {
   const options = { host: address, servername: authority, method, path, headers, rejectUnauthorized: false };
   request.pipe(https.request(options, (answer) => {
     response.writeHead(answer.statusCode, Object.fromEntries(Object.entries(answer.headers).filter(kept)));
+    response.addTrailers({ 'x-late': 'after the answer' });
     answer.pipe(response);
   }));
 });

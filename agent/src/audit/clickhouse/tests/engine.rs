@@ -12,7 +12,7 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::audit::Record;
-use crate::audit::samples::{any_record, outcome, session};
+use crate::audit::samples::{any_record, outcome, payload, session};
 
 /// The command of a ClickHouse server that takes `--listen ADDRESS:PORT --data DIRECTORY`, words separated by spaces.
 const SERVER: &str = "SNOWFENCE_TEST_CLICKHOUSE";
@@ -324,9 +324,10 @@ fn appends_and_delivers_until_it_is_killed() {
                 let session = session();
                 let statement = statement(session.id, "SELECT 1", Verdict::Allow);
                 let end = outcome(statement.id);
+                let payload = payload(session.id, statement.id);
                 journal.append(vec![session.into(), event(EventKind::NoFlow).into()]).await.unwrap();
                 journal.append_statement(statement).await.unwrap();
-                journal.append(vec![end.into()]).await.unwrap();
+                journal.append(vec![end.into(), payload.into()]).await.unwrap();
                 sleep(Duration::from_millis(4)).await;
             }
         };
