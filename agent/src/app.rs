@@ -390,7 +390,6 @@ async fn keep_payloads(
     settings: config::Payloads,
     journal: &Journal,
 ) -> Result<Arc<Payloads>, AuditError> {
-    let payloads = Payloads::open(&state.spool(), settings)?;
     let (lost, settle) = payload::lost(&state.spool(), journal.path())?;
     if !lost.is_empty() {
         tracing::warn!(
@@ -400,7 +399,7 @@ async fn keep_payloads(
         journal.append(lost.into_iter().map(Record::from).collect()).await?;
     }
     settle();
-    Ok(payloads)
+    Payloads::open(&state.spool(), settings)
 }
 
 /// Writes what a predecessor appends, and hears what it knows of queries, until it ends.

@@ -94,6 +94,8 @@ enum Job {
 enum Measured {
     /// The kernel programs.
     Capture,
+    /// Large results.
+    Results,
 }
 
 #[derive(Args, Debug)]
@@ -159,8 +161,13 @@ impl Arguments {
                 Ok(0)
             }
             Job::Demo { binary } => demo::run(binary, say).map(|all_held| u8::from(!all_held)),
-            Job::Bench { what: Measured::Capture, pairs, json, binary } => {
-                bench::capture(&Plan { pairs, json, binary, say }).map(|()| 0)
+            Job::Bench { what, pairs, json, binary } => {
+                let plan = Plan { pairs, json, binary, say };
+                match what {
+                    Measured::Capture => bench::capture(&plan),
+                    Measured::Results => bench::results(&plan),
+                }
+                .map(|()| 0)
             }
             Job::Probe { probe, pairs, without, with } => {
                 println!("{}", serde_json::to_string(&probe.run(pairs, &without, &with)?)?);

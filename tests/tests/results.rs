@@ -5,7 +5,7 @@ mod common;
 use std::{fs, thread};
 
 use anyhow::{Context, Result};
-use sandbox::{Environment, Sandbox};
+use sandbox::{Environment, Sandbox, bench};
 use serde_json::Value;
 
 use common::{ADBC, RAW, client, eventually, journal, requests_of_agent};
@@ -193,16 +193,6 @@ say(urls=urls, headers=headers, keys=sorted(data), part=sorted(data["chunks"][0]
     Ok(())
 }
 
-/// Of the agent, in bytes: now, and the most since this was reset.
-fn memory(pid: u32) -> Result<(u64, u64)> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let of = |field: &str| -> Result<u64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("a field")?;
-        Ok(line.trim_matches([':', ' ', '\t', 'k', 'B']).parse::<u64>()? * 1024)
-    };
-    Ok((of("VmRSS")?, of("VmHWM")?))
-}
-
 #[test]
 fn eight_large_results_at_once_take_little_memory() -> Result<()> {
     const CLIENTS: usize = 8;
@@ -225,7 +215,7 @@ say(length=length)"#
     let pods: Vec<_> =
         (0..CLIENTS).map(|index| sandbox.pod(&format!("reader-{index}"))).collect::<Result<_>>()?;
     client(&pods[0], &fetch)?;
-    let (idle, _) = memory(agent)?;
+    let (idle, _) = bench::resident(agent)?;
     fs::write(format!("/proc/{agent}/clear_refs"), "5")?;
     let lengths = thread::scope(|scope| {
         let readers: Vec<_> = pods.iter().map(|pod| scope.spawn(|| client(pod, &fetch))).collect();
@@ -235,7 +225,7 @@ say(length=length)"#
         said.collect::<Result<Vec<u64>>>()
     })?;
     assert_eq!(lengths, [MEBIBYTES * MEBIBYTE; CLIENTS]);
-    let (_, most) = memory(agent)?;
+    let (_, most) = bench::resident(agent)?;
     let more = most.saturating_sub(idle) / MEBIBYTE;
     println!("the agent took {more} MiB more than the {} MiB that it has at rest", idle / MEBIBYTE);
     assert!(more < 64, "{more} MiB");

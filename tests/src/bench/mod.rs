@@ -6,9 +6,11 @@ use std::path::PathBuf;
 mod capture;
 mod pairs;
 mod probe;
+mod results;
 
 pub use capture::run as capture;
 pub use probe::Probe;
+pub use results::{resident, run as results};
 
 /// How a bench is run and told.
 #[derive(Clone, Debug)]

@@ -38,6 +38,7 @@ const PROBE: Entry =
     Entry { payload: Uuid::nil(), session: Uuid::nil(), statement: Uuid::nil(), piece: 0, time: 0 };
 const EXTENSION: &str = "segment";
 const LOCK: &str = "lock";
+const SETTLED: &str = "settled";
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpoolError {
@@ -201,8 +202,8 @@ impl Spool {
         Ok(())
     }
 
-    /// Removes the segments of all runs that were last written before `time`, and the folders of runs of which nothing is
-    /// left. Returns how many segments.
+    /// Removes the segments of all runs that were last written before `time`, and the folders of settled runs of
+    /// which nothing is left. Returns how many segments.
     pub fn remove_before(&self, time: SystemTime) -> Result<usize, SpoolError> {
         let mut removed = 0;
         let current = segment_path(&self.directory(), self.state().segment);
@@ -214,9 +215,9 @@ impl Spool {
                 state.total = state.total.saturating_sub(length);
             }
         }
-        for ended in ended(&self.root)? {
-            if files(&ended.directory)?.is_empty() {
-                fs::remove_dir_all(&ended.directory).map_err(failed(&ended.directory))?;
+        for directory in children(&self.root)? {
+            if directory.join(SETTLED).exists() && files(&directory)?.is_empty() {
+                fs::remove_dir_all(&directory).map_err(failed(&directory))?;
             }
         }
         Ok(removed)
@@ -269,16 +270,24 @@ impl Ended {
 
     /// Notes that the entries are known to whoever needs them.
     pub fn settled(&self) -> Result<(), SpoolError> {
-        let path = self.directory.join("settled");
+        let path = self.directory.join(SETTLED);
         File::create(&path).map(drop).map_err(failed(&path))
     }
 }
 
 /// The runs below `root` that have ended and whose entries are not yet settled.
 pub fn unsettled(root: &Path) -> Result<Vec<Ended>, SpoolError> {
-    let mut ended = ended(root)?;
-    ended.retain(|ended| !ended.directory.join("settled").exists());
-    Ok(ended)
+    let mut unsettled = Vec::new();
+    for directory in children(root)? {
+        let run = directory.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if let Some(run) = run
+            && !directory.join(SETTLED).exists()
+            && let Ok(lock) = lock(&directory)
+        {
+            unsettled.push(Ended { run, directory, _lock: lock });
+        }
+    }
+    Ok(unsettled)
 }
 
 /// Reads what is sealed in an entry.
@@ -295,17 +304,6 @@ pub fn read(root: &Path, run: Uuid, place: Place) -> Result<(Entry, Vec<u8>), Sp
         return Err(damaged());
     }
     Ok((entry, sealed))
-}
-
-fn ended(root: &Path) -> Result<Vec<Ended>, SpoolError> {
-    let mut ended = Vec::new();
-    for directory in children(root)? {
-        let run = directory.file_name().and_then(|name| name.to_str()?.parse().ok());
-        if let (Some(run), Ok(lock)) = (run, lock(&directory)) {
-            ended.push(Ended { run, directory, _lock: lock });
-        }
-    }
-    Ok(ended)
 }
 
 /// Takes the lock of a run's folder, which fails while the run goes on.
@@ -491,6 +489,7 @@ mod tests {
             earlier.append(&entry(0), &vec![0; 1_000_000]).unwrap();
             earlier
         });
+        unsettled(directory.path()).unwrap()[0].settled().unwrap();
         let spool = Spool::open(directory.path(), LIMIT).unwrap();
         assert!(spool.ready().is_ok());
         spool.append(&entry(0), &vec![0; 100_000]).unwrap();

@@ -1,0 +1,170 @@
+//! What large results cost the agent: its memory while eight clients fetch one at once, and the time that a client waits for
+//! one, with payloads kept and without. Two sandboxes are up that differ in that alone.
+
+use std::{fmt::Write as _, fs, thread};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use toml::Table;
+
+use super::{Plan, pairs::Pairs, probe::POD};
+use crate::{Pod, Sandbox};
+
+const CLIENTS: usize = 8;
+/// Each of the clients that fetch at once fetches so much.
+const LARGE_MEBIBYTES: u64 = 1024;
+/// The one whose time is measured fetches so much.
+const TIMED_MEBIBYTES: u64 = 128;
+const MEBIBYTE: u64 = 1024 * 1024;
+/// The goal for memory above rest.
+const MOST_MEBIBYTES: u64 = 64;
+/// The goal for the time with payloads, as a ratio.
+const MOST_RATIO: f64 = 1.1;
+/// Nobody has the other half of it.
+const RECIPIENT: &str = "age1rhr5ulvxqavdus8ra0n7nuz2ers0gheprzffm325mc30prt06dmsk5lqjm";
+
+/// Fetches a part of a result, of so many mebibytes, and prints the bytes and the seconds that it took.
+const CLIENT: &str = r#"
+import http.client, json, os, ssl, sys, time, urllib.parse, uuid
+host = os.environ["SNOWFLAKE_HOST"]
+trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+def connection():
+    return http.client.HTTPSConnection(host, context=trust, timeout=600)
+def post(path, data, token):
+    headers = {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
+    asked = connection()
+    asked.request("POST", f"{path}?requestId={uuid.uuid4()}", json.dumps(data), headers)
+    return json.loads(asked.getresponse().read())["data"]
+token = post("/session/v1/login-request", dict(data=dict(AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"])), "None")["token"]
+data = post("/queries/v1/query-request", dict(sqlText=f"select /* a part of {sys.argv[1]} MiB */ 1"), token)
+asked, length, began = connection(), 0, time.monotonic()
+asked.request("GET", urllib.parse.urlsplit(data["chunks"][-1]["url"]).path, headers=data["chunkHeaders"])
+answer, buffer = asked.getresponse(), memoryview(bytearray(1 << 20))
+while count := answer.readinto(buffer):
+    length += count
+print(json.dumps([length, time.monotonic() - began]))
+"#;
+
+/// The agent's memory in bytes: at rest, and the most while the results were fetched.
+struct Memory {
+    rest: u64,
+    most: u64,
+}
+
+impl Memory {
+    fn more(&self) -> u64 {
+        self.most.saturating_sub(self.rest) / MEBIBYTE
+    }
+}
+
+/// The bench. Prints its result.
+pub fn run(plan: &Plan) -> Result<()> {
+    (plan.say)("two sandboxes: one whose agent keeps payloads, one whose agent does not");
+    let (mut without, mut with) = (start(plan, false)?, start(plan, true)?);
+    let (pod, pod_with) = (without.pod(POD)?, with.pod(POD)?);
+    (plan.say)(&format!("{} pairs of a result of {TIMED_MEBIBYTES} MiB", plan.pairs));
+    let seconds = |pod: &Pod| fetch(pod, TIMED_MEBIBYTES);
+    // What is made at the first time is not counted.
+    for pod in [&pod, &pod_with] {
+        seconds(pod)?;
+    }
+    let times = Pairs::measure(plan.pairs, || seconds(&pod), || seconds(&pod_with))?;
+    (plan.say)(&format!(
+        "{CLIENTS} clients at once, {LARGE_MEBIBYTES} MiB each: without payloads, then with"
+    ));
+    let memory = [memory(&mut without)?, memory(&mut with)?];
+    if plan.json {
+        println!("{}", as_json(plan, &times, &memory)?);
+    } else {
+        print!("{}", as_table(plan, &times, &memory)?);
+    }
+    Ok(())
+}
+
+fn start(plan: &Plan, payloads: bool) -> Result<Sandbox> {
+    let mut builder = Sandbox::builder();
+    if let Some(binary) = &plan.binary {
+        builder = builder.binary(binary);
+    }
+    if payloads {
+        builder = builder.configure(|configuration| {
+            let mut payloads = Table::new();
+            payloads.insert("recipients".into(), vec![RECIPIENT].into());
+            payloads.insert("spool_mebibytes".into(), (64 * 1024).into());
+            let audit = configuration["audit"].as_table_mut().context("the section")?;
+            audit.insert("payloads".into(), payloads.into());
+            Ok(())
+        });
+    }
+    builder.start()
+}
+
+/// Fetches a result, and says how many seconds it took.
+fn fetch(pod: &Pod, mebibytes: u64) -> Result<f64> {
+    let mebibytes = mebibytes.to_string();
+    let said =
+        pod.run(["sh", "-c", "exec \"$SANDBOX_PYTHON\" -c \"$1\" \"$2\"", "sh", CLIENT, &mebibytes])?;
+    let (length, seconds): (u64, f64) = serde_json::from_str(said.into_stdout()?.trim())?;
+    ensure!(length == mebibytes.parse::<u64>()? * MEBIBYTE, "only {length} bytes came");
+    Ok(seconds)
+}
+
+fn memory(sandbox: &mut Sandbox) -> Result<Memory> {
+    let agent = sandbox.agent_pid().context("the agent does not run")?;
+    let pods: Vec<Pod> =
+        (0..CLIENTS).map(|index| sandbox.pod(&format!("reader-{index}"))).collect::<Result<_>>()?;
+    let (rest, _) = resident(agent)?;
+    fs::write(format!("/proc/{agent}/clear_refs"), "5").context("begin to measure anew")?;
+    thread::scope(|scope| {
+        let readers: Vec<_> = pods.iter().map(|pod| scope.spawn(|| fetch(pod, LARGE_MEBIBYTES))).collect();
+        readers.into_iter().try_for_each(|reader| match reader.join() {
+            Ok(fetched) => fetched.map(drop),
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    let (_, most) = resident(agent)?;
+    Ok(Memory { rest, most })
+}
+
+/// Of a process, in bytes: now, and the most since that was reset.
+pub fn resident(pid: u32) -> Result<(u64, u64)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let of = |field: &str| -> Result<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("a field")?;
+        Ok(line.trim_matches([':', ' ', '\t', 'k', 'B']).parse::<u64>()? * 1024)
+    };
+    Ok((of("VmRSS")?, of("VmHWM")?))
+}
+
+fn as_json(plan: &Plan, times: &Pairs, memory: &[Memory; 2]) -> Result<Value> {
+    let [without, with] =
+        memory.each_ref().map(|memory| json!({ "rest_bytes": memory.rest, "most_bytes": memory.most }));
+    Ok(json!({
+        "pairs": plan.pairs,
+        "seconds": { "without": times.without()?, "with": times.with()?, "ratio": times.ratio()? },
+        "memory": { "without": without, "with": with },
+    }))
+}
+
+fn as_table(plan: &Plan, times: &Pairs, memory: &[Memory; 2]) -> Result<String> {
+    let mut text = String::new();
+    let judge = |is_met: bool| if is_met { "met" } else { "missed" };
+    let (ratio, without, with) = (times.ratio()?, times.without()?.median, times.with()?.median);
+    writeln!(
+        text,
+        "A result of {TIMED_MEBIBYTES} MiB, {} pairs, time with payloads kept / without",
+        plan.pairs
+    )?;
+    writeln!(text, "min, median, max   {ratio:.3}")?;
+    let rate = |seconds: f64| f64::from(u32::try_from(TIMED_MEBIBYTES).unwrap_or(u32::MAX)) / seconds;
+    writeln!(text, "medians            {:.0} MiB/s without, {:.0} MiB/s with", rate(without), rate(with))?;
+    writeln!(text, "goal: at most {MOST_RATIO} times: {}", judge(ratio.median <= MOST_RATIO))?;
+    writeln!(text)?;
+    writeln!(text, "The agent's memory while {CLIENTS} clients fetch {LARGE_MEBIBYTES} MiB each at once")?;
+    for (name, memory) in ["without payloads", "with payloads"].into_iter().zip(memory) {
+        let (more, rest) = (memory.more(), memory.rest / MEBIBYTE);
+        writeln!(text, "{name:18} {more} MiB above the {rest} MiB at rest")?;
+        writeln!(text, "goal: under {MOST_MEBIBYTES} MiB: {}", judge(more < MOST_MEBIBYTES))?;
+    }
+    Ok(text)
+}
