@@ -61,7 +61,7 @@ def read(journal: str, spool: Path, identity: str) -> None:
     connection = sqlite3.connect(f"file:{journal}?mode=ro", uri=True)
     connection.row_factory = sqlite3.Row
     for row in connection.execute("SELECT * FROM payloads ORDER BY time, seq"):
-        facts = ("id", "session", "statement", "query_id", "operation", "ending")
+        facts = ("id", "session", "statement", "query_id", "operation", "ending", "run")
         said: dict[str, Any] = {key: row[key] for key in facts}
         content = {kind: b"" for kind in KINDS}
         pieces, digests = [], hashlib.sha256()

@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
@@ -262,6 +263,46 @@ time.sleep(600)"#
     sandbox.start_agent()?;
     assert_eq!(reader.read(&sandbox)?.len(), payloads.len(), "it is found once");
     Ok(())
+}
+
+#[test]
+fn an_upgrade_keeps_what_both_agents_pass_on() -> Result<()> {
+    let reader = Reader::new()?;
+    let mut sandbox = reader.sandbox("")?.start()?;
+    let pod = sandbox.pod("reports")?;
+    let source = common::source(
+        r#"
+cursor = connect().cursor()
+cursor.execute("select 'before'").fetchall()
+open(os.environ["HOME"] + "/before", "w").write("done")
+# Under way while the agent is replaced.
+cursor.execute("select system$wait(6)").fetchall()
+cursor.execute("select 'after'").fetchall()"#,
+    );
+    let mut process =
+        pod.start("reader", ["sh", "-c", "exec \"$SANDBOX_PYTHON\" -c \"$1\"", "sh", &source])?;
+    let before = Path::new(&pod.environment()["HOME"]).join("before");
+    eventually("it has begun", || {
+        ensure!(process.runs()?, "it ended:\n{}", process.output()?);
+        Ok(before.exists())
+    })?;
+    sandbox.replace_agent()?;
+    let ended = process.wait(Duration::from_mins(1))?.context("it ends")?;
+    ensure!(ended.success(), "{}", process.last_words());
+    let asked = |payload: &&Value| {
+        let body = body(payload, "request_body").unwrap_or_default();
+        serde_json::from_slice::<Value>(&body).unwrap_or_default()["sqlText"].clone()
+    };
+    eventually("all of it is on record", || {
+        let payloads = reader.read(&sandbox)?;
+        let queries = of(&payloads, "query");
+        let texts: Vec<Value> = queries.iter().map(asked).collect();
+        let runs: Vec<&Value> = queries.iter().map(|payload| &payload["run"]).collect();
+        Ok(texts.len() == 3
+            && texts[2] == "select 'after'"
+            && runs[0] != runs[2]
+            && payloads.iter().all(|payload| payload["ending"] == "complete"))
+    })
 }
 
 #[test]
