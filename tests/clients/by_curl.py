@@ -197,13 +197,15 @@ cannot("the session is renewed", "the SQL API has no sessions")
 @scenario("the agent restarts")
 def _() -> None:
     rows("create table mine (id int)")
-    earlier, running = ask("select 'earlier'"), ask("select 1", "?async=true")
+    earlier, running = ask("select 'earlier'"), ask("select system$wait(5)", "?async=true")
     please("restart")
     rows("insert into mine values (1)")
     same(rows("select id from mine"), [["1"]])
     same(curl("GET", f"{STATEMENTS}/{earlier.handle}").body["data"], [["earlier"]])
-    # Of what had not ended when the agent was killed, nobody knows whose it is.
-    same(curl("GET", f"{STATEMENTS}/{running.handle}").status, 404)
+    # What had not ended when the agent was killed is still its caller's.
+    path = f"{STATEMENTS}/{running.handle}"
+    wait_until(lambda: curl("GET", path).status != 202)
+    same(curl("GET", path).status, 200)
 
 
 @scenario("several sessions at once")

@@ -25,6 +25,7 @@ pub use error::AuditError;
 pub use journal::{Journal, Recorded, Written};
 pub use owners::{OwnedQuery, latest_queries};
 pub use record::{
-    Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Session, Statement, Verdict, Workload, now,
+    Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
+    now,
 };
 pub use successor::serve as serve_predecessor;

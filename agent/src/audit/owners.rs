@@ -44,7 +44,7 @@ pub fn latest_queries(journal: &Path, since: i64, count: u32) -> Result<Vec<Owne
 mod tests {
     use super::*;
     use crate::audit::samples::{self, TIME, caller};
-    use crate::audit::{Journal, Record, Verdict};
+    use crate::audit::{Journal, Record, Running, Verdict};
 
     #[tokio::test]
     async fn the_latest_queries_are_their_callers() {
@@ -71,5 +71,21 @@ mod tests {
         };
         assert_eq!(ids(TIME + 5, 10), ["query-3", "query-2"]);
         assert_eq!(ids(0, 3), ["query-3", "query-2"], "of the last three outcomes");
+    }
+
+    #[tokio::test]
+    async fn a_query_that_ran_when_the_agent_ended_is_its_callers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.db");
+        let journal = Journal::open(&path, "node").unwrap();
+        let session = samples::session();
+        let statement = samples::statement(session.id, "call long()", Verdict::Allow);
+        let running = Running { statement: statement.id, time: TIME, query_id: "query-1".to_owned() };
+        journal.append(vec![session.into(), statement.into(), running.into()]).await.unwrap();
+        assert_eq!(latest_queries(&path, 0, 10).unwrap(), []);
+        journal.close().await;
+        let _journal = Journal::open(&path, "node").unwrap();
+        let latest = latest_queries(&path, 0, 10).unwrap();
+        assert_eq!(latest.iter().map(|query| query.query_id.as_str()).collect::<Vec<_>>(), ["query-1"]);
     }
 }

@@ -18,6 +18,7 @@ pub enum Record {
     Outcome(Outcome),
     Event(Event),
     Payload(Payload),
+    Running(Running),
 }
 
 /// Who opened the connection, as the kernel attests it.
@@ -106,6 +107,16 @@ pub struct Outcome {
     /// From the arrival of the request to the end of the answer, in microseconds.
     pub duration_us: u64,
     pub response_bytes: u64,
+}
+
+/// That Snowflake goes on running a statement after its first answer. There is at most one for each statement.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Running {
+    /// [`Statement::id`].
+    pub statement: Uuid,
+    pub time: i64,
+    /// Snowflake's identifier of the query.
+    pub query_id: String,
 }
 
 /// Anything else that the security team must be able to see.
@@ -307,6 +318,12 @@ impl From<Event> for Record {
     }
 }
 
+impl From<Running> for Record {
+    fn from(running: Running) -> Self {
+        Self::Running(running)
+    }
+}
+
 impl From<Payload> for Record {
     fn from(payload: Payload) -> Self {
         Self::Payload(payload)
@@ -347,6 +364,7 @@ impl Record {
                         + event.caller.as_ref().map_or(0, caller)
                         + event.detail.len()
                 }
+                Self::Running(running) => running.query_id.len(),
                 Self::Payload(payload) => size_of_val(payload.places.as_slice()),
             }
     }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::payload::{Ending, Payload, Place};
 use super::{
-    Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Session, Statement, Verdict, Workload,
+    Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
 };
 
 /// 2026-01-02T03:04:05.678901Z
@@ -166,6 +166,11 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
                 Record::Event(Event { id, time, workload, caller, detail, ..event(EventKind::NoFlow) })
             }
         ),
+        (id(), time(), text()).prop_map(|(statement, time, query_id)| Record::Running(Running {
+            statement,
+            time,
+            query_id
+        })),
         (id(), id(), time(), text(), any::<u64>(), prop::collection::vec((1_u32..9, any::<u32>()), 0..5))
             .prop_map(|(id, statement, time, operation, answer_bytes, places)| {
                 let places = places

@@ -117,9 +117,17 @@ CREATE TABLE cursors (
 ) STRICT;
 ";
 
-/// What version 2 added. `places` is a JSON array of where the pieces are in the spool's folder `run`; `statement` is the
+/// What version 2 added. `running` are statements that Snowflake went on running after its first answer. `places` is a JSON array of where the pieces are in the spool's folder `run`; `statement` is the
 /// nil UUID for a request without one.
-const PAYLOADS: &str = "
+const SECOND: &str = "
+CREATE TABLE running (
+    seq       INTEGER PRIMARY KEY,
+    node      TEXT NOT NULL,
+    statement TEXT NOT NULL UNIQUE,
+    time      INTEGER NOT NULL,
+    query_id  TEXT NOT NULL
+) STRICT;
+
 CREATE TABLE payloads (
     seq           INTEGER PRIMARY KEY,
     node          TEXT NOT NULL,
@@ -283,7 +291,7 @@ fn version(path: &Path, connection: &Connection) -> Result<Option<i64>, AuditErr
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
-    transaction.execute_batch(PAYLOADS)?;
+    transaction.execute_batch(SECOND)?;
     transaction.execute_batch(&format!(
         "CREATE VIEW trail AS SELECT {TRAIL} FROM statements s
          LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session"
@@ -303,7 +311,7 @@ fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute_batch(PAYLOADS)?;
+    transaction.execute_batch(SECOND)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::payload::Payload;
-use super::{AuditError, Caller, Event, Outcome, Record, Session, Statement, Workload, now};
+use super::{AuditError, Caller, Event, Outcome, Record, Running, Session, Statement, Workload, now};
 
 /// Something to write.
 pub(super) enum Write {
@@ -100,8 +100,8 @@ fn settle(transaction: &Transaction<'_>, node: &str, seq: i64, statement: Uuid) 
             "INSERT INTO outcomes (seq, node, statement, time, status, query_id, rows, code, message,
                                    duration_us, response_bytes)
              SELECT ?1, ?2, s.id, ?3, iif(s.verdict = 'allow', 'unknown', 'refused'),
-                    '', NULL, '', 'the agent ended before the statement did', 0, 0
-             FROM statements s
+                    coalesce(r.query_id, ''), NULL, '', 'the agent ended before the statement did', 0, 0
+             FROM statements s LEFT JOIN running r ON r.statement = s.id
              WHERE s.id = ?4 AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.statement = s.id)",
         )?
         .execute(params![seq, node, now(), statement.to_string()])
@@ -155,6 +155,7 @@ fn insert(transaction: &Transaction<'_>, node: &str, seq: i64, record: &Record) 
         Record::Outcome(outcome) => insert_outcome(transaction, node, seq, outcome),
         Record::Event(event) => insert_event(transaction, node, seq, event),
         Record::Payload(payload) => insert_payload(transaction, node, seq, payload),
+        Record::Running(running) => insert_running(transaction, node, seq, running),
     }
 }
 
@@ -305,6 +306,21 @@ fn insert_event(transaction: &Transaction<'_>, node: &str, seq: i64, event: &Eve
     Ok(())
 }
 
+fn insert_running(
+    transaction: &Transaction<'_>,
+    node: &str,
+    seq: i64,
+    running: &Running,
+) -> rusqlite::Result<()> {
+    let Running { statement, time, query_id } = running;
+    transaction
+        .prepare_cached(
+            "INSERT INTO running (seq, node, statement, time, query_id) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![seq, node, statement.to_string(), time, query_id])?;
+    Ok(())
+}
+
 fn insert_payload(
     transaction: &Transaction<'_>,
     node: &str,
@@ -370,6 +386,7 @@ fn identifier(record: &Record) -> Uuid {
         Record::Outcome(outcome) => outcome.statement,
         Record::Event(event) => event.id,
         Record::Payload(payload) => payload.id,
+        Record::Running(running) => running.statement,
     }
 }
 

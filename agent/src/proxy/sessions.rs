@@ -1,6 +1,6 @@
 //! The sessions that clients hold: opaque tokens on their side, Snowflake's tokens on ours.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -30,8 +30,6 @@ const QUERY_LIFETIME: Duration = Duration::from_hours(24);
 const QUERIES: u64 = 100_000;
 /// Of the journal's outcomes, so many are looked through for queries when an agent begins.
 const REMEMBERED: u32 = 20_000;
-/// Of a session's unfinished queries, so many are remembered over a restart.
-const RUNNING: usize = 64;
 /// Snowflake ends a session that was idle for four hours.
 const IDLE: Duration = Duration::from_mins(4 * 60 + 10);
 /// The sessions of a predecessor are not looked for more often than this.
@@ -55,8 +53,6 @@ pub struct OpenSession {
     cgroup: String,
     upstream: Mutex<UpstreamTokens>,
     used: Mutex<Instant>,
-    /// The last queries that Snowflake went on running: a restart must not part them from their caller.
-    running: Mutex<VecDeque<QueryId>>,
 }
 
 /// Snowflake's tokens. They stay here.
@@ -199,12 +195,7 @@ impl Sessions {
                     master: Secret::new(sealed.master_token.to_string()),
                 }),
                 used: Mutex::new(Instant::now()),
-                running: Mutex::new(sealed.running.iter().filter_map(|id| QueryId::parse(id)).collect()),
             });
-            let running = open.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            for query in running {
-                self.queries.insert(query, Owner::of(&open.session));
-            }
             tokens.remove(open.session.id);
             for (hash, kind) in sealed.tokens {
                 tokens.add(&open, TokenHash::from_bytes(hash), kind);
@@ -221,7 +212,6 @@ impl Sessions {
             cgroup: workload.cgroup.clone(),
             upstream: Mutex::new(new.upstream),
             used: Mutex::new(Instant::now()),
-            running: Mutex::default(),
         });
         self.drop_idle();
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
@@ -353,19 +343,9 @@ impl Sessions {
     }
 
     /// Notes that a query's outcome is still to come.
-    pub fn wait(&self, query: QueryId, session: &Session, pending: Pending) {
-        self.pending.insert(query.clone(), pending);
+    pub fn wait(&self, query: QueryId, pending: Pending) {
         self.tell(|| Legacy { pending: vec![pending.told(&query)], ..Legacy::default() });
-        let tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-        // It may have been closed meanwhile; and who asks by the SQL API has none that is open.
-        let Some(open) = tokens.open(session.id) else { return };
-        let mut running = open.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.len() == RUNNING {
-            running.pop_front();
-        }
-        running.push_back(query);
-        drop(running);
-        self.keep(&open.sealed(&tokens));
+        self.pending.insert(query, pending);
     }
 
     /// The statement whose outcome a query's result is, once.
@@ -479,7 +459,6 @@ impl OpenSession {
         let session = &self.session;
         let caller = session.principal.caller();
         let upstream = self.upstream();
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let hashes = tokens.by_session.get(&session.id).into_iter().flatten();
         Sealed {
             id: session.id,
@@ -493,7 +472,6 @@ impl OpenSession {
             cgroup_id: self.cgroup_id,
             session_token: Zeroizing::new(upstream.session.expose().to_owned()),
             master_token: Zeroizing::new(upstream.master.expose().to_owned()),
-            running: running.iter().map(|query| query.as_str().to_owned()).collect(),
             tokens: hashes
                 .filter_map(|hash| tokens.by_hash.get(hash).map(|(kind, _)| (*hash.as_bytes(), *kind)))
                 .collect(),

@@ -12,7 +12,7 @@ use super::service::{Exchange, Reaction, withheld};
 use super::sessions::{Pending, Session};
 use super::upstream::{Answer, Outgoing, Token};
 use super::{Proxy, workload};
-use crate::audit::{self, EventKind, Outcome, OutcomeStatus, Record, Recorded};
+use crate::audit::{self, EventKind, Outcome, OutcomeStatus, Record, Recorded, Running};
 use crate::policy::{Decision, Subject, Verdict, label};
 use crate::snowflake::{Ending, QueryId, QueryRequest, Refusal, Reply};
 use crate::sql::{
@@ -282,7 +282,7 @@ async fn forward(
         if let Some(query) = &reply.query_id {
             exchange.is_about(query.as_str());
         }
-        settle(exchange.proxy, session, &answer, reply, id, started);
+        settle(exchange.proxy, session, &answer, reply, id, started).await;
     } else {
         let message = format!("the answer (HTTP {}) is not Snowflake's", answer.status.as_u16());
         let status = OutcomeStatus::Unknown;
@@ -300,15 +300,31 @@ fn transfers(classification: &Classification) -> bool {
 }
 
 /// Records the outcome of a statement that was answered, unless it is still to come.
-fn settle(proxy: &Arc<Proxy>, session: &Session, answer: &Answer, reply: &Reply, id: Uuid, started: Instant) {
+async fn settle(
+    proxy: &Arc<Proxy>,
+    session: &Session,
+    answer: &Answer,
+    reply: &Reply,
+    id: Uuid,
+    started: Instant,
+) {
     for query in reply.query_id.iter().chain(&reply.result_ids) {
         proxy.sessions.own(query.clone(), session);
     }
     match &reply.query_id {
         Some(query) if reply.in_progress => {
-            proxy.sessions.wait(query.clone(), session, Pending { statement: id, since: started });
+            runs_on(proxy, query, id, started).await;
         }
         _ => append(proxy, answered(id, started, answer, reply)),
+    }
+}
+
+/// Notes that Snowflake goes on running a statement: a restart must not part the query from its caller.
+pub async fn runs_on(proxy: &Arc<Proxy>, query: &QueryId, statement: Uuid, since: Instant) {
+    proxy.sessions.wait(query.clone(), Pending { statement, since });
+    let running = Running { statement, time: audit::now(), query_id: query.as_str().to_owned() };
+    if let Err(error) = proxy.journal.append(vec![running.into()]).await {
+        tracing::error!(%error, "which query a statement is could not be recorded");
     }
 }
 

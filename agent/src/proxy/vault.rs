@@ -54,8 +54,6 @@ pub struct Sealed {
     pub cgroup_id: u64,
     pub session_token: Zeroizing<String>,
     pub master_token: Zeroizing<String>,
-    /// Queries that Snowflake still ran when they were last heard of.
-    pub running: Vec<String>,
     /// The hashes of the client's tokens, oldest first.
     pub tokens: Vec<([u8; 32], TokenKind)>,
 }
@@ -190,7 +188,6 @@ mod tests {
             cgroup_id: 7,
             session_token: Zeroizing::new("real-token".into()),
             master_token: Zeroizing::new("real-master".into()),
-            running: vec!["01b1c2d3-0000-1111-2222-333344445555".into()],
             tokens: vec![([1; 32], TokenKind::Master)],
         }
     }

@@ -22,6 +22,7 @@ pub(super) struct Batch {
     pub outcomes: Vec<OutcomeRow>,
     pub events: Vec<EventRow>,
     pub payloads: Vec<PayloadRow>,
+    pub running: Vec<RunningRow>,
 }
 
 #[derive(Debug, Row, Serialize)]
@@ -113,6 +114,16 @@ pub(super) struct EventRow {
     groups: Vec<String>,
     account: String,
     detail: String,
+}
+
+#[derive(Debug, Row, Serialize)]
+pub(super) struct RunningRow {
+    node: String,
+    journal: UuidPair,
+    seq: u64,
+    time: i64,
+    statement: UuidPair,
+    query_id: String,
 }
 
 #[derive(Debug, Row, Serialize)]
@@ -251,6 +262,16 @@ impl Batch {
                     detail: row.get("detail")?,
                 })
             })?,
+            running: range.rows("running", |row| {
+                Ok(RunningRow {
+                    node: row.get("node")?,
+                    journal,
+                    seq: row.count("seq")?,
+                    time: row.get("time")?,
+                    statement: row.uuid("statement")?,
+                    query_id: row.get("query_id")?,
+                })
+            })?,
             payloads: range.rows("payloads", |row| {
                 Ok(PayloadRow {
                     node: row.get("node")?,
@@ -333,6 +354,8 @@ fn choose(connection: &Connection, after: i64, rows: u32, bytes: u64) -> rusqlit
          SELECT seq, 512 + octet_length(message) FROM outcomes WHERE seq > ?1 AND seq <= ?2
          UNION ALL
          SELECT seq, 512 + octet_length(detail) FROM events WHERE seq > ?1 AND seq <= ?2
+         UNION ALL
+         SELECT seq, 512 FROM running WHERE seq > ?1 AND seq <= ?2
          UNION ALL
          SELECT seq, 512 + octet_length(places) FROM payloads WHERE seq > ?1 AND seq <= ?2
          ORDER BY 1",

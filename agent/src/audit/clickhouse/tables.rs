@@ -77,6 +77,10 @@ const EVENT: &str = "
     account    LowCardinality(String),
     detail     String CODEC(ZSTD(1))";
 
+const RUNNING: &str = "
+    statement UUID COMMENT 'statements.id',
+    query_id  String COMMENT 'identifier of the query in Snowflake'";
+
 const PAYLOAD: &str = "
     id            UUID,
     session       UUID COMMENT 'sessions.id',
@@ -120,6 +124,11 @@ pub(super) fn statements(database: &str) -> Vec<String> {
         table("statements", "Requests to run SQL; read it with FINAL", &[KEY, WORKLOAD, CALLER, STATEMENT]),
         table("outcomes", "How statements ended; read it with FINAL", &[KEY, OUTCOME]),
         table("events", "What else happened; read it with FINAL", &[KEY, EVENT]),
+        table(
+            "running",
+            "Statements that Snowflake went on running after its first answer; read it with FINAL",
+            &[KEY, RUNNING],
+        ),
         table("payloads", "Where requests and answers are kept, sealed; read it with FINAL", &[KEY, PAYLOAD]),
         format!(
             "CREATE VIEW IF NOT EXISTS `{database}`.trail AS{}",

@@ -39,7 +39,7 @@ fn all_seqs(path: &Path) -> Vec<String> {
         path,
         "SELECT seq FROM sessions UNION ALL SELECT seq FROM statements
          UNION ALL SELECT seq FROM outcomes UNION ALL SELECT seq FROM events
-         UNION ALL SELECT seq FROM payloads ORDER BY seq",
+         UNION ALL SELECT seq FROM payloads UNION ALL SELECT seq FROM running ORDER BY seq",
     )
 }
 
@@ -285,7 +285,10 @@ async fn a_journal_of_the_first_version_is_brought_up() {
     let journal = Journal::open(&path, "node").unwrap();
     journal.append(vec![event(EventKind::NoFlow).into()]).await.unwrap();
     journal.close().await;
-    Connection::open(&path).unwrap().execute_batch("DROP TABLE payloads; PRAGMA user_version = 1").unwrap();
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch("DROP TABLE payloads; DROP TABLE running; PRAGMA user_version = 1")
+        .unwrap();
     let journal = Journal::open(&path, "node").unwrap();
     journal.append(vec![payload(Uuid::nil(), Uuid::nil()).into()]).await.unwrap();
     assert_eq!(all_seqs(&path), ["1", "2"]);

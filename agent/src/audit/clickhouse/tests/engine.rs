@@ -11,8 +11,8 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::audit::Record;
-use crate::audit::samples::{any_record, outcome, payload, session};
+use crate::audit::samples::{TIME, any_record, outcome, payload, session};
+use crate::audit::{Record, Running};
 
 /// The command of a ClickHouse server that takes `--listen ADDRESS:PORT --data DIRECTORY`, words separated by spaces.
 const SERVER: &str = "SNOWFENCE_TEST_CLICKHOUSE";
@@ -174,6 +174,7 @@ async fn records_of_any_kind_arrive_as_they_are() {
             vec![],
         ),
         ("events", with(&["kind", "detail"]), vec!["groups"]),
+        ("running", vec!["seq", "node", "statement", "query_id"], vec![]),
         (
             "payloads",
             vec![
@@ -251,7 +252,7 @@ async fn killed_at_any_moment_each_record_arrives_exactly_once() {
     for sql in tables::statements("snowfence") {
         server.lines(&sql).await;
     }
-    for table in ["sessions", "statements", "outcomes", "events", "payloads"] {
+    for table in ["sessions", "statements", "outcomes", "events", "payloads", "running"] {
         // No merge may hide a row that arrived twice.
         let never = "max_bytes_to_merge_at_max_space_in_pool = 1, parts_to_delay_insert = 100000, parts_to_throw_insert = 100000";
         server.lines(&format!("ALTER TABLE snowfence.{table} MODIFY SETTING {never}")).await;
@@ -291,6 +292,7 @@ async fn killed_at_any_moment_each_record_arrives_exactly_once() {
         ("outcomes", "statement"),
         ("events", "id"),
         ("payloads", "id"),
+        ("running", "statement"),
     ] {
         let expected = journal_lines(&path, &format!("SELECT seq || ' ' || {id} FROM {table} ORDER BY seq"));
         let row = format!("toString(seq) || ' ' || toString({id})");
@@ -324,10 +326,15 @@ fn appends_and_delivers_until_it_is_killed() {
                 let session = session();
                 let statement = statement(session.id, "SELECT 1", Verdict::Allow);
                 let end = outcome(statement.id);
+                let running = Running {
+                    statement: statement.id,
+                    time: TIME,
+                    query_id: "01b2c3d4-0000-query".to_owned(),
+                };
                 let payload = payload(session.id, statement.id);
                 journal.append(vec![session.into(), event(EventKind::NoFlow).into()]).await.unwrap();
                 journal.append_statement(statement).await.unwrap();
-                journal.append(vec![end.into(), payload.into()]).await.unwrap();
+                journal.append(vec![running.into(), end.into(), payload.into()]).await.unwrap();
                 sleep(Duration::from_millis(4)).await;
             }
         };

@@ -24,6 +24,7 @@ impl Model {
             Record::Outcome(outcome) => ("outcomes", outcome.statement),
             Record::Event(event) => ("events", event.id),
             Record::Payload(payload) => ("payloads", payload.id),
+            Record::Running(running) => ("running", running.statement),
         }
     }
 
@@ -64,6 +65,7 @@ fn stored(path: &Path) -> HashMap<(&'static str, Uuid), i64> {
         ("outcomes", "statement"),
         ("events", "id"),
         ("payloads", "id"),
+        ("running", "statement"),
     ] {
         for row in rows(path, &format!("SELECT {column}, seq FROM {table}")) {
             let [Value::Text(id), Value::Integer(seq)] = &row[..] else { panic!("{row:?}") };
@@ -170,6 +172,10 @@ proptest! {
                      event.caller.as_ref().map_or(Value::Null, |caller| list(&caller.groups)), text(&event.detail)]
                 );
             }
+            Record::Running(running) => prop_assert_eq!(
+                row("SELECT time, query_id FROM running"),
+                [Value::Integer(running.time), text(&running.query_id)]
+            ),
             Record::Payload(payload) => prop_assert_eq!(
                 row("SELECT time, operation, answer_bytes, ending, places FROM payloads"),
                 [Value::Integer(payload.time), text(&payload.operation), number(payload.answer_bytes),
