@@ -7,12 +7,16 @@ use anyhow::{Context, Result};
 use sandbox::{Credential, Pod, Sandbox, services};
 use serde_json::{Value, json};
 
-use common::curl::{ask, sandbox_of};
+use common::curl::{Said, ask, sandbox_of};
 use common::{eventually, journal};
 
 const TABLES: &str = "/api/v2/databases/analytics/schemas/public/tables";
 const COMPLETE: &str = "/api/v2/cortex/inference:complete";
 const MCP: &str = "/api/v2/databases/analytics/schemas/public/mcp-servers/tools";
+/// The same with sessions.
+const SESSIONS: &str = "/api/v2/databases/analytics/schemas/public/mcp-servers/sessions";
+const TASKS: &str = "/api/v2/databases/analytics/schemas/public/tasks";
+const RESULTS: &str = "/api/v2/results";
 
 /// The calls that reached Snowflake, as `METHOD path`.
 fn calls(sandbox: &Sandbox) -> Result<Vec<String>> {
@@ -33,6 +37,24 @@ fn call_tool(pod: &Pod, tool: &str, arguments: &Value) -> Result<Value> {
     let said = ask(pod, "POST", MCP, &["-d", &body.to_string()])?;
     assert_eq!((said.status, &said.body["id"]), (200, &json!(7)), "{said:?}");
     Ok(said.body)
+}
+
+/// Executes a task, whose result comes later.
+fn begin(pod: &Pod, task: &str) -> Result<(String, Said)> {
+    let begun = ask(pod, "POST", &format!("{TASKS}/{task}:execute?asyncExec=true"), &[])?;
+    assert_eq!((begun.status, &begun.body["code"]), (202, &json!("392604")), "{begun:?}");
+    let handle = begun.body["resultHandler"].as_str().context("a handle")?.to_owned();
+    assert_eq!(begun.header("location"), Some(format!("{RESULTS}/{handle}").as_str()), "{begun:?}");
+    Ok((handle, begun))
+}
+
+/// A request to an MCP server, in a session if one is given.
+fn say(pod: &Pod, server: &str, method: &str, session: Option<&str>) -> Result<Said> {
+    let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": {} }).to_string();
+    let header = session.map(|session| format!("Mcp-Session-Id: {session}"));
+    let options: Vec<&str> =
+        ["-d", &body].into_iter().chain(header.iter().flat_map(|it| ["-H", it])).collect();
+    ask(pod, "POST", server, &options)
 }
 
 #[test]
@@ -93,18 +115,34 @@ fn what_changes_an_object_is_refused_and_reaches_nothing() -> Result<()> {
         let recorded = journal(&sandbox, &format!("SELECT kind, status FROM trail WHERE id = '{id}'"))?;
         assert_eq!(recorded, [json!({ "kind": kind, "status": "refused" })], "the id leads to the record");
     }
-    for path in [
-        "/api/v2/databases/analytics/schemas/public/stages/s/files/a.csv:presigned-url",
-        "/api/v2/secrets",
-        "/api/v2/databases/%2e%2e/users",
+    let file = "/api/v2/databases/analytics/schemas/public/stages/s/files/a.csv:presigned-url";
+    for (method, path, kind) in [
+        ("POST", "/api/v2/warehouses/wh:suspend", "ALTER WAREHOUSE"),
+        ("POST", "/api/v2/warehouses/wh:abort?ifExists=true", "ALTER WAREHOUSE"),
+        ("POST", &format!("{TASKS}/wait_0:execute"), "EXECUTE TASK"),
+        ("POST", &format!("{TABLES}/customers:undrop"), "UNDROP TABLE"),
+        ("POST", &format!("{TABLES}/customers:swap-with?targetName=orders"), "ALTER TABLE"),
+        ("POST", &format!("{TABLES}/customers:clone?createMode=orReplace"), "CREATE TABLE"),
+        ("POST", "/api/v2/users/eve:set-tags", "ALTER USER"),
     ] {
+        let said = ask(&pod, method, path, &[])?;
+        let message = said.body["message"].as_str().unwrap_or_default();
+        assert!(said.status == 403 && message.contains(&format!("refused {kind}")), "{path}: {said:?}");
+    }
+    let swapped = journal(&sandbox, "SELECT objects, effect FROM trail WHERE sql LIKE '%swap-with%'")?;
+    let objects = json!(["ANALYTICS.PUBLIC.CUSTOMERS", "ANALYTICS.PUBLIC.ORDERS"]).to_string();
+    assert_eq!(swapped, [json!({ "objects": objects, "effect": "destructive" })], "both are named");
+    for path in ["/api/v2/warehouses/wh:undrop", "/api/v2/warehouses/wh:use", file] {
+        assert_eq!(ask(&pod, "POST", path, &[])?.status, 404, "{path}");
+    }
+    for path in [file, "/api/v2/secrets", "/api/v2/databases/%2e%2e/users"] {
         assert_eq!(ask(&pod, "GET", path, &["--path-as-is"])?.status, 404, "{path}");
     }
     let misspelt = ask(&pod, "GET", &format!("{TABLES}?liek=x"), &[])?;
     assert_eq!(misspelt.status, 400, "a filter that is not understood is not left out: {misspelt:?}");
     assert_eq!(calls(&sandbox)?, Vec::<String>::new(), "nothing of it reached Snowflake");
     let events = journal(&sandbox, "SELECT kind FROM events WHERE kind = 'unknown_operation'")?;
-    assert_eq!(events.len(), 3);
+    assert_eq!(events.len(), 6);
     Ok(())
 }
 
@@ -116,12 +154,129 @@ fn a_policy_may_allow_what_the_built_in_one_does_not() -> Result<()> {
     let ran =
         ask(&pod, "POST", "/api/v2/databases/analytics/schemas/public/agents/tidy:run", &["-d", &agent])?;
     assert_eq!(ran.status, 200, "{ran:?}");
+    let suspended = ask(&pod, "POST", &format!("/api/v2/warehouses/{}:suspend", services::WAREHOUSE), &[])?;
+    assert_eq!(suspended.status, 200, "{suspended:?}");
+    let clone = format!("{TABLES}/customers:clone");
+    assert_eq!(ask(&pod, "POST", &clone, &["-d", r#"{"name":"twin"}"#])?.status, 200);
+    let wrong = ask(&pod, "POST", &format!("{TASKS}/other:resume"), &[])?;
+    assert_eq!((wrong.status, &wrong.body["code"]), (404, &json!("002003")), "Snowflake's own: {wrong:?}");
+    eventually("what was done is on record, as the statement that does the same", || {
+        let trail = journal(
+            &sandbox,
+            "SELECT kind, objects, status FROM trail WHERE sql LIKE 'POST %:%' AND kind != 'CORTEX AGENT' ORDER BY time",
+        )?;
+        let row = |kind: &str, objects: &[&str], status: &str| json!({ "kind": kind, "objects": json!(objects).to_string(), "status": status });
+        let tables = ["ANALYTICS.PUBLIC.TWIN", "ANALYTICS.PUBLIC.CUSTOMERS"];
+        Ok(trail
+            == [
+                row("ALTER WAREHOUSE", &[services::WAREHOUSE], "succeeded"),
+                row("CREATE TABLE", &tables, "succeeded"),
+                row("ALTER TASK", &["ANALYTICS.PUBLIC.OTHER"], "failed"),
+            ])
+    })?;
     let dropped = ask(&pod, "DELETE", &format!("{TABLES}/customers"), &[])?;
     assert_eq!(dropped.status, 403, "a policy on DROP holds here too: {dropped:?}");
     let mut strict = sandbox_of(Credential::KeyPair)?;
     let refused = ask(&strict.pod("reports")?, "POST", "/api/v2/cortex/agent:run", &["-d", &agent])?;
     let message = refused.body["message"].as_str().unwrap_or_default();
     assert!(refused.status == 403 && message.contains("cannot be determined"), "{refused:?}");
+    Ok(())
+}
+
+#[test]
+fn a_result_that_comes_later_is_fetched_by_its_caller_alone() -> Result<()> {
+    let mut sandbox = permissive()?;
+    let (pod, thief) = (sandbox.pod("reports")?, sandbox.pod("thief")?);
+    let (handle, _) = begin(&pod, "wait_2")?;
+    let path = format!("{RESULTS}/{handle}");
+    assert_eq!(
+        journal(&sandbox, "SELECT status FROM trail")?,
+        [json!({ "status": "open" })],
+        "it has not ended"
+    );
+    for (pod, path) in [
+        (&thief, path.clone()),
+        (&thief, format!("{path}?page=0")),
+        (&pod, format!("{RESULTS}/01b1c2d3-0000-1111-2222-333344445555")),
+    ] {
+        let said = ask(pod, "GET", &path, &[])?;
+        assert_eq!((said.status, &said.body["code"]), (404, &json!("003001")), "{said:?}");
+    }
+    assert!(!calls(&sandbox)?.iter().any(|call| call.starts_with("GET")), "nothing of it reached Snowflake");
+    let refused =
+        journal(&sandbox, "SELECT subject FROM events WHERE kind = 'session_refused' ORDER BY time")?;
+    let subjects = ["thief@sandbox", "thief@sandbox", "reports@sandbox"].map(|it| json!({ "subject": it }));
+    assert_eq!(refused, subjects);
+
+    let botched = ask(&pod, "GET", &path, &["-A", ""])?;
+    assert_eq!(botched.status, 400, "Snowflake's own, who wants to know what asks: {botched:?}");
+
+    let ended = ask(&pod, "GET", &path, &[])?;
+    assert!(ended.status == 200 && ended.body["status"].is_string(), "{ended:?}");
+    let outcome = |handle: &str| {
+        journal(&sandbox, &format!("SELECT kind, status, code FROM trail WHERE query_id = '{handle}'"))
+    };
+    let row = |status: &str, code: &str| json!({ "kind": "EXECUTE TASK", "status": status, "code": code });
+    eventually("its end is on record", || Ok(outcome(&handle)? == [row("succeeded", "")]))?;
+    assert_eq!(ask(&pod, "GET", &path, &[])?.status, 200, "as often as one likes");
+    for query in ["?page=x", "?wait=1"] {
+        assert_eq!(ask(&pod, "GET", &format!("{path}{query}"), &[])?.status, 400, "{query}");
+    }
+
+    let (failing, _) = begin(&pod, "fail")?;
+    let failed = ask(&pod, "GET", &format!("{RESULTS}/{failing}"), &[])?;
+    assert_eq!((failed.status, &failed.body["code"]), (422, &json!("002003")), "{failed:?}");
+    eventually("its failure is on record", || Ok(outcome(&failing)? == [row("failed", "002003")]))?;
+    begin(&pod, "far_0").context("the account's own address becomes a path")?;
+    let away = ask(&pod, "POST", &format!("{TASKS}/away_0:execute?asyncExec=true"), &[])?;
+    let message = away.body["message"].as_str().unwrap_or_default();
+    assert!(away.status == 422 && message.contains("`Location`"), "another address does not: {away:?}");
+    assert!(!away.head.contains("elsewhere"), "{away:?}");
+    eventually("nobody will hear how that ends", || {
+        let sql = "SELECT status FROM trail WHERE sql LIKE '%away_0%'";
+        Ok(journal(&sandbox, sql)? == [json!({ "status": "unknown" })])
+    })
+}
+
+#[test]
+fn a_result_is_its_callers_by_the_next_agent_too() -> Result<()> {
+    let mut sandbox = permissive()?;
+    let (pod, thief) = (sandbox.pod("reports")?, sandbox.pod("thief")?);
+    let (handle, _) = begin(&pod, "wait_3")?;
+    let path = format!("{RESULTS}/{handle}");
+    sandbox.replace_agent()?;
+    assert_eq!(ask(&thief, "GET", &path, &[])?.status, 404);
+    let ended = ask(&pod, "GET", &path, &[])?;
+    assert_eq!(ended.status, 200, "{ended:?}");
+    eventually("its outcome is recorded", || {
+        let outcome = journal(&sandbox, &format!("SELECT status FROM trail WHERE query_id = '{handle}'"))?;
+        Ok(outcome == [json!({ "status": "succeeded" })])
+    })?;
+    // What had ended is in the journal, from which an agent takes it after a kill.
+    sandbox.kill_agent()?;
+    sandbox.start_agent()?;
+    assert_eq!(ask(&thief, "GET", &path, &[])?.status, 404);
+    assert_eq!(ask(&pod, "GET", &path, &[])?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn a_long_list_comes_page_by_page() -> Result<()> {
+    let mut sandbox = sandbox_of(Credential::KeyPair)?;
+    let (pod, thief) = (sandbox.pod("reports")?, sandbox.pod("thief")?);
+    for number in 0..12 {
+        let sql = format!("create table page_{number} (a int)");
+        let body = json!({ "statement": sql, "database": "ANALYTICS", "schema": "PUBLIC" }).to_string();
+        assert_eq!(ask(&pod, "POST", "/api/v2/statements", &["-d", &body])?.status, 200);
+    }
+    let first = ask(&pod, "GET", &format!("{TABLES}?like=page%25"), &[])?;
+    let links = first.header("link").with_context(|| format!("{first:?}"))?;
+    let next = links.split(',').find(|link| link.contains("next")).context("a next page")?;
+    let next = next.split(['<', '>']).nth(1).context("a path")?;
+    let (more, stolen) = (ask(&pod, "GET", next, &[])?, ask(&thief, "GET", next, &[])?);
+    let rows = |said: &Said| said.body.as_array().map_or(0, Vec::len);
+    assert_eq!((first.status, rows(&first), more.status, rows(&more)), (200, 10, 200, 2), "{more:?}");
+    assert_eq!((stolen.status, &stolen.body["code"]), (404, &json!("003001")), "{stolen:?}");
     Ok(())
 }
 
@@ -235,6 +390,57 @@ fn a_tool_that_runs_sql_is_judged_by_the_statement() -> Result<()> {
         let objects = json!(["CUSTOMERS", "ANALYTICS.PUBLIC.TOOLS", "ANALYTICS.PUBLIC.TOOLS:sql_exec_tool"]);
         Ok(trail == [json!({ "objects": objects.to_string(), "status": "succeeded" })])
     })
+}
+
+#[test]
+fn a_session_with_an_mcp_server_is_of_use_to_its_caller_alone() -> Result<()> {
+    let mut sandbox = sandbox_of(Credential::KeyPair)?;
+    let (pod, thief) = (sandbox.pod("assistant")?, sandbox.pod("thief")?);
+    let begun = say(&pod, SESSIONS, "initialize", None)?;
+    assert_eq!(begun.status, 200, "{begun:?}");
+    let session = begun.header("mcp-session-id").with_context(|| format!("{begun:?}"))?;
+    assert!(session.len() > 64 && session.bytes().all(|byte| byte.is_ascii_graphic()), "{session}");
+    let listed = say(&pod, SESSIONS, "tools/list", Some(session))?;
+    assert_eq!((listed.status, &listed.body["result"]["tools"][0]["name"]), (200, &json!("sql_exec_tool")));
+    let asked =
+        sandbox.upstream_log()?.into_iter().rfind(|line| line["path"] == SESSIONS).context("a request")?;
+    let known = asked["headers"]["mcp-session-id"].as_str().context("the server's own id")?;
+    assert!(known.starts_with("Session=") && !begun.head.contains(known), "the client sees another: {known}");
+
+    let before = calls(&sandbox)?.len();
+    let flipped = format!("{session}A");
+    for (pod, server, session) in [
+        (&thief, SESSIONS, session),
+        (&pod, MCP, session),
+        (&pod, SESSIONS, flipped.as_str()),
+        (&pod, SESSIONS, known),
+    ] {
+        let said = say(pod, server, "tools/list", Some(session))?;
+        let message = said.body["error"]["message"].as_str().unwrap_or_default();
+        assert!(said.status == 404 && message.contains("Snowfence refused"), "{said:?}");
+    }
+    assert_eq!(calls(&sandbox)?.len(), before, "nothing of it reached Snowflake");
+    let events = journal(&sandbox, "SELECT kind FROM events WHERE kind = 'session_refused'")?;
+    assert_eq!(events.len(), 4);
+    assert_eq!(say(&pod, SESSIONS, "tools/list", None)?.status, 400, "Snowflake's own");
+    assert!(say(&pod, MCP, "initialize", None)?.header("mcp-session-id").is_none(), "where there is none");
+    sandbox.replace_agent()?;
+    assert_eq!(say(&pod, SESSIONS, "tools/list", Some(session))?.status, 200, "by the next agent too");
+    Ok(())
+}
+
+#[test]
+fn an_mcp_server_has_no_stream_of_its_own_and_its_sessions_end_by_time() -> Result<()> {
+    let mut sandbox = permissive()?;
+    let pod = sandbox.pod("assistant")?;
+    for method in ["GET", "DELETE", "PUT"] {
+        let said = ask(&pod, method, MCP, &["-H", "Accept: text/event-stream"])?;
+        assert_eq!((said.status, said.header("allow")), (405, Some("POST")), "{method}: {said:?}");
+    }
+    assert_eq!(calls(&sandbox)?, Vec::<String>::new());
+    let events = journal(&sandbox, "SELECT kind FROM events WHERE kind = 'unknown_operation'")?;
+    assert_eq!(events.len(), 3, "each is on record");
+    Ok(())
 }
 
 #[test]

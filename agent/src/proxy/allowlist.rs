@@ -194,6 +194,7 @@ impl Asking<'_> {
             headers: &self.headers,
             token,
             run: Run::default(),
+            mcp_session: None,
             body,
         }
     }

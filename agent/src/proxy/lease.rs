@@ -30,9 +30,11 @@ pub enum LeaseError {
     Unknown,
     #[error("what the request asks for was given to another workload")]
     OtherWorkload,
+    #[error("what the request asks for was given to another caller")]
+    OtherCaller,
     #[error("what the request asks for is another account's")]
     OtherAccount,
-    #[error("what the request asks for was given for some hours, which are over: run the statement again")]
+    #[error("what the request asks for was given for some hours, which are over: begin anew")]
     Expired,
 }
 

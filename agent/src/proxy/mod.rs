@@ -19,6 +19,7 @@ mod files;
 mod foreign;
 mod lease;
 mod login;
+mod mcp_session;
 mod noise;
 mod parts;
 mod payload;

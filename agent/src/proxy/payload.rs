@@ -26,7 +26,7 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Pieces that wait for the client.
 const WAITING: usize = 2;
 /// What is worthless without its workload, and yet nothing to keep: the client's tokens.
-const LEFT_OUT: [&str; 3] = ["authorization", "cookie", LEASE];
+const LEFT_OUT: [&str; 4] = ["authorization", "cookie", "mcp-session-id", LEASE];
 
 /// What the handler of a request tells of it.
 #[derive(Default)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::channel::Channel;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
@@ -84,7 +84,11 @@ async fn react(
                     detail.clone(),
                 )
                 .await;
-            return plain(StatusCode::NOT_FOUND, &detail);
+            let Some(method) = unknown.takes else { return plain(StatusCode::NOT_FOUND, &detail) };
+            // What a client of an MCP server takes for "there is no such stream", and goes on without.
+            let mut reaction = plain(StatusCode::METHOD_NOT_ALLOWED, &detail);
+            reaction.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
+            return reaction;
         }
     };
     let query = KnownQuery::parse(&operation, parts.uri.query());
@@ -121,6 +125,7 @@ async fn react(
             sql_api::handle(&exchange, body).await
         }
         Operation::Rest(call) => rest::handle(&exchange, call, body).await,
+        Operation::RestResult(handle) => rest::result(&exchange, handle).await,
     }
 }
 
@@ -322,6 +327,7 @@ impl Exchange<'_> {
             headers: &self.parts.headers,
             token,
             run: Run::default(),
+            mcp_session: None,
             body,
         }
     }
@@ -329,7 +335,7 @@ impl Exchange<'_> {
     /// Says no, as the clients of the operation understand it.
     pub fn refuse(&self, refusal: &Refusal) -> Reaction {
         match self.operation {
-            Operation::Rest(_) => with_status(refusal.status, refusal.body_of_rest().into()),
+            _ if self.operation.is_of_rest() => with_status(refusal.status, refusal.body_of_rest().into()),
             // What is said with status 200 would be taken for the part.
             Operation::Part(_) => plain(refusal.status, &refusal.message),
             _ if self.operation.is_of_api() => {

@@ -448,7 +448,7 @@ impl Owner {
         }
     }
 
-    fn of(session: &Session) -> Self {
+    pub fn of(session: &Session) -> Self {
         Self::new(&session.principal, &session.account)
     }
 }

@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::dial::Dialer;
+use super::mcp_session;
 use super::parts::Part;
 use super::storage::{self, Opened, StorageError};
 use crate::audit::{Recorded, Verdict};
@@ -66,6 +67,8 @@ pub struct Outgoing<'a> {
     /// A login has none.
     pub token: Option<Token<'a>>,
     pub run: Run<'a>,
+    /// The session with an MCP server, as the server knows it.
+    pub mcp_session: Option<HeaderValue>,
     pub body: Bytes,
 }
 
@@ -248,6 +251,9 @@ impl Outgoing<'_> {
                 UpstreamError::Request(format!("the rule's value for {name} is not a header"))
             })?;
             request.headers_mut().insert(name, value);
+        }
+        if let Some(session) = self.mcp_session {
+            request.headers_mut().insert(mcp_session::HEADER, session);
         }
         *request.method_mut() = self.operation.method();
         *request.uri_mut() = uri;

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod actions;
 mod api;
 mod credential;
 mod json;
@@ -17,6 +18,7 @@ mod query;
 mod refusal;
 mod reply;
 mod rest;
+mod results;
 mod telemetry;
 mod token;
 mod transfer;
@@ -32,7 +34,8 @@ pub use parts::{InParts, LEASE};
 pub use query::{QueryRequest, aborted_request};
 pub use refusal::Refusal;
 pub use reply::{Ending, Leads, Reply, secret_of_objects};
-pub use rest::RestCall;
+pub use rest::{RestBody, RestCall};
+pub use results::{LeadsElsewhere, accepted, linked, path as path_of_result};
 pub use telemetry::{telemetry_answer, telemetry_body};
 pub use token::{ClientToken, TokenHash, authorization, bearer_token, snowflake_token};
 pub use transfer::{Access, Direction, Stage, Storage, Transfer, TransferError};

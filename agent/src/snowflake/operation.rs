@@ -7,6 +7,7 @@ use super::json::Malformed;
 use super::parts::{PATH as PARTS, part_name};
 use super::refusal::request_id;
 use super::rest::RestCall;
+use super::results;
 use super::transfer::{PATH as FILES, file_name};
 
 /// The operations that the agent understands.
@@ -50,6 +51,8 @@ pub enum Operation {
     ApiCancel(QueryId),
     /// `/api/v2/…` beside the SQL API: objects, Cortex, MCP servers.
     Rest(RestCall),
+    /// `GET /api/v2/results/{handle}`: the result of such a call, later or page by page.
+    RestResult(QueryId),
 }
 
 /// Snowflake's identifier of a query: letters, digits and hyphens.
@@ -63,6 +66,8 @@ pub struct UnknownOperation {
     pub method: String,
     /// Cut after 200 bytes.
     pub path: String,
+    /// The method that the path takes instead, where saying so helps a client.
+    pub takes: Option<&'static str>,
 }
 
 /// Classifies a request. Doubled slashes count as one: a driver sends them.
@@ -70,6 +75,7 @@ pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Oper
     let unknown = || UnknownOperation {
         method: method.as_str().chars().take(20).collect(),
         path: path.chars().take(200).collect(),
+        takes: RestCall::is_of_mcp(path).then_some("POST"),
     };
     if let Some(call) = RestCall::parse(method, path) {
         return Ok(Operation::Rest(call));
@@ -106,6 +112,7 @@ pub fn classify(method: &Method, path: &str, query: Option<&str>) -> Result<Oper
         ("POST", ["api", "v2", "statements"]) => Ok(Operation::ApiStatement),
         ("GET", ["api", "v2", "statements", handle]) => Ok(Operation::ApiResult(id(handle)?)),
         ("POST", ["api", "v2", "statements", handle, "cancel"]) => Ok(Operation::ApiCancel(id(handle)?)),
+        ("GET", ["api", "v2", "results", handle]) => Ok(Operation::RestResult(id(handle)?)),
         _ => Err(unknown()),
     }
 }
@@ -143,6 +150,9 @@ impl KnownQuery {
         if let Operation::Rest(call) = operation {
             return Ok(Self { text: call.query(query)?, request_id: request_id(query) });
         }
+        if let Operation::RestResult(_) = operation {
+            return Ok(Self { text: results::query_string(query)?, request_id: String::new() });
+        }
         if operation.is_of_api() {
             let query = ApiQuery::parse(query)?;
             return Ok(Self { text: query.to_string(), request_id: query.request_id().to_owned() });
@@ -157,7 +167,12 @@ impl KnownQuery {
 impl Operation {
     /// Whether it is one of the SQL API or of the REST interfaces, where a refusal is an error of HTTP.
     pub fn is_of_api(&self) -> bool {
-        matches!(self, Self::ApiStatement | Self::ApiResult(_) | Self::ApiCancel(_) | Self::Rest(_))
+        matches!(self, Self::ApiStatement | Self::ApiResult(_) | Self::ApiCancel(_)) || self.is_of_rest()
+    }
+
+    /// Whether it is one of the REST interfaces beside the SQL API.
+    pub fn is_of_rest(&self) -> bool {
+        matches!(self, Self::Rest(_) | Self::RestResult(_))
     }
 
     /// For records.
@@ -180,6 +195,7 @@ impl Operation {
             Self::ApiResult(_) => "api_result",
             Self::ApiCancel(_) => "api_cancel",
             Self::Rest(_) => "rest",
+            Self::RestResult(_) => "rest_result",
         }
     }
 
@@ -187,7 +203,9 @@ impl Operation {
     pub fn method(&self) -> Method {
         match self {
             Self::Rest(call) => call.method(),
-            Self::Result(_) | Self::Monitor(_) | Self::Part(_) | Self::ApiResult(_) => Method::GET,
+            Self::Result(_) | Self::Monitor(_) | Self::Part(_) | Self::ApiResult(_) | Self::RestResult(_) => {
+                Method::GET
+            }
             _ => Method::POST,
         }
     }
@@ -217,6 +235,7 @@ impl Operation {
             Self::ApiResult(QueryId(id)) => format!("{API}/{id}"),
             Self::ApiCancel(QueryId(id)) => format!("{API}/{id}/cancel"),
             Self::Rest(call) => call.path(),
+            Self::RestResult(handle) => results::path(handle),
         }
     }
 }
@@ -279,6 +298,34 @@ mod tests {
         assert_eq!((cancel.path(), &cancel), (format!("{path}/cancel"), &Operation::ApiCancel(id)));
         assert!(cancel.is_of_api() && Operation::ApiStatement.carries_a_statement());
         assert!(classify(&Method::DELETE, &path, None).is_err());
+    }
+
+    #[test]
+    fn results_that_come_later_are_asked_for_by_their_handle() {
+        let id = QueryId::parse("01b1c2d3-0000-1111-2222-333344445555").unwrap();
+        let path = format!("/api/v2/results/{}", id.as_str());
+        let get = classify(&Method::GET, &path, None).unwrap();
+        assert_eq!((&get, get.method(), get.path()), (&Operation::RestResult(id), Method::GET, path.clone()));
+        assert!(get.is_of_api() && !get.carries_a_statement());
+        assert_eq!(KnownQuery::parse(&get, Some("page=1")).unwrap().text, "page=1");
+        for (method, path) in [
+            (Method::POST, path.clone()),
+            (Method::GET, format!("{path}:x")),
+            (Method::GET, "/api/v2/results".into()),
+        ] {
+            assert!(classify(&method, &path, None).is_err(), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn an_mcp_server_is_posted_to() {
+        let server = "/api/v2/databases/d/schemas/s/mcp-servers/m";
+        assert!(matches!(post(server), Ok(Operation::Rest(call)) if call.is_mcp()));
+        for method in [Method::GET, Method::DELETE, Method::PUT, Method::HEAD] {
+            let unknown = classify(&method, server, None).unwrap_err();
+            assert_eq!(unknown.takes, Some("POST"), "{method}");
+        }
+        assert_eq!(classify(&Method::GET, "/api/v2/nothing", None).unwrap_err().takes, None);
     }
 
     #[test]

@@ -7,9 +7,11 @@ use std::fmt::Write;
 
 use hyper::Method;
 use percent_encoding::percent_decode_str;
+use serde_json::value::RawValue;
 
-use super::json::Malformed;
-use crate::sql::{Access, Action, Classification, Effect, Feature, Object, ObjectKind};
+use super::actions::action;
+use super::json::{self, Malformed};
+use crate::sql::{Access, Action, Classification, Effect, Feature, Object, ObjectKind, classify};
 
 /// Longer names are none.
 const LONGEST_NAME: usize = 255;
@@ -56,23 +58,41 @@ const COLLECTIONS: [(&str, &str, ObjectKind); 36] = [
 const FILE: &str = "FILE";
 
 /// The query parameters that go upstream.
-const PARAMETERS: [&str; 15] = [
+const PARAMETERS: [&str; 29] = [
+    "asyncExec",
+    "comment",
     "copyGrants",
     "createMode",
     "deep",
+    "fromLast",
     "fromName",
     "history",
     "ifExists",
+    "ignore_edition_check",
     "kind",
     "like",
+    "mode",
+    "modified_after",
+    "newTableName",
     "pattern",
     "requestId",
+    "retryLast",
     "rootOnly",
     "rowLimit",
     "showLimit",
     "startsWith",
+    "target",
+    "targetDatabase",
+    "targetName",
     "targetSchema",
+    "targetTableName",
+    "version",
+    "withLineage",
 ];
+/// The query parameters that name the other object of an action.
+const TARGETS: [&str; 3] = ["newTableName", "targetName", "targetTableName"];
+/// The modes of creation that replace nothing.
+const HARMLESS_MODES: [&str; 2] = ["errorIfExists", "ifNotExists"];
 
 /// A call, as far as its method and path tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,11 +105,37 @@ pub struct RestCall {
     family: Family,
 }
 
+/// What comes with a call, as far as it is read: nothing, an object or, with some actions, a list of objects.
+#[derive(Debug, Default)]
+pub struct RestBody(Vec<json::Object>);
+
+impl RestBody {
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        match serde_json::from_slice::<Vec<&RawValue>>(bytes) {
+            Ok(list) => {
+                list.iter().map(|one| json::Object::parse(one.get().as_bytes())).collect::<Result<_, _>>()
+            }
+            Err(_) => json::Object::parse(bytes).map(|one| vec![one]),
+        }
+        .map(Self)
+    }
+
+    fn name(&self) -> Option<String> {
+        let [object] = self.0.as_slice() else { return None };
+        object.field("name")
+    }
+}
+
 /// What kind of answerer is behind a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     /// Objects, as rows of a table.
     Objects,
+    /// Something that is done with one, as SQL says it.
+    Action(&'static str),
     /// A language model.
     Inference,
     /// Turns a question into SQL, and runs none.
@@ -123,12 +169,23 @@ impl RestCall {
             ("POST", ["databases", _, "schemas", _, "cortex-search-services", _], Some("query")) => {
                 Family::Search
             }
-            ("POST", ["databases", _, "schemas", _, "mcp-servers", _], None) => Family::Mcp,
+            // What another method is for is the server's affair, or the object's: it could be read in two ways.
+            (method, ["databases", _, "schemas", _, "mcp-servers", _], None) => {
+                (method == "POST").then_some(Family::Mcp)?
+            }
             ("GET" | "POST" | "PUT" | "DELETE", [..], None) if are_objects(&words) => Family::Objects,
+            (.., Some(verb)) if are_objects(words.get(..words.len() / 2 * 2)?) => {
+                Family::Action(action(method, &words, verb)?)
+            }
             _ => return None,
         };
         let (method, verb) = (method.clone(), verb.map(ToOwned::to_owned));
         Some(Self { method, segments, verb, family })
+    }
+
+    /// Whether a path is that of an MCP server.
+    pub fn is_of_mcp(path: &str) -> bool {
+        Self::parse(&Method::POST, path).is_some_and(|call| call.is_mcp())
     }
 
     pub fn method(&self) -> Method {
@@ -177,18 +234,19 @@ impl RestCall {
         self.family == Family::Mcp
     }
 
-    /// Whether the answer is a list or a description of objects.
+    /// Whether the answer is about objects: a list, a description, what was done with one.
     pub fn is_of_objects(&self) -> bool {
-        self.family == Family::Objects
+        matches!(self.family, Family::Objects | Family::Action(_))
     }
 
-    /// What the call does.
-    pub fn classification(&self) -> Classification {
+    /// What the call does. `query` is the query string that goes upstream.
+    pub fn classification(&self, query: &str, body: &RestBody) -> Classification {
         let of = |kind, effect, action, access| {
             Classification::of_call(kind, effect, [action], self.object(access))
         };
         match self.family {
-            Family::Objects => self.on_objects(),
+            Family::Objects => self.on_objects(query),
+            Family::Action(sql) => self.by_sql(sql, query, body),
             Family::Inference => {
                 of("CORTEX INFERENCE", Effect::Read, Action::Call, Access::Read).with(Feature::AiFunction)
             }
@@ -203,7 +261,65 @@ impl RestCall {
         }
     }
 
-    fn on_objects(&self) -> Classification {
+    /// What an action does: what the statement that does the same does, with the names of the request.
+    fn by_sql(&self, sql: &str, query: &str, body: &RestBody) -> Classification {
+        let one = self.collection().map_or("OBJECT", |(_, one, _)| one);
+        if sql.is_empty() {
+            let verb = self.verb.as_deref().unwrap_or_default().to_uppercase();
+            let object = self.object(Access::Execute);
+            return Classification::of_call(
+                &format!("REST {verb} {one}"),
+                Effect::Opaque,
+                [Action::Execute],
+                object,
+            );
+        }
+        let mut sql = sql.replace("{}", one);
+        if replaces(query) {
+            sql = sql.replacen("CREATE", "CREATE OR REPLACE", 1);
+        }
+        let mut classification = classify(&sql);
+        for statement in &mut classification.statements {
+            let mut unknown = None;
+            for object in &mut statement.objects {
+                object.name = match object.name.as_str() {
+                    "X" => self.names().join("."),
+                    _ => self.target(query, body).unwrap_or_else(|| {
+                        unknown = Some(Feature::UnknownObject);
+                        "?".to_owned()
+                    }),
+                };
+            }
+            statement.text = 0..0;
+            statement.features.retain(|feature| *feature != Feature::Unparsed);
+            statement.features.extend(unknown);
+            // What its parameters and its body say besides is a language of its own, like that of what creates.
+            if self.method != Method::GET {
+                statement.effect = statement.effect.worse(Effect::Opaque);
+            }
+            classification.effect = statement.effect;
+        }
+        classification
+    }
+
+    /// The other object that an action is about, if the request names it in one way.
+    fn target(&self, query: &str, body: &RestBody) -> Option<String> {
+        let value = |name: &&str| value(query, name);
+        let mut given = TARGETS.iter().filter_map(value).chain(body.name());
+        let (name, None) = (given.next()?, given.next()) else { return None };
+        let mut names = self.names();
+        *names.last_mut()? = one_name(&name)?;
+        let places = [("targetDatabase", 0), ("targetSchema", 1)];
+        for (parameter, at) in places {
+            let Some(place) = value(&parameter) else { continue };
+            // Behind the places comes the name itself.
+            let is_place = at + 1 < names.len();
+            *names.get_mut(at).filter(|_| is_place)? = one_name(&place)?;
+        }
+        Some(names.join("."))
+    }
+
+    fn on_objects(&self, query: &str) -> Classification {
         let one = self.collection().map_or("OBJECT", |(_, one, _)| one);
         let has_name = self.segments.len().is_multiple_of(2);
         let of = |kind: &str, effect, action, access| {
@@ -217,6 +333,12 @@ impl RestCall {
             ("GET", true) => of(&format!("DESCRIBE {one}"), Effect::Read, Action::Describe, Access::Read),
             ("DELETE", _) => of(&format!("DROP {one}"), Effect::Destructive, Action::Drop, Access::Drop),
             // What the body asks for is a language of its own.
+            ("POST", false) if replaces(query) => {
+                let kind = format!("REST POST {one}");
+                let actions = [Action::Create, Action::Replace];
+                let object = self.object(Access::Create);
+                Classification::of_call(&kind, Effect::Destructive, actions, object).with(Feature::OrReplace)
+            }
             (method, false) => {
                 of(&format!("REST {method} {one}"), Effect::Opaque, Action::Create, Access::Create)
             }
@@ -228,7 +350,7 @@ impl RestCall {
 
     /// What the path leads to; of a list, where it is.
     pub fn object(&self, access: Access) -> Option<Object> {
-        let names: Vec<String> = self.pairs().filter_map(|(_, name)| name).map(identifier).collect();
+        let names = self.names();
         let kind = match self.collection()? {
             (_, FILE, _) => ObjectKind::Stage,
             (_, _, kind) if self.segments.len().is_multiple_of(2) => kind,
@@ -239,16 +361,34 @@ impl RestCall {
         Some(Object { name, kind, access })
     }
 
+    /// The names of the object and of what it lies in.
+    fn names(&self) -> Vec<String> {
+        self.pairs().filter_map(|(_, name)| name).map(identifier).collect()
+    }
+
     fn pairs(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         self.segments
             .chunks(2)
             .filter_map(|pair| Some((pair.first()?.as_str(), pair.get(1).map(String::as_str))))
     }
 
+    /// The collection that the path ends in; of an action, that of the object that it is done with.
     fn collection(&self) -> Option<(&'static str, &'static str, ObjectKind)> {
-        let (last, _) = self.pairs().last()?;
+        let is_action = matches!(self.family, Family::Action(_));
+        let (last, _) = self.pairs().filter(|(_, name)| name.is_some() || !is_action).last()?;
         COLLECTIONS.into_iter().find(|(collection, ..)| *collection == last)
     }
+}
+
+/// Whether what is created takes the place of what is there.
+fn replaces(query: &str) -> bool {
+    value(query, "createMode").is_some_and(|mode| !HARMLESS_MODES.contains(&mode.as_str()))
+}
+
+/// The value of a query parameter; none has two.
+fn value(query: &str, name: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(query.as_bytes());
+    pairs.find(|(known, _)| known == name).map(|(_, value)| value.into_owned())
 }
 
 /// Whether it is collection, name, collection, name … Files have no names of one segment, and an address to fetch one by
@@ -274,6 +414,16 @@ fn name(segment: &str) -> Option<String> {
     is_name.then(|| name.into_owned())
 }
 
+/// A name that a parameter or a body gives, if it is one and not several with dots between them.
+fn one_name(name: &str) -> Option<String> {
+    let quoted = name.strip_prefix('"').and_then(|name| name.strip_suffix('"'));
+    let is_one = match quoted {
+        Some(name) => !name.is_empty() && !name.contains('"'),
+        None => !name.is_empty() && name.chars().all(|it| it.is_alphanumeric() || matches!(it, '_' | '$')),
+    };
+    is_one.then(|| identifier(name))
+}
+
 /// A name as statements are recorded with it: in upper case, unless quotes say otherwise.
 fn identifier(name: &str) -> String {
     let Some(quoted) = name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) else {
@@ -286,97 +436,4 @@ fn identifier(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn judged(method: &Method, path: &str) -> Option<(String, Effect, String)> {
-        let call = RestCall::parse(method, path)?;
-        let classification = call.classification();
-        let statement = classification.statements.first()?;
-        let object = statement.objects.first().map(|object| object.name.clone()).unwrap_or_default();
-        Some((statement.kind.clone(), classification.effect, object))
-    }
-
-    #[test]
-    fn a_call_is_judged_by_its_method_and_path() {
-        let table = "/api/v2/databases/sales/schemas/%22my%20schema%22/tables";
-        for (method, path, kind, effect, object) in [
-            (Method::GET, "/api/v2/databases", "SHOW", Effect::Read, "?"),
-            (Method::GET, table, "SHOW", Effect::Read, r#"SALES."my schema""#),
-            (Method::GET, &format!("{table}/t"), "DESCRIBE TABLE", Effect::Read, r#"SALES."my schema".T"#),
-            (
-                Method::DELETE,
-                &format!("{table}/t"),
-                "DROP TABLE",
-                Effect::Destructive,
-                r#"SALES."my schema".T"#,
-            ),
-            (Method::POST, table, "REST POST TABLE", Effect::Opaque, r#"SALES."my schema""#),
-            (Method::PUT, "/api/v2/warehouses/wh", "REST PUT WAREHOUSE", Effect::Opaque, "WH"),
-            (Method::GET, "/api/v2/roles/r/grants", "SHOW", Effect::Read, "R"),
-            (Method::GET, "/api/v2/databases/d/schemas/s/stages/x/files", "LIST", Effect::Read, "@D.S.X"),
-            (Method::POST, "/api/v2/cortex/inference:complete", "CORTEX INFERENCE", Effect::Read, ""),
-            (Method::POST, "/api/v2/cortex/agent:run", "CORTEX AGENT", Effect::Opaque, ""),
-            (
-                Method::POST,
-                "/api/v2/databases/d/schemas/s/agents/a:run",
-                "CORTEX AGENT",
-                Effect::Opaque,
-                "D.S.A",
-            ),
-            (
-                Method::POST,
-                "/api/v2/databases/d/schemas/s/cortex-search-services/docs:query",
-                "CORTEX SEARCH",
-                Effect::Read,
-                "D.S.DOCS",
-            ),
-        ] {
-            let expected = Some((kind.to_owned(), effect, object.to_owned()));
-            assert_eq!(judged(&method, path), expected, "{method} {path}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_known_or_could_be_read_in_two_ways_is_no_call() {
-        for (method, path) in [
-            (Method::GET, "/api/v2/"),
-            (Method::GET, "/api/v2/secrets"),
-            (Method::GET, "/api/v2/databases/"),
-            (Method::GET, "/api/v2/databases//schemas"),
-            (Method::GET, "/api/v2/databases/../users"),
-            (Method::GET, "/api/v2/databases/%2e%2e/schemas"),
-            (Method::GET, "/api/v2/databases/a%2Fb"),
-            (Method::GET, "/api/v2/databases/a;b"),
-            (Method::GET, "/api/v2/databases/a%3Arun"),
-            (Method::GET, "/api/v2/databases/a%00"),
-            (Method::GET, "/api/v2/databases/%ff"),
-            (Method::GET, "/api/v2/databases/d/schemas/s/stages/x/files/a.csv"),
-            (Method::GET, "/api/v2/databases/d/schemas/s/stages/x/files/a.csv:presigned-url"),
-            (Method::GET, "/api/v2/databases/d/schemas/s/services/x/logs"),
-            (Method::POST, "/api/v2/warehouses/wh:suspend"),
-            (Method::POST, "/api/v2/users/u/programmatic-access-tokens"),
-            (Method::GET, "/api/v2/cortex/inference:complete"),
-            (Method::POST, "/api/v2/cortex/inference:other"),
-            (Method::PATCH, "/api/v2/databases/d"),
-            (Method::HEAD, "/api/v2/databases/d"),
-            (Method::POST, "/api/v2/remote-build/execute"),
-        ] {
-            assert_eq!(RestCall::parse(&method, path), None, "{method} {path}");
-        }
-    }
-
-    #[test]
-    fn upstream_it_is_read_as_here() {
-        let path = "/api/v2/databases/a%20b/schemas/%53/functions/f(NUMBER,%20TEXT)";
-        let call = RestCall::parse(&Method::GET, path).unwrap();
-        let upstream = call.path();
-        assert_eq!(upstream, "/api/v2/databases/a%20b/schemas/S/functions/f%28NUMBER%2C%20TEXT%29");
-        assert_eq!(RestCall::parse(&Method::GET, &upstream), Some(call.clone()));
-        assert_eq!(call.query(Some("like=a%25&showLimit=10")).unwrap(), "like=a%25&showLimit=10");
-        assert_eq!(call.query(None).unwrap(), "");
-        for query in ["liek=a", "like=a&like=b", "like=a&%6cike=b", "token=x"] {
-            assert!(call.query(Some(query)).is_err(), "{query}");
-        }
-    }
-}
+mod tests;

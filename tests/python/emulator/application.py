@@ -79,7 +79,7 @@ class Application:
         self._patience = patience
         self._queries = Queries(engine, hosts, account_name(hosts[0]), storage)
         self._sql_api = SqlApi(credentials, sessions, engine, self._queries, warehouse, patience, self._record)
-        self._rest = Rest(self._sql_api)
+        self._rest = Rest(self._sql_api, hosts, warehouse)
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/session/v1/login-request"): self._login,
             ("POST", "/session/token-request"): self._renew,

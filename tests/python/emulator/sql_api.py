@@ -191,17 +191,26 @@ class SqlApi:
 
     async def run(self, user: str, sql: str, context: dict[str, str | None]) -> list[dict[str, str | None]]:
         """The rows of a statement that comes by another interface; `context` says where and as whom, as a body does."""
-        session = self._connect(user, context)
-        asked = {"sqlText": sql, "bindings": None, "parameters": {}}
-        query, fresh = self._queries.prepare(session, "", asked, wants_json=True, whole=True)
-        if fresh:
-            self._start(query)
-            await self._queries.wait(query, self._patience)
+        query = self.begin(user, sql, context)
+        await self.wait(query)
         if query.error is not None or query.data is None:
             error = query.error or Refusal("000630", "Statement reached its timeout.")
             raise Failure(422, error.code, error.message)
         columns = [column["name"] for column in query.data.get("rowtype", [])]
         return [dict(zip(columns, row)) for row in query.data.get("rowset") or []]
+
+    def begin(self, user: str, sql: str, context: dict[str, str | None]) -> Query:
+        """A statement that comes by another interface and runs from now on."""
+        session = self._connect(user, context)
+        asked = {"sqlText": sql, "bindings": None, "parameters": {}}
+        query, fresh = self._queries.prepare(session, "", asked, wants_json=True, whole=True)
+        if fresh:
+            self._start(query)
+        return query
+
+    async def wait(self, query: Query) -> None:
+        """Returns when it is done, or when nobody would wait longer."""
+        await self._queries.wait(query, self._patience)
 
     def _connect(self, user: str, body: dict[str, Any]) -> Session:
         """A session for one request. Names are as they are written here, not turned into upper case."""
