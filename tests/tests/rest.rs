@@ -261,6 +261,19 @@ fn a_result_is_its_callers_by_the_next_agent_too() -> Result<()> {
 }
 
 #[test]
+fn a_request_id_is_of_use_to_its_caller_alone() -> Result<()> {
+    let mut sandbox = sandbox_of(Credential::KeyPair)?;
+    let (pod, thief) = (sandbox.pod("reports")?, sandbox.pod("thief")?);
+    let path = format!("{TABLES}?requestId=6b1f0c1e-58a1-4b7a-9d55-1d2f3a4b5c6d");
+    assert_eq!(ask(&pod, "GET", &path, &[])?.status, 200);
+    let stolen = ask(&thief, "GET", &path, &[])?;
+    assert_eq!(stolen.status, 400, "{stolen:?}");
+    assert_eq!(ask(&pod, "GET", &path, &[])?.status, 200, "its caller may try again");
+    assert_eq!(calls(&sandbox)?.len(), 2);
+    Ok(())
+}
+
+#[test]
 fn a_long_list_comes_page_by_page() -> Result<()> {
     let mut sandbox = sandbox_of(Credential::KeyPair)?;
     let (pod, thief) = (sandbox.pod("reports")?, sandbox.pod("thief")?);

@@ -27,7 +27,7 @@ pub(super) enum Command {
     Tail(TailArguments),
     /// Ask the journal a question in SQL (read-only SQLite)
     #[command(
-        after_help = "Tables: sessions, statements, outcomes, events, payloads; view: trail (statements with their outcomes).
+        after_help = "Tables: sessions, statements, running, outcomes, events, payloads; view: trail (statements with their outcomes).
 
 Examples:
   sudo snowfence audit query 'SELECT time, subject, verdict, sql FROM trail ORDER BY time DESC LIMIT 20'
