@@ -432,6 +432,7 @@ impl Checker<'_> {
         Payloads {
             recipients,
             spool_limit: raw.spool_mebibytes.saturating_mul(MEBIBYTE),
+            when_full: raw.when_full,
             keep: DAY * raw.keep_days,
             answer_limit: raw.answer_mebibytes.map(|limit| limit.saturating_mul(MEBIBYTE)),
         }

@@ -18,7 +18,7 @@ use globset::GlobSet;
 use ipnet::IpNet;
 
 pub use document::{Problem, position};
-pub use raw::{CredentialType, Mode, QueryTag, RawSockets, Telemetry, schema};
+pub use raw::{CredentialType, Mode, QueryTag, RawSockets, Telemetry, WhenFull, schema};
 pub use secret::{Secret, SecretError, SecretReference};
 
 /// The checked configuration.
@@ -193,6 +193,7 @@ pub struct Payloads {
     pub recipients: Vec<age::x25519::Recipient>,
     /// Bytes.
     pub spool_limit: u64,
+    pub when_full: WhenFull,
     pub keep: Duration,
     /// Bytes of one answer; `None` for all.
     pub answer_limit: Option<u64>,

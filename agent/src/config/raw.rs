@@ -323,14 +323,28 @@ pub struct Audit {
 pub struct Payloads {
     /// Public keys of age (`age1…`). Each of their holders can read the payloads alone.
     pub recipients: Vec<String>,
-    /// Room on the disk. Where it is used up, statements are refused.
+    /// Room on the disk.
     #[serde(default = "spool_mebibytes")]
     pub spool_mebibytes: u64,
+    /// What happens when the room is used up.
+    #[serde(default)]
+    pub when_full: WhenFull,
     /// Days after which payloads are removed.
     #[serde(default = "keep_days")]
     pub keep_days: u32,
     /// How much of one answer is kept; what is longer is marked as truncated. Default: all.
     pub answer_mebibytes: Option<u64>,
+}
+
+/// What happens when there is no room for payloads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// Statements are refused until older payloads are old enough to go.
+    #[default]
+    Refuse,
+    /// The oldest payloads go before their time.
+    RemoveOldest,
 }
 
 fn spool_mebibytes() -> u64 {

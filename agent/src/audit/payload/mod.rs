@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{AuditError, now, schema};
-use crate::config;
+use crate::config::{self, WhenFull};
 
 use frames::Frame;
 
@@ -120,6 +120,9 @@ impl Payloads {
                 if let Err(error) = payloads.spool.sync() {
                     tracing::error!(%error, "payloads cannot be brought onto the disk: statements are refused");
                 }
+                if payloads.settings.when_full == WhenFull::RemoveOldest {
+                    told(payloads.spool.remove_oldest(), "there is no more room");
+                }
                 if cleaned.is_none_or(|cleaned| cleaned.elapsed() >= CLEANING) {
                     cleaned = Some(Instant::now());
                     payloads.clean();
@@ -176,19 +179,22 @@ impl Payloads {
 
     fn clean(&self) {
         let Some(before) = SystemTime::now().checked_sub(self.settings.keep) else { return };
-        match self.spool.remove_before(before) {
-            Ok(0) => {}
-            Ok(segments) => tracing::info!(segments, "payloads that were kept for long enough were removed"),
-            Err(error) => {
-                tracing::error!(%error, "payloads that were kept for long enough cannot be removed");
-            }
-        }
+        told(self.spool.remove_before(before), "they were kept for long enough");
     }
 
     fn keep(&self, entry: &spool::Entry, plain: &[u8]) -> Result<spool::Written, SpoolError> {
         let sealed = seal::seal(&self.settings.recipients, plain)
             .map_err(|error| SpoolError::Seal(Arc::new(error)))?;
         self.spool.append(entry, &sealed)
+    }
+}
+
+/// Says what came of removing payloads.
+fn told(removed: Result<usize, SpoolError>, why: &str) {
+    match removed {
+        Ok(0) => {}
+        Ok(segments) => tracing::info!(segments, why, "the oldest payloads were removed"),
+        Err(error) => tracing::error!(%error, why, "the oldest payloads cannot be removed"),
     }
 }
 
@@ -358,6 +364,7 @@ mod tests {
             let settings = config::Payloads {
                 recipients: vec![self.identity.to_public()],
                 spool_limit: 64 << 20,
+                when_full: WhenFull::Refuse,
                 keep: Duration::from_hours(1),
                 answer_limit,
             };

@@ -43,7 +43,7 @@ const SETTLED: &str = "settled";
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpoolError {
     #[error(
-        "the spool for payloads is full ({limit} bytes): raise `audit.payloads.spool_mebibytes`, or lower `audit.payloads.keep_days`"
+        "the spool for payloads is full ({limit} bytes): raise `audit.payloads.spool_mebibytes`, lower `keep_days`, or set `when_full`"
     )]
     Full { limit: u64 },
     #[error("{}: {source}", path.display())]
@@ -209,10 +209,8 @@ impl Spool {
         let current = segment_path(&self.directory(), self.state().segment);
         for (path, length, written) in segments(&self.root)? {
             if written < time && path != current {
-                fs::remove_file(&path).map_err(failed(&path))?;
+                self.remove(&path, length)?;
                 removed += 1;
-                let mut state = self.state();
-                state.total = state.total.saturating_sub(length);
             }
         }
         for directory in children(&self.root)? {
@@ -221,6 +219,36 @@ impl Spool {
             }
         }
         Ok(removed)
+    }
+
+    /// Removes the oldest segments of all runs while less than a tenth of the room is left. Returns how many.
+    pub fn remove_oldest(&self) -> Result<usize, SpoolError> {
+        let most = self.limit - self.limit / 10;
+        if self.total() <= most {
+            return Ok(0);
+        }
+        let mut removed = 0;
+        let mut segments = segments(&self.root)?;
+        segments.sort_by_key(|(_, _, written)| *written);
+        let current = segment_path(&self.directory(), self.state().segment);
+        for (path, length, _) in segments {
+            if path != current && self.total() > most {
+                self.remove(&path, length)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn remove(&self, path: &Path, length: u64) -> Result<(), SpoolError> {
+        match fs::remove_file(path) {
+            // Another agent has removed it.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(path)(error)),
+            _ => {}
+        }
+        let mut state = self.state();
+        state.total = state.total.saturating_sub(length);
+        Ok(())
     }
 
     /// Bytes in all segments of all runs.
@@ -503,6 +531,20 @@ mod tests {
         assert_eq!(spool.remove_before(SystemTime::now() + SYNC).unwrap(), 1);
         let left = children(directory.path()).unwrap();
         assert_eq!(left, [spool.directory()], "the earlier run is gone");
+    }
+
+    #[test]
+    fn the_oldest_segments_go_while_little_room_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path(), 200 << 20).unwrap();
+        let megabytes = vec![0; 10 << 20];
+        let append = |piece| spool.append(&entry(piece), &megabytes).unwrap().place;
+        let places: Vec<Place> = (0..17).map(append).collect();
+        assert_eq!((places[16].segment, spool.remove_oldest().unwrap()), (3, 0));
+        append(17);
+        assert_eq!(spool.remove_oldest().unwrap(), 1);
+        let is_there = |place| read(directory.path(), spool.run(), place).is_ok();
+        assert_eq!([0, 6, 7, 16].map(|at: usize| is_there(places[at])), [false, false, true, true]);
     }
 
     #[test]
