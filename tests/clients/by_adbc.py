@@ -147,7 +147,7 @@ def _() -> None:
     with connect() as own, own.cursor() as slow:
         began = time.monotonic()
         threading.Timer(1, slow.adbc_cancel).start()
-        error = error_of(snowflake.InternalError, lambda: slow.execute("select system$wait(50)"))
+        error = error_of(snowflake.InternalError, lambda: slow.execute("select system$wait(300)"))
         same((str(error), error.vendor_code, error.sqlstate), ("INTERNAL: context canceled", None, None))
         assert time.monotonic() - began < 30
         slow.execute("select 1")

@@ -158,7 +158,7 @@ def _() -> None:
 @scenario("cancel")
 def _() -> None:
     began = time.monotonic()
-    job = session.sql("select system$wait(50)").collect_nowait()
+    job = session.sql("select system$wait(300)").collect_nowait()
     same(job.is_done(), False)
     job.cancel()
     wait_until(job.is_done)

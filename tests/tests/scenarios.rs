@@ -62,7 +62,7 @@ const RENEWED: &str = "the session is renewed";
 const REFUSED: &str = "drop table customers";
 const CANCEL: &str = "cancel";
 /// What every client that can cancel begins, and cancels.
-const CANCELLED: &str = "system$wait(50)";
+const CANCELLED: &str = "system$wait(300)";
 /// The CLI alone takes three minutes, most of it to start each time.
 const DEADLINE: Duration = Duration::from_mins(12);
 const INTRODUCTION: &str = "\
