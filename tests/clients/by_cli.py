@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -158,11 +157,9 @@ def _() -> None:
 
 @scenario("cancel")
 def _() -> None:
-    began = time.monotonic()
-    query = submitted("select system$wait(50)")
+    query = submitted("select system$wait(300)")
     rows(f"!abort {query}")
-    says(error_of(f"!result {query}"), "canceled")
-    assert time.monotonic() - began < 40
+    says(error_of(f"!result {query}"), "000604", "canceled")
 
 
 @scenario("an error of Snowflake's")

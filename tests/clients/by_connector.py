@@ -168,7 +168,7 @@ def _() -> None:
 @scenario("cancel")
 def _() -> None:
     began = time.monotonic()
-    cursor.execute_async("select system$wait(50)")
+    cursor.execute_async("select system$wait(300)")
     query = cursor.sfqid
     same(cursor.abort_query(query), True)
     wait_until(lambda: not connection.is_still_running(connection.get_query_status(query)))

@@ -165,7 +165,7 @@ def _() -> None:
 
 @scenario("cancel")
 def _() -> None:
-    answer = ask("select system$wait(50)", "?async=true")
+    answer = ask("select system$wait(300)", "?async=true")
     path = f"{STATEMENTS}/{answer.handle}"
     same((answer.status, curl("POST", f"{path}/cancel").status), (202, 200))
     wait_until(lambda: curl("GET", path).status != 202)

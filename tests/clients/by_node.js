@@ -173,7 +173,7 @@ scenario('asynchronous', async () => {
 scenario('cancel', async () => {
   const began = Date.now();
   const error = await new Promise((done) => {
-    const statement = connection.execute({ sqlText: 'select system$wait(50)', complete: done });
+    const statement = connection.execute({ sqlText: 'select system$wait(300)', complete: done });
     setTimeout(() => statement.cancel(() => {}), 1000);
   });
   same([error.code, error.sqlState], ['000604', '57014']);

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import threading
+import time
 import warnings
 from decimal import Decimal
 from typing import Any
@@ -32,6 +33,7 @@ from scenarios import (  # noqa: E402
     try_all,
     wait_until,
 )
+from snowflake.connector.errors import ProgrammingError  # noqa: E402
 from snowflake.snowpark import Row, Session  # noqa: E402
 from snowflake.snowpark.exceptions import SnowparkSQLException  # noqa: E402
 from snowflake.snowpark.functions import col  # noqa: E402
@@ -155,11 +157,16 @@ def _() -> None:
 
 @scenario("cancel")
 def _() -> None:
-    job = session.sql("select system$wait(50)").collect_nowait()
+    began = time.monotonic()
+    job = session.sql("select system$wait(300)").collect_nowait()
     same(job.is_done(), False)
     job.cancel()
     wait_until(job.is_done)
     same(job.is_failed(), True)
+    error = error_of(ProgrammingError, job.result)
+    same((error.errno, error.raw_msg), (604, "SQL execution canceled"))
+    assert time.monotonic() - began < 30
+    same(rows("select 1"), [Row(1)])
 
 
 @scenario("an error of Snowflake's")

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use std::{env, fs};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sandbox::client_table::Table;
 use sandbox::{Credential, Environment, Sandbox, node};
 use serde_json::Value;
@@ -32,7 +32,7 @@ const SCENARIOS: [&str; 22] = [
     "describe",
     "several statements in one text",
     "asynchronous",
-    "cancel",
+    CANCEL,
     "an error of Snowflake's",
     "a refusal, once",
     "going on after a refusal",
@@ -60,6 +60,9 @@ const CLIENTS: usize = 8;
 const RENEWED: &str = "the session is renewed";
 /// What every client has refused, once.
 const REFUSED: &str = "drop table customers";
+const CANCEL: &str = "cancel";
+/// What every client that can cancel begins, and cancels.
+const CANCELLED: &str = "system$wait(300)";
 /// The CLI alone takes three minutes, most of it to start each time.
 const DEADLINE: Duration = Duration::from_mins(12);
 const INTRODUCTION: &str = "\
@@ -165,6 +168,9 @@ fn tries_all(client: Client) -> Result<()> {
     ensure!(refused.len() == 1 && refused[0]["verdict"] == "deny", "it was refused once: {refused:?}");
     ensure!(arrived(&sandbox)?.iter().all(|sql| !sql.to_lowercase().contains(REFUSED)), "it went through");
     ensure!(!sandbox.agent_log()?.contains("panicked"), "the agent panicked");
+    if outcomes.get(CANCEL).is_some_and(|outcome| outcome == "✓") {
+        was_cancelled(&sandbox)?;
+    }
     if outcomes.get(RENEWED).is_some_and(|outcome| outcome == "✓") {
         let log = sandbox.upstream_log()?;
         ensure!(log.iter().any(|line| line["path"] == "/session/token-request"), "no session was renewed");
@@ -174,6 +180,41 @@ fn tries_all(client: Client) -> Result<()> {
     let column: Vec<String> = [title].into_iter().chain(SCENARIOS.iter().map(outcome_of)).collect();
     ensure!(outcomes.is_empty(), "there are no such scenarios: {outcomes:?}");
     compare(client, column)
+}
+
+/// One statement began at Snowflake, was ended there because the client asked for just that, and is on record so.
+fn was_cancelled(sandbox: &Sandbox) -> Result<()> {
+    let recorded = journal(
+        sandbox,
+        &format!(
+            "SELECT verdict, request_id, query_id, status, code
+             FROM statements LEFT JOIN outcomes ON outcomes.statement = statements.id
+             WHERE sql LIKE '%{CANCELLED}%'"
+        ),
+    )?;
+    let [one] = recorded.as_slice() else { bail!("it ran once: {recorded:?}") };
+    let of = |column: &str| one[column].as_str().unwrap_or_default().to_owned();
+    let said = ["verdict", "status", "code"].map(of);
+    ensure!(said == ["allow", "failed", "000604"], "it was cancelled: {one}");
+    let (request, query) = (of("request_id"), of("query_id"));
+    let log = sandbox.upstream_log()?;
+    let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    let began: Vec<usize> = (0..log.len()).filter(|at| text(&log[*at], "sql").contains(CANCELLED)).collect();
+    let aborts = |line: &Value| {
+        let path = text(line, "path");
+        match path.strip_suffix("/abort-request").or_else(|| path.strip_suffix("/cancel")) {
+            Some("/queries/v1") => line["body"]["requestId"] == *request,
+            Some(of_query) => of_query.ends_with(&format!("/{query}")),
+            None => text(line, "sql").to_lowercase().contains(&format!("system$cancel_query('{query}')")),
+        }
+    };
+    let aborted: Vec<usize> = (0..log.len()).filter(|at| aborts(&log[*at])).collect();
+    ensure!(
+        matches!((began.as_slice(), aborted.as_slice()), ([began], [aborted]) if began < aborted),
+        "it began once and was aborted once: {began:?} {aborted:?}"
+    );
+    ensure!(log[began[0]]["executed"] == true, "it did not run: {}", log[began[0]]);
+    Ok(())
 }
 
 /// Runs a client's program to its end, and does what it asks for in between. What it says is one JSON value a line.

@@ -204,6 +204,8 @@ pub enum EventKind {
     SessionClosed,
     /// A session token that is unknown, expired, or was given to another workload.
     SessionRefused,
+    /// A workload wanted more than its share of connections or of memory for requests.
+    ShareUsedUp,
     /// A file did not get from or to a stage, or not whole.
     TransferFailed,
     /// A way through a proxy to a Snowflake name.
@@ -286,6 +288,7 @@ impl EventKind {
             Self::RequestTooLarge => "request_too_large",
             Self::SessionClosed => "session_closed",
             Self::SessionRefused => "session_refused",
+            Self::ShareUsedUp => "share_used_up",
             Self::TransferFailed => "transfer_failed",
             Self::TunnelRefused => "tunnel_refused",
             Self::UnknownOperation => "unknown_operation",

@@ -44,8 +44,10 @@ pub async fn serve(proxy: Arc<Proxy>, Accepted { stream, flow }: Accepted) {
     };
     let share = proxy.shares.of(flow.workload.cgroup_id);
     let Some(_slot) = share.connection() else {
-        tracing::warn!(cgroup = flow.workload.cgroup, "refused: this workload has too many connections open");
-        return;
+        // Not an orderly end, after which connector 4.x would not try again.
+        splice::abort(&stream);
+        let detail = format!("to {}: this workload has too many connections open", flow.destination);
+        return proxy.event(EventKind::ShareUsedUp, Some(&flow.workload), None, "", detail).await;
     };
     if flow.class.is_some() && flow.destination.port() == revocation::PORT {
         revocation::serve(proxy, stream, flow, share).await;

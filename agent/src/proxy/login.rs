@@ -40,6 +40,9 @@ pub async fn login(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
 /// Logs in as the user that the rule names.
 async fn open(exchange: Exchange<'_>, mut request: LoginRequest, principal: Principal) -> Reaction {
     let client = client(&exchange, &request);
+    if let Err(error) = exchange.proxy.sessions.room(&exchange.peer.flow.workload) {
+        return refuse(&exchange, Some(principal.caller()), &error.to_string()).await;
+    }
     let rule = principal.rule().clone();
     let target =
         LoginTarget { user: &rule.user, role: rule.role.as_deref(), warehouse: rule.warehouse.as_deref() };

@@ -457,6 +457,7 @@ impl Exchange<'_> {
     pub async fn unreadable(&self, error: &BodyError) -> Reaction {
         let kind = match error {
             BodyError::TooLarge(_) => EventKind::RequestTooLarge,
+            BodyError::Busy => EventKind::ShareUsedUp,
             _ => EventKind::MalformedRequest,
         };
         self.event(kind, None, error.to_string()).await;

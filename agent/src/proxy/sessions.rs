@@ -204,6 +204,12 @@ impl Sessions {
         tokens.by_session.len()
     }
 
+    /// That there is room for one more session of a workload, before Snowflake opens one.
+    pub fn room(&self, workload: &Workload) -> Result<(), SessionError> {
+        self.drop_idle();
+        self.tokens.read().unwrap_or_else(PoisonError::into_inner).room(workload)
+    }
+
     /// Opens a session for a workload and gives the tokens for its client.
     pub fn open(&self, new: NewSession, workload: &Workload) -> Result<ClientTokens, SessionError> {
         let open = Arc::new(OpenSession {
@@ -213,14 +219,8 @@ impl Sessions {
             upstream: Mutex::new(new.upstream),
             used: Mutex::new(Instant::now()),
         });
-        self.drop_idle();
         let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
-        if tokens.by_session.len() >= SESSIONS {
-            return Err(SessionError::TooMany);
-        }
-        if tokens.of_workload(workload.cgroup_id) >= SESSIONS_OF_A_WORKLOAD {
-            return Err(SessionError::TooMany);
-        }
+        tokens.room(workload)?;
         let issued = tokens.issue(&open)?;
         self.keep(&open.sealed(&tokens));
         Ok(issued)
@@ -484,6 +484,14 @@ impl OpenSession {
 }
 
 impl Tokens {
+    fn room(&self, workload: &Workload) -> Result<(), SessionError> {
+        if self.by_session.len() >= SESSIONS || self.of_workload(workload.cgroup_id) >= SESSIONS_OF_A_WORKLOAD
+        {
+            return Err(SessionError::TooMany);
+        }
+        Ok(())
+    }
+
     /// How many sessions a workload has.
     fn of_workload(&self, cgroup_id: u64) -> usize {
         self.by_session.keys().filter_map(|id| self.open(*id)).filter(|it| it.cgroup_id == cgroup_id).count()
