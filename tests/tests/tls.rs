@@ -225,6 +225,46 @@ fn a_driver_that_insists_on_such_a_list_makes_an_exception_for_leaves_that_are_s
     Ok(())
 }
 
+/// An internal CA has no responder for OCSP, with which a leaf would have to come.
+#[test]
+fn a_go_driver_that_insists_on_ocsp_cannot_connect_and_one_that_insists_on_lists_can() -> Result<()> {
+    for list in [false, true] {
+        let mut sandbox =
+            Sandbox::builder().driver(Environment::Adbc).set("clients", "revocation_list", list).start()?;
+        let said = client(
+            &sandbox.pod("reports")?,
+            r#"
+import adbc_driver_snowflake.dbapi as snowflake
+of = os.environ
+def select(**options):
+    with snowflake.connect(**options) as connection, connection.cursor() as cursor:
+        cursor.execute("select 1")
+        return str(cursor.fetchone()[0])
+def by_option(name, value):
+    options = {
+        "account": of["SNOWFLAKE_ACCOUNT"], "auth_type": "auth_oauth", "client_option.auth_token": of["SNOWFLAKE_TOKEN"],
+        "client_option.login_timeout": "10s", f"client_option.{name}": value,
+    }
+    options = {f"adbc.snowflake.sql.{name}": value for name, value in options.items()}
+    return select(db_kwargs={"username": of["SNOWFLAKE_USER"], **options})
+def by_uri(options):
+    return select(uri=f"{of['SNOWFLAKE_USER']}@{of['SNOWFLAKE_ACCOUNT']}/?authenticator=oauth&token={of['SNOWFLAKE_TOKEN']}"
+                      f"&loginTimeout=10&{options}")
+say(**attempt(lambda: by_option("ocsp_fail_open_mode", "false")))
+say(**attempt(lambda: by_uri("ocspFailOpen=false")))
+say(**attempt(lambda: by_uri("certRevocationCheckMode=ENABLED")))
+say(**attempt(lambda: by_uri("certRevocationCheckMode=ENABLED&disableOCSPChecks=true")))"#,
+        )?;
+        let message = |one: &Value| one["message"].as_str().unwrap_or_default().to_owned();
+        for one in &said[..2] {
+            assert!(message(one).contains("269004: no OCSP server is attached to the certificate"), "{one}");
+        }
+        assert!(message(&said[2]).contains("both OCSP and CRL cannot be enabled"), "{}", said[2]);
+        assert_eq!(said[3]["rows"], "1", "{}", said[3]);
+    }
+    Ok(())
+}
+
 /// Passes what comes by HTTP/2 on to the emulated Snowflake by HTTP/1.1, and says what it was.
 const GATEWAY: &str = r"
 const [http2, https, fs] = ['http2', 'https', 'fs'].map(require);
