@@ -210,15 +210,19 @@ pub struct Recording {
 
 impl Recording {
     /// Adds to it. It is kept once [`Self::keep`] has returned, or as far as it did not fit into a piece.
-    pub async fn add(&mut self, kind: FrameKind, content: &[u8]) -> Result<(), SpoolError> {
+    pub async fn add(&mut self, kind: FrameKind, mut content: &[u8]) -> Result<(), SpoolError> {
         let length = content.len() as u64;
         match kind {
             FrameKind::RequestBody => self.record.request_bytes += length,
             FrameKind::AnswerBody => {
+                let limit = self.payloads.settings.answer_limit.unwrap_or(u64::MAX);
+                let room = usize::try_from(limit.saturating_sub(self.record.answer_bytes));
                 self.record.answer_bytes += length;
-                if self.payloads.settings.answer_limit.is_some_and(|limit| self.record.answer_bytes > limit) {
+                if let Some(first) = room.ok().and_then(|room| content.get(..room))
+                    && first.len() < content.len()
+                {
                     self.record.ending = Ending::Truncated;
-                    return Ok(());
+                    content = first;
                 }
             }
             FrameKind::Request | FrameKind::Answer | FrameKind::End => {}
@@ -411,7 +415,7 @@ mod tests {
         }
         let payload = recording.end(Ending::Complete, "").await.unwrap();
         assert_eq!((payload.ending, payload.answer_bytes), (Ending::Truncated, 16));
-        assert_eq!(kept.content(&payload).answer.body, b"first");
+        assert_eq!(kept.content(&payload).answer.body, b"firstsecon");
     }
 
     #[tokio::test]

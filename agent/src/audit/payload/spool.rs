@@ -25,8 +25,9 @@ const MAGIC: [u8; 4] = *b"SNFP";
 const VERSION: u32 = 1;
 const HEAD: usize = 104;
 const DIGEST: usize = 32;
-/// A file that has so many bytes gets no more entries.
+/// A file that has so many bytes, or its part of the room, gets no more entries.
 const SEGMENT: u64 = 64 << 20;
+const SEGMENTS: u64 = 8;
 /// No entry is longer: a piece is about a megabyte.
 const LONGEST: u32 = 16 << 20;
 /// So much is left for the answers to what has begun.
@@ -85,6 +86,8 @@ pub struct Spool {
     root: PathBuf,
     run: Uuid,
     limit: u64,
+    /// A file that has so many bytes gets no more entries.
+    segment: u64,
     state: Mutex<State>,
     _lock: File,
 }
@@ -97,6 +100,8 @@ struct State {
     length: u64,
     /// Of all segments of all runs.
     total: u64,
+    /// When the last entry was.
+    written: Option<SystemTime>,
     unsynced: Vec<Arc<File>>,
     /// The last entry, or the last sync.
     has_failed: bool,
@@ -123,7 +128,8 @@ impl Spool {
         let lock = lock(&directory)?;
         let total = segments(root)?.iter().map(|(_, length, _)| length).sum();
         let state = Mutex::new(State { total, ..State::default() });
-        Ok(Self { root: root.to_owned(), run, limit, state, _lock: lock })
+        let segment = SEGMENT.min(limit / SEGMENTS);
+        Ok(Self { root: root.to_owned(), run, limit, segment, state, _lock: lock })
     }
 
     pub fn run(&self) -> Uuid {
@@ -162,7 +168,7 @@ impl Spool {
             return Err(SpoolError::Full { limit: self.limit });
         }
         let file = match &state.file {
-            Some(file) if state.length < SEGMENT => Arc::clone(file),
+            Some(file) if state.length < self.segment => Arc::clone(file),
             _ => {
                 let path = segment_path(&self.directory(), state.segment + 1);
                 let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path);
@@ -182,6 +188,7 @@ impl Spool {
             }
             return Err(failed(&path)(error));
         }
+        state.written = Some(SystemTime::now());
         state.length += added;
         state.total += added;
         if !state.unsynced.iter().any(|other| Arc::ptr_eq(other, &file)) {
@@ -206,9 +213,11 @@ impl Spool {
     /// which nothing is left. Returns how many segments.
     pub fn remove_before(&self, time: SystemTime) -> Result<usize, SpoolError> {
         let mut removed = 0;
-        let current = segment_path(&self.directory(), self.state().segment);
+        // The one that is written to goes too, if nothing was for so long.
+        self.close_before(time);
+        let current = self.current();
         for (path, length, written) in segments(&self.root)? {
-            if written < time && path != current {
+            if written < time && current.as_ref() != Some(&path) {
                 self.remove(&path, length)?;
                 removed += 1;
             }
@@ -230,14 +239,27 @@ impl Spool {
         let mut removed = 0;
         let mut segments = segments(&self.root)?;
         segments.sort_by_key(|(_, _, written)| *written);
-        let current = segment_path(&self.directory(), self.state().segment);
+        let current = self.current();
         for (path, length, _) in segments {
-            if path != current && self.total() > most {
+            if current.as_ref() != Some(&path) && self.total() > most {
                 self.remove(&path, length)?;
                 removed += 1;
             }
         }
         Ok(removed)
+    }
+
+    fn close_before(&self, time: SystemTime) {
+        let mut state = self.state();
+        if state.written.is_some_and(|written| written < time) {
+            state.file = None;
+        }
+    }
+
+    /// The segment that is written to.
+    fn current(&self) -> Option<PathBuf> {
+        let state = self.state();
+        state.file.is_some().then(|| segment_path(&self.directory(), state.segment))
     }
 
     fn remove(&self, path: &Path, length: u64) -> Result<(), SpoolError> {
@@ -528,7 +550,10 @@ mod tests {
         spool.append(&entry(1), &vec![0; 15 << 20]).unwrap();
         assert!(matches!(spool.append(&entry(0), &vec![0; 2 << 20]), Err(SpoolError::Full { limit: LIMIT })));
         assert_eq!(spool.remove_before(SystemTime::UNIX_EPOCH).unwrap(), 0);
-        assert_eq!(spool.remove_before(SystemTime::now() + SYNC).unwrap(), 1);
+        let begun = SystemTime::now();
+        assert_eq!(spool.remove_before(begun + SYNC).unwrap(), 2, "the one that was written to last, too");
+        spool.append(&entry(2), &vec![0; 2 << 20]).unwrap();
+        assert_eq!(spool.remove_before(begun).unwrap(), 0);
         let left = children(directory.path()).unwrap();
         assert_eq!(left, [spool.directory()], "the earlier run is gone");
     }
@@ -540,11 +565,11 @@ mod tests {
         let megabytes = vec![0; 10 << 20];
         let append = |piece| spool.append(&entry(piece), &megabytes).unwrap().place;
         let places: Vec<Place> = (0..17).map(append).collect();
-        assert_eq!((places[16].segment, spool.remove_oldest().unwrap()), (3, 0));
+        assert_eq!((places[16].segment, spool.remove_oldest().unwrap()), (6, 0));
         append(17);
         assert_eq!(spool.remove_oldest().unwrap(), 1);
         let is_there = |place| read(directory.path(), spool.run(), place).is_ok();
-        assert_eq!([0, 6, 7, 16].map(|at: usize| is_there(places[at])), [false, false, true, true]);
+        assert_eq!([0, 2, 3, 16].map(|at: usize| is_there(places[at])), [false, false, true, true]);
     }
 
     #[test]
