@@ -100,6 +100,15 @@ impl Builder {
         self.configure(move |configuration| configuration::put(configuration, section, key, value))
     }
 
+    /// Has the agent keep payloads for a public key, with more settings of that section.
+    #[must_use]
+    pub fn payloads(self, recipient: &str, mut settings: Table) -> Self {
+        settings.insert("recipients".into(), vec![recipient.to_owned()].into());
+        self.configure(move |configuration| {
+            configuration::put(configuration, "audit", "payloads", settings.into())
+        })
+    }
+
     /// What the agent logs in to the emulated Snowflake with. Default: a password.
     #[must_use]
     pub fn credential(mut self, credential: Credential) -> Self {

@@ -13,7 +13,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sandbox::{Builder, Credential, Environment, Sandbox};
 use serde_json::{Value, json};
-use toml::Table;
 
 use common::{RAW, client, eventually, journal};
 
@@ -40,14 +39,8 @@ impl Reader {
     }
 
     /// A sandbox whose agent keeps payloads for this reader.
-    fn sandbox(&self, settings: &'static str) -> Result<Builder> {
-        let mut payloads: Table = toml::from_str(settings)?;
-        payloads.insert("recipients".into(), vec![self.recipient.clone()].into());
-        Ok(Sandbox::builder().configure(move |configuration| {
-            let audit = configuration["audit"].as_table_mut().context("the section")?;
-            audit.insert("payloads".into(), payloads.into());
-            Ok(())
-        }))
+    fn sandbox(&self, settings: &str) -> Result<Builder> {
+        Ok(Sandbox::builder().payloads(&self.recipient, toml::from_str(settings)?))
     }
 
     /// All payloads, each digest checked on the way.

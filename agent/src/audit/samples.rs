@@ -8,6 +8,16 @@ use super::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
 };
 
+/// The journal's tables, and what identifies a record in each.
+pub(super) const TABLES: [(&str, &str); 6] = [
+    ("sessions", "id"),
+    ("statements", "id"),
+    ("outcomes", "statement"),
+    ("events", "id"),
+    ("payloads", "id"),
+    ("running", "statement"),
+];
+
 /// 2026-01-02T03:04:05.678901Z
 pub(super) const TIME: i64 = 1_767_323_045_678_901;
 

@@ -161,6 +161,10 @@ pub(super) const TRAIL: &str = "
     s.describe_only, s.binds, coalesce(o.status, 'open') AS status, o.rows, coalesce(o.query_id, '') AS query_id,
     coalesce(o.code, '') AS code, coalesce(o.message, '') AS message, o.duration_us, o.response_bytes";
 
+/// The column `time` as ISO 8601, UTC.
+pub(super) const ISO_TIME: &str =
+    "strftime('%Y-%m-%dT%H:%M:%S', time / 1000000, 'unixepoch') || printf('.%06dZ', time % 1000000)";
+
 /// Keeps other agents away from a journal while it lives.
 pub(super) struct Lock {
     _file: File,

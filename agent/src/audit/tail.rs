@@ -229,9 +229,8 @@ fn events(
     end: i64,
 ) -> rusqlite::Result<Vec<(i64, Entry)>> {
     let mut query = connection.prepare_cached(&format!(
-        "SELECT e.*, strftime('%Y-%m-%dT%H:%M:%S', e.time / 1000000, 'unixepoch')
-                     || printf('.%06dZ', e.time % 1000000) AS iso
-         FROM events e WHERE e.seq > :after AND e.seq <= :end AND {EVENT_FILTER}"
+        "SELECT e.*, {} AS iso FROM events e WHERE e.seq > :after AND e.seq <= :end AND {EVENT_FILTER}",
+        schema::ISO_TIME
     ))?;
     let parameters = named_params! {
         ":since": filter.since, ":subject": filter.subject, ":cgroup": filter.cgroup, ":effect": filter.effect,

@@ -1,7 +1,6 @@
 //! The files of a stage: moved between the client, who knows of a stage at the account's own host, and the storage where
 //! Snowflake keeps it. What is moved is recorded before the storage, or the client, has all of it.
 
-use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +26,7 @@ use super::service::{Exchange, Reaction, plain};
 use super::sessions::Session;
 use super::storage::{Opened, StorageError};
 use super::{Proxy, workload};
+use crate::audit::payload::hexadecimal;
 use crate::audit::{Caller, Event, EventKind};
 use crate::snowflake::{Access, Direction, Metadata, Stage, Transfer, TransferError};
 
@@ -388,10 +388,7 @@ impl Moved {
     /// Records it. Unlike other events, each of these counts, so that none is left out.
     async fn record(&mut self) -> Result<(), FileError> {
         let hash = self.hash.clone().finish();
-        let hash = hash.as_ref().iter().fold(String::new(), |mut hash, byte| {
-            let _ = write!(hash, "{byte:02x}");
-            hash
-        });
+        let hash = hexadecimal(hash.as_ref());
         let content = self.digest_of_client.as_ref().map_or_else(String::new, |digest| {
             let digest: String = digest.chars().take(64).filter(char::is_ascii_graphic).collect();
             format!(" (the content's, says the client: {digest})")

@@ -28,9 +28,11 @@ const WAITING: usize = 2;
 /// What is worthless without its workload, and yet nothing to keep: the client's tokens.
 const LEFT_OUT: [&str; 4] = ["authorization", "cookie", "mcp-session-id", LEASE];
 
-/// What the handler of a request tells of it.
-#[derive(Default)]
-pub struct Told {
+/// A request whose answer is awaited, with what its handler tells of it.
+pub struct Noted {
+    payloads: Arc<Payloads>,
+    since: Instant,
+    head: String,
     pub session: OnceLock<Uuid>,
     pub statement: OnceLock<Uuid>,
     pub operation: OnceLock<&'static str>,
@@ -39,14 +41,7 @@ pub struct Told {
     pub body: OnceLock<Bytes>,
 }
 
-/// A request whose answer is awaited.
-pub struct Asked {
-    payloads: Arc<Payloads>,
-    since: Instant,
-    head: String,
-}
-
-impl Asked {
+impl Noted {
     /// Begins with a request; `None` where nothing is kept.
     pub fn new(proxy: &Proxy, parts: &Parts) -> Option<Self> {
         let payloads = Arc::clone(proxy.payloads.as_ref()?);
@@ -54,31 +49,33 @@ impl Asked {
             "method": parts.method.as_str(), "target": parts.uri.path_and_query().map_or("", |target| target.as_str()),
             "headers": headers(&parts.headers),
         });
-        Some(Self { payloads, since: Instant::now(), head: head.to_string() })
+        Some(Self {
+            payloads,
+            since: Instant::now(),
+            head: head.to_string(),
+            session: OnceLock::new(),
+            statement: OnceLock::new(),
+            operation: OnceLock::new(),
+            query: OnceLock::new(),
+            body: OnceLock::new(),
+        })
     }
 
     /// Keeps the request and what comes of it. What belongs to no session is not kept: it reached nothing.
-    pub async fn answered(
-        self,
-        proxy: &Arc<Proxy>,
-        peer: &Peer,
-        told: &Told,
-        reaction: Reaction,
-    ) -> Reaction {
-        let Some(session) = told.session.get() else { return reaction };
+    pub async fn answered(self, proxy: &Arc<Proxy>, peer: &Peer, reaction: Reaction) -> Reaction {
+        let Some(session) = self.session.get() else { return reaction };
         let about = About {
             session: *session,
-            statement: told.statement.get().copied().unwrap_or_default(),
-            query_id: told.query.get().map_or("", String::as_str),
-            operation: told.operation.get().copied().unwrap_or_default(),
+            statement: self.statement.get().copied().unwrap_or_default(),
+            query_id: self.query.get().map_or("", String::as_str),
+            operation: self.operation.get().copied().unwrap_or_default(),
         };
         let mut recording = self.payloads.begin(&about, self.since);
         let (head, body) = reaction.into_parts();
         let answer = json!({ "status": head.status.as_u16(), "headers": headers(&head.headers) }).to_string();
-        let body_of_request = told.body.get().cloned().unwrap_or_default();
         let kept = async {
             recording.add(FrameKind::Request, self.head.as_bytes()).await?;
-            recording.add(FrameKind::RequestBody, &body_of_request).await?;
+            recording.add(FrameKind::RequestBody, self.body.get().map_or(&[], |body| body)).await?;
             recording.add(FrameKind::Answer, answer.as_bytes()).await?;
             match body {
                 Either::Left(whole) => {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::body::{self, Body, BodyError};
 use super::connection::Peer;
-use super::payload::{self, Told};
+use super::payload::Noted;
 use super::sessions::{OpenSession, Session, SessionError, TokenKind, UpstreamTokens};
 use super::upstream::{Answer, Outgoing, Run, Token, UpstreamError};
 use super::{Proxy, files, login, parts, rest, sql_api, statement};
@@ -36,20 +36,20 @@ pub struct Exchange<'a> {
     pub operation: Operation,
     pub query: KnownQuery,
     pub parts: Parts,
-    pub told: Arc<Told>,
+    /// Where it is noted what the request is, if it is kept.
+    pub noted: Option<&'a Noted>,
 }
 
 /// Handles one request.
 pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>) -> Reaction {
     let (parts, mut body) = request.into_parts();
-    let asked = payload::Asked::new(proxy, &parts);
-    let told = Arc::<Told>::default();
-    let reaction = react(proxy, peer, parts, &mut body, Arc::clone(&told)).await;
+    let noted = Noted::new(proxy, &parts);
+    let reaction = react(proxy, peer, parts, &mut body, noted.as_ref()).await;
     // What was not read, because nobody needs it or the request is refused: by HTTP/2, a client that is cut off while it
     // sends may not see the answer.
     body::skip(&mut body).await;
-    match asked {
-        Some(asked) => asked.answered(proxy, peer, &told, reaction).await,
+    match noted {
+        Some(noted) => noted.answered(proxy, peer, reaction).await,
         None => reaction,
     }
 }
@@ -59,7 +59,7 @@ async fn react(
     peer: &Peer,
     parts: Parts,
     body: &mut Incoming,
-    told: Arc<Told>,
+    noted: Option<&Noted>,
 ) -> Reaction {
     if !names_the_server(&parts, &peer.server_name) {
         let detail = "the Host of a request differs from the server name of the connection".to_owned();
@@ -92,9 +92,11 @@ async fn react(
         }
     };
     let query = KnownQuery::parse(&operation, parts.uri.query());
-    // Nobody else tells it.
-    let _ = told.operation.set(operation.name());
-    let mut exchange = Exchange { proxy, peer, operation, query: KnownQuery::default(), parts, told };
+    if let Some(noted) = noted {
+        // Nobody else tells it.
+        let _ = noted.operation.set(operation.name());
+    }
+    let mut exchange = Exchange { proxy, peer, operation, query: KnownQuery::default(), parts, noted };
     match query {
         Ok(query) => exchange.query = query,
         Err(error) => return exchange.malformed(&error.to_string()).await,
@@ -298,22 +300,28 @@ impl Exchange<'_> {
 
     /// Notes whose session a request is on.
     pub fn is_on(&self, session: Uuid) {
-        // The first to be told of is the one.
-        let _ = self.told.session.set(session);
+        if let Some(noted) = self.noted {
+            // The first to be told of is the one.
+            let _ = noted.session.set(session);
+        }
     }
 
     /// Notes which query a request is about.
     pub fn is_about(&self, query: &str) {
-        // The first to be told of is the one.
-        let _ = self.told.query.set(query.to_owned());
+        if let Some(noted) = self.noted {
+            // The first to be told of is the one.
+            let _ = noted.query.set(query.to_owned());
+        }
     }
 
     /// Reads the request's body, out of the workload's share of memory.
     pub async fn read(&self, body: &mut Incoming, limit: usize) -> Result<Body, BodyError> {
         let body = body::read(&self.parts.headers, body, limit, &self.peer.share).await?;
         // Those carry the client's token, and nothing that is asked for.
-        if !matches!(self.operation, Operation::Login | Operation::Renew) {
-            let _ = self.told.body.set(body.bytes.clone());
+        if let Some(noted) = self.noted
+            && !matches!(self.operation, Operation::Login | Operation::Renew)
+        {
+            let _ = noted.body.set(body.bytes.clone());
         }
         Ok(body)
     }

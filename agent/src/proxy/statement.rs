@@ -113,26 +113,24 @@ pub async fn admit(
 ) -> Result<(Recorded, Uuid), Refusal> {
     let record = record(exchange, session, asked, classification, decision);
     let id = record.id;
-    // Each request carries one.
-    let _ = exchange.told.statement.set(id);
-    if decision.verdict != Verdict::Allow {
-        let message = refusal(classification, decision, &record.request_id);
-        let outcome =
-            Outcome { status: OutcomeStatus::Refused, message: message.clone(), ..outcome(id, started) };
-        return match exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await {
-            Ok(()) => Err(Refusal::statement(message, id)),
-            Err(error) => Err(not_recorded(&error, id)),
-        };
+    if let Some(noted) = exchange.noted {
+        // Each request carries one.
+        let _ = noted.statement.set(id);
     }
-    if let Some(Err(error)) = exchange.proxy.payloads.as_ref().map(|payloads| payloads.ready()) {
-        let message = unkept(&error);
-        let outcome =
-            Outcome { status: OutcomeStatus::Refused, message: message.clone(), ..outcome(id, started) };
+    let refused = if decision.verdict != Verdict::Allow {
+        Some(Refusal::statement(refusal(classification, decision, &record.request_id), id))
+    } else if let Some(Err(error)) = exchange.proxy.payloads.as_ref().map(|payloads| payloads.ready()) {
         exchange.event(EventKind::PayloadNotKept, Some(session), error.to_string()).await;
+        let refusal = Refusal::statement(unkept(&error), id);
+        Some(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal })
+    } else {
+        None
+    };
+    if let Some(refusal) = refused {
+        let message = refusal.message.clone();
+        let outcome = Outcome { status: OutcomeStatus::Refused, message, ..outcome(id, started) };
         let recorded = exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await;
-        recorded.map_err(|error| not_recorded(&error, id))?;
-        let refusal = Refusal::statement(message, id);
-        return Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal });
+        return Err(recorded.map_or_else(|error| not_recorded(&error, id), |()| refusal));
     }
     let recorded = exchange.proxy.journal.append_statement(record).await;
     recorded.map(|recorded| (recorded, id)).map_err(|error| not_recorded(&error, id))

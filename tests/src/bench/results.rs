@@ -93,14 +93,8 @@ fn start(plan: &Plan, payloads: bool) -> Result<Sandbox> {
         builder = builder.binary(binary);
     }
     if payloads {
-        builder = builder.configure(|configuration| {
-            let mut payloads = Table::new();
-            payloads.insert("recipients".into(), vec![RECIPIENT].into());
-            payloads.insert("spool_mebibytes".into(), (64 * 1024).into());
-            let audit = configuration["audit"].as_table_mut().context("the section")?;
-            audit.insert("payloads".into(), payloads.into());
-            Ok(())
-        });
+        let room = ("spool_mebibytes".to_owned(), (64 * 1024).into());
+        builder = builder.payloads(RECIPIENT, Table::from_iter([room]));
     }
     builder.start()
 }

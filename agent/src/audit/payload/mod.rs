@@ -340,7 +340,8 @@ pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() 
     Ok((lost, settle))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// Bytes as text.
+pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

@@ -93,14 +93,13 @@ pub fn find(journal: &Path, id: &str) -> Result<Vec<Found>, AuditError> {
     let failed = |error| AuditError::Read(Arc::new(error));
     let connection = schema::open_read_only(journal)?;
     let mut query = connection
-        .prepare(
-            "SELECT *, strftime('%Y-%m-%dT%H:%M:%S', time / 1000000, 'unixepoch')
-                       || printf('.%06dZ', time % 1000000) AS iso
-             FROM payloads WHERE ?1 <> '' AND (id = ?1 OR session = ?1 OR statement = ?1 OR query_id = ?1
+        .prepare(&format!(
+            "SELECT *, {} AS iso FROM payloads WHERE ?1 <> '' AND (id = ?1 OR session = ?1 OR statement = ?1 OR query_id = ?1
                 OR statement IN (SELECT statement FROM outcomes WHERE query_id = ?1)
                 OR query_id IN (SELECT query_id FROM outcomes WHERE statement = ?1 AND query_id <> ''))
              ORDER BY time, seq",
-        )
+            schema::ISO_TIME
+        ))
         .map_err(failed)?;
     let rows = query
         .query_map([id], |found| Ok(Found { payload: row(found)?, time: found.get("iso")? }))

@@ -119,12 +119,7 @@ impl Spool {
     pub fn open(root: &Path, limit: u64) -> Result<Self, SpoolError> {
         let run = Uuid::now_v7();
         let directory = root.join(run.to_string());
-        let builder = || {
-            let mut builder = DirBuilder::new();
-            builder.recursive(true).mode(0o700);
-            builder
-        };
-        builder().create(&directory).map_err(failed(&directory))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&directory))?;
         let lock = lock(&directory)?;
         let total = segments(root)?.iter().map(|(_, length, _)| length).sum();
         let state = Mutex::new(State { total, ..State::default() });

@@ -11,7 +11,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::audit::samples::{TIME, any_record, outcome, payload, session};
+use crate::audit::samples::{TABLES, TIME, any_record, outcome, payload, session};
 use crate::audit::{Record, Running};
 
 /// The command of a ClickHouse server that takes `--listen ADDRESS:PORT --data DIRECTORY`, words separated by spaces.
@@ -252,7 +252,7 @@ async fn killed_at_any_moment_each_record_arrives_exactly_once() {
     for sql in tables::statements("snowfence") {
         server.lines(&sql).await;
     }
-    for table in ["sessions", "statements", "outcomes", "events", "payloads", "running"] {
+    for (table, _) in TABLES {
         // No merge may hide a row that arrived twice.
         let never = "max_bytes_to_merge_at_max_space_in_pool = 1, parts_to_delay_insert = 100000, parts_to_throw_insert = 100000";
         server.lines(&format!("ALTER TABLE snowfence.{table} MODIFY SETTING {never}")).await;
@@ -286,14 +286,7 @@ async fn killed_at_any_moment_each_record_arrives_exactly_once() {
     let last_seq = journal.written().borrow().last_seq;
     deliver_all(&journal, settings(server.url())).await;
     let mut seqs = BTreeMap::new();
-    for (table, id) in [
-        ("sessions", "id"),
-        ("statements", "id"),
-        ("outcomes", "statement"),
-        ("events", "id"),
-        ("payloads", "id"),
-        ("running", "statement"),
-    ] {
+    for (table, id) in TABLES {
         let expected = journal_lines(&path, &format!("SELECT seq || ' ' || {id} FROM {table} ORDER BY seq"));
         let row = format!("toString(seq) || ' ' || toString({id})");
         let found = server.lines(&format!("SELECT {row} FROM snowfence.{table} FINAL ORDER BY seq")).await;

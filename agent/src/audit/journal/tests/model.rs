@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::audit::samples::any_record;
+use crate::audit::samples::{TABLES, any_record};
 use crate::audit::{Outcome, Workload};
 
 /// What a sequence of appends, closings and reopenings must leave behind.
@@ -59,14 +59,7 @@ impl Model {
 
 fn stored(path: &Path) -> HashMap<(&'static str, Uuid), i64> {
     let mut stored = HashMap::new();
-    for (table, column) in [
-        ("sessions", "id"),
-        ("statements", "id"),
-        ("outcomes", "statement"),
-        ("events", "id"),
-        ("payloads", "id"),
-        ("running", "statement"),
-    ] {
+    for (table, column) in TABLES {
         for row in rows(path, &format!("SELECT {column}, seq FROM {table}")) {
             let [Value::Text(id), Value::Integer(seq)] = &row[..] else { panic!("{row:?}") };
             stored.insert((table, Uuid::parse_str(id).unwrap()), *seq);
