@@ -2,6 +2,7 @@
 
 mod delivery;
 mod signals;
+mod signing;
 mod supervisor;
 
 use std::collections::{BTreeSet, HashMap};
@@ -21,9 +22,11 @@ use tokio_util::task::TaskTracker;
 
 use self::delivery::Delivery;
 use self::signals::{Signals, Told};
+use self::signing::Signing;
 use crate::admin::metrics::{self, Metrics};
 use crate::admin::succession::{Predecessor, Remains, receive_legacy};
 use crate::admin::{self, AdminError, Succession};
+use crate::audit::chain::KeyError as SigningKeyError;
 use crate::audit::payload::{self, Payloads};
 use crate::audit::{AuditError, Event, EventKind, Journal, Record, serve_predecessor};
 use crate::capture::{self, Capture, CaptureError, Captured, Names};
@@ -69,6 +72,8 @@ pub enum AppError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     #[error(transparent)]
+    Signing(#[from] SigningKeyError),
+    #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("the sessions cannot be taken over: {0}")]
     Vault(#[from] VaultError),
@@ -84,6 +89,11 @@ impl State<'_> {
 
     pub fn authority(&self) -> PathBuf {
         self.0.join("ca")
+    }
+
+    /// What the journal is signed with.
+    pub fn signing_key(&self) -> PathBuf {
+        self.0.join("audit.key")
     }
 
     /// Where payloads are.
@@ -167,6 +177,7 @@ struct Running {
     capture: Arc<Capture>,
     proxy: Arc<Proxy>,
     journal: Journal,
+    signing: Signing,
     delivery: Delivery,
     serving: tokio::task::JoinHandle<()>,
     /// What looks after things, and ends with the agent.
@@ -189,6 +200,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     let listed = if config.revocation_list { Listed::AtItsHost } else { Listed::Nowhere };
     let server_tls = tls::server_config(Arc::clone(&authority), listed)?;
     let upstream_tls = tls::client_config(config.tls.upstream_ca_bundle.as_deref(), &[b"h2", b"http/1.1"])?;
+    let mut signing = Signing::new(&state.signing_key(), control)?;
     let mut delivery = Delivery::new(&config, control)?;
     let metrics_listener = match config.metrics {
         Some(address) => {
@@ -270,6 +282,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         }
         None => None,
     };
+    signing.start(&journal);
     delivery.start(&journal)?;
     let Captured { accepted, told, suspects } = captured;
     let serving = tokio::spawn(Arc::clone(&proxy).serve(accepted));
@@ -307,7 +320,18 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     // After it knows that it is relieved: who waits for this file may stop it then.
     write_ready(&state)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.agent.node, "ready");
-    Ok(Running { config, capture, proxy, journal, delivery, serving, background, signals, succession })
+    Ok(Running {
+        config,
+        capture,
+        proxy,
+        journal,
+        signing,
+        delivery,
+        serving,
+        background,
+        signals,
+        succession,
+    })
 }
 
 impl Running {
@@ -320,11 +344,15 @@ impl Running {
                 biased;
                 Some(step) = self.succession.recv() => match step {
                     Succession::Begins(ended) => {
+                        self.signing.stop().await;
                         self.delivery.stop().await;
                         // Whoever asked may have gone.
                         let _ = ended.send(());
                     }
-                    Succession::Fails => self.delivery.start(&self.journal)?,
+                    Succession::Fails => {
+                        self.signing.start(&self.journal);
+                        self.delivery.start(&self.journal)?;
+                    }
                     Succession::Done { pid } => break Some(pid),
                 },
                 told = self.signals.next() => match told {
@@ -366,6 +394,7 @@ impl Running {
             None => format!("drained: {drained}"),
         };
         note(&self.journal, EventKind::AgentStopped, detail).await?;
+        self.signing.stop().await;
         // What is not delivered stays in the journal for the next start.
         self.delivery.stop().await;
         match self.capture.counters() {

@@ -74,15 +74,15 @@ impl Journal {
     fn start(file: JournalFile) -> Result<Self, AuditError> {
         let (messages, queue) = mpsc::channel(QUEUE);
         let last_seq = file.store.last_seq()?;
-        let (path, id) = (file.path.clone(), file.id);
+        let (path, node, id) = (file.path.clone(), file.node.clone(), file.id);
         let written = watch::Sender::new(Written { last_seq, ..Written::default() });
-        let writer = Writer { place: Place::Here(file), queue, written: written.clone() };
+        let writer = Writer { place: Place::Here(Box::new(file)), queue, written: written.clone() };
         thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || writer.run())
             .map_err(|source| AuditError::Directory { path: path.clone(), source: Arc::new(source) })?;
         let bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
-        Ok(Self { shared: Arc::new(Shared { path, id, messages, bytes, written }) })
+        Ok(Self { shared: Arc::new(Shared { path, node, id, messages, bytes, written }) })
     }
 
     /// Appends all of `records` or nothing. Returns when they are durable.
@@ -107,6 +107,11 @@ impl Journal {
 
     pub fn path(&self) -> &Path {
         &self.shared.path
+    }
+
+    /// The node that stands in every row.
+    pub fn node(&self) -> &str {
+        &self.shared.node
     }
 
     /// The identifier of the journal's file.
@@ -158,6 +163,7 @@ impl Recorded {
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
+    node: String,
     id: Uuid,
     messages: mpsc::Sender<Message>,
     bytes: Arc<Semaphore>,
@@ -212,7 +218,7 @@ impl JournalFile {
 
 /// Where the journal's file is written.
 enum Place {
-    Here(JournalFile),
+    Here(Box<JournalFile>),
     /// By the successor at the other end. The path and the node are for the case that it ends first.
     Successor {
         stream: UnixStream,
@@ -283,7 +289,7 @@ impl Writer {
             }
         };
         let (file, _) = JournalFile::open(&path, &node)?;
-        self.place = Place::Here(file);
+        self.place = Place::Here(Box::new(file));
         let Place::Here(file) = &mut self.place else { return Err(AuditError::Closed) };
         match file.store.commit(writes) {
             // The successor wrote it and could not say so.

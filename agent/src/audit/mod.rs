@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod clickhouse;
 pub mod payload;
 pub mod query;

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::chain::Checkpoint;
 use super::payload::Payload;
 
 /// Anything that can be appended to the journal.
@@ -19,6 +20,7 @@ pub enum Record {
     Event(Event),
     Payload(Payload),
     Running(Running),
+    Checkpoint(Checkpoint),
 }
 
 /// Who opened the connection, as the kernel attests it.
@@ -327,6 +329,12 @@ impl From<Running> for Record {
     }
 }
 
+impl From<Checkpoint> for Record {
+    fn from(checkpoint: Checkpoint) -> Self {
+        Self::Checkpoint(checkpoint)
+    }
+}
+
 impl From<Payload> for Record {
     fn from(payload: Payload) -> Self {
         Self::Payload(payload)
@@ -369,6 +377,7 @@ impl Record {
                 }
                 Self::Running(running) => running.query_id.len(),
                 Self::Payload(payload) => size_of_val(payload.places.as_slice()),
+                Self::Checkpoint(checkpoint) => checkpoint.digests.len(),
             }
     }
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{AuditError, now};
 
 /// The schema that this program writes, in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// "SNFW", in `PRAGMA application_id`.
 const APPLICATION: i64 = 0x534e_4657;
@@ -149,6 +149,28 @@ CREATE TABLE payloads (
 CREATE INDEX payloads_of_session ON payloads (session);
 CREATE INDEX payloads_of_statement ON payloads (statement);
 CREATE INDEX payloads_of_query ON payloads (query_id);
+";
+
+/// What version 3 added. `previous` is the seq of the record before of the same session, among its row, its statements and
+/// its payloads; 0 for the first.
+const THIRD: &str = "
+ALTER TABLE statements ADD COLUMN previous INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE payloads ADD COLUMN previous INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX statements_of_session ON statements (session);
+
+CREATE TABLE checkpoints (
+    seq       INTEGER PRIMARY KEY,
+    node      TEXT NOT NULL,
+    number    INTEGER NOT NULL UNIQUE,
+    time      INTEGER NOT NULL,
+    first_seq INTEGER NOT NULL,
+    last_seq  INTEGER NOT NULL,
+    root      TEXT NOT NULL,
+    previous  TEXT NOT NULL,
+    key       TEXT NOT NULL,
+    signature TEXT NOT NULL,
+    digests   TEXT NOT NULL
+) STRICT;
 ";
 
 /// The columns of the view `trail`, of statements `s`, outcomes `o` and sessions `n`.
@@ -296,6 +318,7 @@ fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
     transaction.execute_batch(SECOND)?;
+    transaction.execute_batch(THIRD)?;
     transaction.execute_batch(&format!(
         "CREATE VIEW trail AS SELECT {TRAIL} FROM statements s
          LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session"
@@ -315,7 +338,10 @@ fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute_batch(SECOND)?;
+    if found < 2 {
+        transaction.execute_batch(SECOND)?;
+    }
+    transaction.execute_batch(THIRD)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
 }

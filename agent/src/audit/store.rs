@@ -1,5 +1,6 @@
 //! Rows of the journal, written by one connection.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rusqlite::types::Type;
@@ -7,6 +8,7 @@ use rusqlite::{Connection, ErrorCode, Row, Transaction, TransactionBehavior, par
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::chain::Checkpoint;
 use super::payload::Payload;
 use super::{AuditError, Caller, Event, Outcome, Record, Running, Session, Statement, Workload, now};
 
@@ -32,11 +34,18 @@ pub(super) struct Cursor {
 pub(super) struct Store {
     connection: Connection,
     node: String,
+    latest: Latest,
 }
+
+/// The last record of each session that was written to of late.
+type Latest = HashMap<Uuid, i64>;
+
+/// How many sessions are remembered; of others, the journal knows.
+const LATEST: usize = 10_000;
 
 impl Store {
     pub(super) fn new(connection: Connection, node: String) -> Self {
-        Self { connection, node }
+        Self { connection, node, latest: Latest::new() }
     }
 
     /// Commits all of `writes` or nothing, durably. Returns the last `seq` of the journal.
@@ -47,12 +56,13 @@ impl Store {
             .map_err(|error| write_error(error, Uuid::nil))?;
         let first = last_seq(&transaction)?;
         let mut last = first;
+        let mut links = Links { transaction: &transaction, known: &self.latest, new: Latest::new() };
         for write in writes {
             match write {
                 Write::Records(records) => {
                     for record in records {
                         last += 1;
-                        insert(&transaction, &self.node, last, record)
+                        insert(&mut links, &self.node, last, record)
                             .map_err(|error| write_error(error, || identifier(record)))?;
                     }
                 }
@@ -69,7 +79,12 @@ impl Store {
         if last != first {
             save_last_seq(&transaction, last)?;
         }
+        let latest = links.new;
         transaction.commit().map_err(|error| write_error(error, Uuid::nil))?;
+        if self.latest.len() + latest.len() > LATEST {
+            self.latest.clear();
+        }
+        self.latest.extend(latest);
         Ok(last)
     }
 
@@ -148,14 +163,53 @@ fn save_cursor(transaction: &Transaction<'_>, sink: &str, cursor: Cursor) -> Res
     Ok(())
 }
 
-fn insert(transaction: &Transaction<'_>, node: &str, seq: i64, record: &Record) -> rusqlite::Result<()> {
+/// Links the records of a session: each names the one before it, so that none can be left out of a session unnoticed.
+struct Links<'t> {
+    transaction: &'t Transaction<'t>,
+    /// Before this transaction.
+    known: &'t Latest,
+    /// In this transaction.
+    new: Latest,
+}
+
+impl Links<'_> {
+    /// The record of a session before `seq`, which is its last from now on; 0 for none.
+    fn next(&mut self, session: Uuid, seq: i64) -> rusqlite::Result<i64> {
+        let known = self.new.insert(session, seq).or_else(|| self.known.get(&session).copied());
+        let look_up = || {
+            self.transaction
+                .prepare_cached(
+                    "SELECT coalesce(max(seq), 0) FROM (
+                         SELECT max(seq) AS seq FROM sessions WHERE id = ?1
+                         UNION ALL SELECT max(seq) FROM statements WHERE session = ?1
+                         UNION ALL SELECT max(seq) FROM payloads WHERE session = ?1)",
+                )?
+                .query_row([session.to_string()], |row| row.get(0))
+        };
+        known.map_or_else(look_up, Ok)
+    }
+}
+
+fn insert(links: &mut Links<'_>, node: &str, seq: i64, record: &Record) -> rusqlite::Result<()> {
+    let transaction = links.transaction;
+    let mut previous = |session| links.next(session, seq);
     match record {
-        Record::Session(session) => insert_session(transaction, node, seq, session),
-        Record::Statement(statement) => insert_statement(transaction, node, seq, statement),
+        Record::Session(session) => {
+            previous(session.id)?;
+            insert_session(transaction, node, seq, session)
+        }
+        Record::Statement(statement) => {
+            let previous = previous(statement.session)?;
+            insert_statement(transaction, node, seq, statement, previous)
+        }
         Record::Outcome(outcome) => insert_outcome(transaction, node, seq, outcome),
         Record::Event(event) => insert_event(transaction, node, seq, event),
-        Record::Payload(payload) => insert_payload(transaction, node, seq, payload),
+        Record::Payload(payload) => {
+            let previous = previous(payload.session)?;
+            insert_payload(transaction, node, seq, payload, previous)
+        }
         Record::Running(running) => insert_running(transaction, node, seq, running),
+        Record::Checkpoint(checkpoint) => insert_checkpoint(transaction, seq, checkpoint),
     }
 }
 
@@ -203,6 +257,7 @@ fn insert_statement(
     node: &str,
     seq: i64,
     statement: &Statement,
+    previous: i64,
 ) -> rusqlite::Result<()> {
     let Workload { cgroup, pid, uid, comm, executable } = &statement.workload;
     let Caller { issuer, subject, groups } = &statement.caller;
@@ -210,9 +265,9 @@ fn insert_statement(
         .prepare_cached(
             "INSERT INTO statements (seq, node, id, session, time, request_id, cgroup, pid, uid, comm, executable,
                                      issuer, subject, groups, account, user, role, sql, kind, effect, actions,
-                                     objects, features, verdict, policy, describe_only, binds)
+                                     objects, features, verdict, policy, describe_only, binds, previous)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-                     ?22, ?23, ?24, ?25, ?26, ?27)",
+                     ?22, ?23, ?24, ?25, ?26, ?27, ?28)",
         )?
         .execute(params![
             seq,
@@ -241,7 +296,8 @@ fn insert_statement(
             statement.verdict.as_str(),
             statement.policy,
             statement.describe_only,
-            statement.binds
+            statement.binds,
+            previous
         ])?;
     Ok(())
 }
@@ -326,6 +382,7 @@ fn insert_payload(
     node: &str,
     seq: i64,
     payload: &Payload,
+    previous: i64,
 ) -> rusqlite::Result<()> {
     let Payload {
         id,
@@ -346,8 +403,8 @@ fn insert_payload(
     transaction
         .prepare_cached(
             "INSERT INTO payloads (seq, node, id, session, statement, query_id, time, operation, request_bytes,
-                                   answer_bytes, sealed_bytes, duration_us, ending, run, places, digest)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+                                   answer_bytes, sealed_bytes, duration_us, ending, run, places, digest, previous)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         )?
         .execute(params![
             seq,
@@ -365,7 +422,37 @@ fn insert_payload(
             ending.as_str(),
             run.to_string(),
             list(places)?,
-            digest
+            digest,
+            previous
+        ])?;
+    Ok(())
+}
+
+fn insert_checkpoint(
+    transaction: &Transaction<'_>,
+    seq: i64,
+    checkpoint: &Checkpoint,
+) -> rusqlite::Result<()> {
+    let Checkpoint { node, number, time, first_seq, last_seq, root, previous, key, signature, digests } =
+        checkpoint;
+    transaction
+        .prepare_cached(
+            "INSERT INTO checkpoints (seq, node, number, time, first_seq, last_seq, root, previous, key, signature,
+                                      digests)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        )?
+        .execute(params![
+            seq,
+            node,
+            count(*number),
+            time,
+            first_seq,
+            last_seq,
+            root,
+            previous,
+            key,
+            signature,
+            digests
         ])?;
     Ok(())
 }
@@ -387,6 +474,8 @@ fn identifier(record: &Record) -> Uuid {
         Record::Event(event) => event.id,
         Record::Payload(payload) => payload.id,
         Record::Running(running) => running.statement,
+        // Its number is what there can be one of.
+        Record::Checkpoint(_) => Uuid::nil(),
     }
 }
 

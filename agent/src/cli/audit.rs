@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use super::{ConfigFile, Failure, Format, Output, show, table};
+use super::{ConfigFile, Failure, Format, Output, export, show, table, verify};
 use crate::app::State;
 use crate::audit::query::{Limits, query};
 use crate::audit::tail::{Entry, EventEntry, Filter, StatementEntry, Tail};
@@ -27,7 +27,7 @@ pub(super) enum Command {
     Tail(TailArguments),
     /// Ask the journal a question in SQL (read-only SQLite)
     #[command(
-        after_help = "Tables: sessions, statements, running, outcomes, events, payloads; view: trail (statements with their outcomes).
+        after_help = "Tables: sessions, statements, running, outcomes, events, payloads, checkpoints; view: trail (statements with their outcomes).
 
 Examples:
   sudo snowfence audit query 'SELECT time, subject, verdict, sql FROM trail ORDER BY time DESC LIMIT 20'
@@ -41,6 +41,32 @@ Examples:
   sudo snowfence audit show 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 --identity security.key
   sudo snowfence audit show 01b1c2d3-0000-1111-2222-333344445555 -i security.key --whole --format json | jq .answer.body")]
     Show(show::ShowArguments),
+    /// Write a session into one file, with the proof that it carries
+    #[command(
+        after_help = "The file holds the session's records, how they were signed, and its payloads as they are sealed. It can be verified
+(snowfence audit verify --export FILE) without the journal.
+
+Examples:
+  sudo snowfence audit export 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11
+  sudo snowfence audit export 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 --to - | zstd > session.zst"
+    )]
+    Export(export::ExportArguments),
+    /// Prove that no record was changed, dropped, moved or forged since it was signed
+    #[command(
+        after_help = "Ends with 1 if something is wrong, and says which records. Needs no agent: a copy of the journal will do.
+What came after the last checkpoint is not signed yet: while the agent works, that is a matter of seconds.
+
+Examples:
+  sudo snowfence audit verify
+  snowfence audit verify --export 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11.jsonl --key keys
+  snowfence audit verify --journal copy/journal.db --key 5f3a…c2 --format json | jq .problems"
+    )]
+    Verify(verify::VerifyArguments),
+    /// Print the public key that this node signs its trail with
+    #[command(
+        after_help = "Keep it where this host cannot change it.\n\nExample:\n  sudo snowfence audit key >> keys"
+    )]
+    Key(verify::KeyArguments),
 }
 
 #[derive(Args)]
@@ -96,6 +122,9 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
         Command::Tail(arguments) => tail(arguments),
         Command::Query(arguments) => ask(&arguments),
         Command::Show(arguments) => show::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Key(arguments) => verify::key(&arguments),
     }
 }
 

@@ -8,9 +8,11 @@ mod configuration;
 mod doctor;
 mod endpoints;
 mod explain;
+mod export;
 mod run;
 mod show;
 mod table;
+mod verify;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

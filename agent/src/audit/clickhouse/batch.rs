@@ -23,6 +23,7 @@ pub(super) struct Batch {
     pub events: Vec<EventRow>,
     pub payloads: Vec<PayloadRow>,
     pub running: Vec<RunningRow>,
+    pub checkpoints: Vec<CheckpointRow>,
 }
 
 #[derive(Debug, Row, Serialize)]
@@ -78,6 +79,7 @@ pub(super) struct StatementRow {
     policy: String,
     describe_only: bool,
     binds: u32,
+    previous: u64,
 }
 
 #[derive(Debug, Row, Serialize)]
@@ -145,6 +147,23 @@ pub(super) struct PayloadRow {
     run: UuidPair,
     places: String,
     digest: String,
+    previous: u64,
+}
+
+#[derive(Debug, Row, Serialize)]
+pub(super) struct CheckpointRow {
+    node: String,
+    journal: UuidPair,
+    seq: u64,
+    time: i64,
+    number: u64,
+    first_seq: u64,
+    last_seq: u64,
+    root: String,
+    previous: String,
+    key: String,
+    signature: String,
+    digests: String,
 }
 
 /// The last `seq` of the batch that begins after `after`: at most `rows` rows and about `bytes` bytes, but at least one row.
@@ -224,6 +243,7 @@ impl Batch {
                     policy: row.get("policy")?,
                     describe_only: row.get("describe_only")?,
                     binds: row.get("binds")?,
+                    previous: row.count("previous")?,
                 })
             })?,
             outcomes: range.rows("outcomes", |row| {
@@ -291,6 +311,23 @@ impl Batch {
                     run: row.uuid("run")?,
                     places: row.get("places")?,
                     digest: row.get("digest")?,
+                    previous: row.count("previous")?,
+                })
+            })?,
+            checkpoints: range.rows("checkpoints", |row| {
+                Ok(CheckpointRow {
+                    node: row.get("node")?,
+                    journal,
+                    seq: row.count("seq")?,
+                    time: row.get("time")?,
+                    number: row.count("number")?,
+                    first_seq: row.count("first_seq")?,
+                    last_seq: row.count("last_seq")?,
+                    root: row.get("root")?,
+                    previous: row.get("previous")?,
+                    key: row.get("key")?,
+                    signature: row.get("signature")?,
+                    digests: row.get("digests")?,
                 })
             })?,
         })
@@ -358,6 +395,8 @@ fn choose(connection: &Connection, after: i64, rows: u32, bytes: u64) -> rusqlit
          SELECT seq, 512 FROM running WHERE seq > ?1 AND seq <= ?2
          UNION ALL
          SELECT seq, 512 + octet_length(places) FROM payloads WHERE seq > ?1 AND seq <= ?2
+         UNION ALL
+         SELECT seq, 512 + octet_length(digests) FROM checkpoints WHERE seq > ?1 AND seq <= ?2
          ORDER BY 1",
     )?;
     let mut found = query.query([after, after.saturating_add(i64::from(rows))])?;

@@ -221,14 +221,15 @@ impl Writer {
 
     async fn send(&self, after: i64, end: i64) -> Result<(), AuditError> {
         let journal = self.journal.id();
-        let Batch { sessions, statements, outcomes, events, payloads, running } =
+        let Batch { sessions, statements, outcomes, events, payloads, running, checkpoints } =
             self.read(move |connection| Batch::read(connection, journal, after, end)).await?;
         self.insert("sessions", sessions, after, end).await?;
         self.insert("statements", statements, after, end).await?;
         self.insert("outcomes", outcomes, after, end).await?;
         self.insert("events", events, after, end).await?;
         self.insert("payloads", payloads, after, end).await?;
-        self.insert("running", running, after, end).await
+        self.insert("running", running, after, end).await?;
+        self.insert("checkpoints", checkpoints, after, end).await
     }
 
     async fn insert<T>(&self, table: &str, rows: Vec<T>, after: i64, end: i64) -> Result<(), AuditError>

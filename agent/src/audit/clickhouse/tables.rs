@@ -96,6 +96,22 @@ const PAYLOAD: &str = "
     places        String CODEC(ZSTD(1)) COMMENT 'where the pieces are in it, as JSON',
     digest        String COMMENT 'SHA-256 of the digests of the pieces'";
 
+const CHECKPOINT: &str = "
+    number    UInt64 COMMENT 'from 1, without gaps',
+    first_seq UInt64 COMMENT 'the first record that it covers',
+    last_seq  UInt64,
+    root      String COMMENT 'root of the Merkle tree of these records',
+    previous  String COMMENT 'digest of the checkpoint before',
+    key       LowCardinality(String) COMMENT 'public key of the node (Ed25519)',
+    signature String,
+    digests   String CODEC(ZSTD(1)) COMMENT 'leaves of the tree'";
+
+/// What was added to tables later.
+const ADDED: [&str; 2] = [
+    "statements ADD COLUMN IF NOT EXISTS previous UInt64 COMMENT 'seq of the record before of the same session'",
+    "payloads ADD COLUMN IF NOT EXISTS previous UInt64 COMMENT 'seq of the record before of the same session'",
+];
+
 /// The columns of the journal's view of the same name.
 const TRAIL: &str = "
 SELECT s.seq AS seq, s.time AS time, s.node AS node, s.id AS id, s.session AS session, s.request_id AS request_id,
@@ -118,7 +134,8 @@ pub(super) fn statements(database: &str) -> Vec<String> {
         let columns = columns.concat();
         format!("CREATE TABLE IF NOT EXISTS `{database}`.{name} ({columns}\n)\n{ENGINE}\nCOMMENT '{comment}'")
     };
-    vec![
+    let added = ADDED.map(|column| format!("ALTER TABLE `{database}`.{column}"));
+    let mut statements = vec![
         format!("CREATE DATABASE IF NOT EXISTS `{database}`"),
         table("sessions", "Sessions with Snowflake; read it with FINAL", &[KEY, WORKLOAD, CALLER, SESSION]),
         table("statements", "Requests to run SQL; read it with FINAL", &[KEY, WORKLOAD, CALLER, STATEMENT]),
@@ -130,9 +147,12 @@ pub(super) fn statements(database: &str) -> Vec<String> {
             &[KEY, RUNNING],
         ),
         table("payloads", "Where requests and answers are kept, sealed; read it with FINAL", &[KEY, PAYLOAD]),
+        table("checkpoints", "What the records were signed by; read it with FINAL", &[KEY, CHECKPOINT]),
         format!(
             "CREATE VIEW IF NOT EXISTS `{database}`.trail AS{}",
             TRAIL.replace("DB.", &format!("`{database}`."))
         ),
-    ]
+    ];
+    statements.extend(added);
+    statements
 }

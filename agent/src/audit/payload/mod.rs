@@ -26,7 +26,7 @@ use frames::Frame;
 
 pub use frames::FrameKind;
 pub use reading::{Content, Found, Message, ReadError, find, identities, read};
-pub use spool::{Place, SpoolError};
+pub use spool::{Place, SpoolError, parse, read_entry};
 
 /// What is sealed at once.
 pub const PIECE: usize = 1 << 20;

@@ -337,18 +337,45 @@ pub fn unsettled(root: &Path) -> Result<Vec<Ended>, SpoolError> {
 
 /// Reads what is sealed in an entry.
 pub fn read(root: &Path, run: Uuid, place: Place) -> Result<(Entry, Vec<u8>), SpoolError> {
-    let path = segment_path(&root.join(run.to_string()), place.segment);
-    let damaged = || failed(&path)(io::Error::new(io::ErrorKind::InvalidData, "the entry is damaged"));
-    let file = File::open(&path).map_err(failed(&path))?;
-    let mut head = [0; HEAD];
-    file.read_exact_at(&mut head, place.offset).map_err(failed(&path))?;
-    let (entry, length) = decode(&head).filter(|(_, length)| *length == place.length).ok_or_else(damaged)?;
-    let mut sealed = vec![0; usize::try_from(length).unwrap_or_default()];
-    file.read_exact_at(&mut sealed, place.offset + HEAD as u64).map_err(failed(&path))?;
-    if head.get(HEAD - DIGEST..) != Some(digest(&head, &sealed).as_slice()) {
-        return Err(damaged());
+    let mut bytes = read_entry(root, run, place)?;
+    match parse(&bytes) {
+        Some(Parsed { entry, .. }) => Ok((entry, bytes.split_off(HEAD))),
+        None => Err(damaged(&segment_path(&root.join(run.to_string()), place.segment))),
     }
-    Ok((entry, sealed))
+}
+
+/// Reads an entry as it is, with its head.
+pub fn read_entry(root: &Path, run: Uuid, place: Place) -> Result<Vec<u8>, SpoolError> {
+    let path = segment_path(&root.join(run.to_string()), place.segment);
+    let file = File::open(&path).map_err(failed(&path))?;
+    let mut bytes = vec![0; HEAD];
+    file.read_exact_at(&mut bytes, place.offset).map_err(failed(&path))?;
+    let head = bytes.first_chunk().and_then(decode).filter(|(_, length)| *length == place.length);
+    let (_, length) = head.ok_or_else(|| damaged(&path))?;
+    bytes.resize(HEAD + usize::try_from(length).unwrap_or_default(), 0);
+    let sealed = bytes.get_mut(HEAD..).unwrap_or_default();
+    file.read_exact_at(sealed, place.offset + HEAD as u64).map_err(failed(&path))?;
+    Ok(bytes)
+}
+
+/// An entry as it was read.
+pub struct Parsed<'b> {
+    pub entry: Entry,
+    pub digest: [u8; DIGEST],
+    pub sealed: &'b [u8],
+}
+
+/// The parts of an entry; `None` if it is damaged.
+pub fn parse(bytes: &[u8]) -> Option<Parsed<'_>> {
+    let (head, sealed) = bytes.split_first_chunk::<HEAD>()?;
+    let (entry, length) = decode(head)?;
+    let digest = digest(head, sealed);
+    let is_whole = u32::try_from(sealed.len()) == Ok(length) && head.get(HEAD - DIGEST..) == Some(&digest);
+    is_whole.then_some(Parsed { entry, digest, sealed })
+}
+
+fn damaged(path: &Path) -> SpoolError {
+    failed(path)(io::Error::new(io::ErrorKind::InvalidData, "the entry is damaged"))
 }
 
 /// Takes the lock of a run's folder, which fails while the run goes on.

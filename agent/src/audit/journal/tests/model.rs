@@ -25,6 +25,7 @@ impl Model {
             Record::Event(event) => ("events", event.id),
             Record::Payload(payload) => ("payloads", payload.id),
             Record::Running(running) => ("running", running.statement),
+            Record::Checkpoint(checkpoint) => ("checkpoints", Uuid::from_u128(checkpoint.number.into())),
         }
     }
 
@@ -168,6 +169,10 @@ proptest! {
             Record::Running(running) => prop_assert_eq!(
                 row("SELECT time, query_id FROM running"),
                 [Value::Integer(running.time), text(&running.query_id)]
+            ),
+            Record::Checkpoint(checkpoint) => prop_assert_eq!(
+                row("SELECT number, root FROM checkpoints"),
+                [number(checkpoint.number), text(&checkpoint.root)]
             ),
             Record::Payload(payload) => prop_assert_eq!(
                 row("SELECT time, operation, answer_bytes, ending, places FROM payloads"),

@@ -1,0 +1,236 @@
+//! A session in one file, with the proof that it carries.
+//!
+//! The file has one JSON object a line. The first says what it is. Then come, in the order of the journal, the session's
+//! records in their canonical form, each with the number of the checkpoint that covers it and its way in that checkpoint's
+//! tree; before the first record of a checkpoint, the checkpoint; after a payload, its sealed pieces, each with its head
+//! as in the spool.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rusqlite::{Connection, OptionalExtension};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::canonical::{self, Members};
+use super::checkpoint::Checkpoint;
+use super::{digest, notary, tree};
+use crate::audit::payload::{self, Place, SpoolError, hexadecimal};
+use crate::audit::{AuditError, now, schema};
+
+/// The form of the file.
+pub(super) const VERSION: u32 = 1;
+
+/// A line of the file.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub(super) enum Line {
+    Head {
+        snowfence_export: u32,
+        session: Uuid,
+        journal: Uuid,
+        /// When it was made.
+        time: i64,
+    },
+    Record {
+        record: Members,
+        /// None for a record that is not signed yet.
+        proof: Option<Proof>,
+    },
+    Checkpoint {
+        checkpoint: Members,
+    },
+    Piece {
+        payload: Uuid,
+        /// Base64.
+        piece: String,
+    },
+}
+
+/// A record's way in its checkpoint's tree.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Proof {
+    pub checkpoint: u64,
+    pub path: Vec<String>,
+}
+
+/// What was exported.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Exported {
+    pub records: u64,
+    /// Records that no checkpoint covers yet.
+    pub unsigned: u64,
+    pub payloads: u64,
+    /// Payloads whose pieces are no longer in the spool.
+    pub removed: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    #[error("cannot write the export: {0}")]
+    Write(#[from] io::Error),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error("the journal knows no session {0}")]
+    Unknown(Uuid),
+}
+
+/// Whether all records of a session are signed.
+pub fn is_signed(journal: &Path, session: Uuid) -> Result<bool, AuditError> {
+    let connection = schema::open_read_only(journal)?;
+    let last = records(&connection, session).map_err(read_error)?.pop().map_or(0, |(seq, _)| seq);
+    let signed: i64 = connection
+        .query_row("SELECT coalesce(max(last_seq), 0) FROM checkpoints", [], |row| row.get(0))
+        .map_err(read_error)?;
+    Ok(signed >= last)
+}
+
+/// Writes a session. `progress` is told how many of its records are written, and how many there are.
+pub fn export(
+    journal: &Path,
+    spool: &Path,
+    session: Uuid,
+    out: &mut impl Write,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Exported, ExportError> {
+    let connection = schema::open_read_only(journal)?;
+    // All of it as it is at one moment.
+    let connection = connection.unchecked_transaction().map_err(read_error)?;
+    let journal = schema::identifier(&connection)?;
+    let records = records(&connection, session).map_err(read_error)?;
+    if records.is_empty() {
+        return Err(ExportError::Unknown(session));
+    }
+    let mut file = File { out };
+    file.line(&Line::Head { snowfence_export: VERSION, session, journal, time: now() })?;
+    let mut exported = Exported::default();
+    let mut covering: Option<Covering> = None;
+    for (number, (seq, table)) in records.iter().enumerate() {
+        let sql = format!("SELECT * FROM {table} WHERE seq = ?1");
+        let mut found = None;
+        canonical::each(&connection, journal, table, &sql, [seq], |_, members| found = Some(members))
+            .map_err(read_error)?;
+        let Some(members) = found else { continue };
+        if covering.as_ref().is_none_or(|covering| covering.checkpoint.last_seq < *seq) {
+            covering = Covering::find(&connection, *seq).map_err(read_error)?;
+            if let Some(covering) = &covering {
+                file.line(&Line::Checkpoint { checkpoint: covering.checkpoint.members(journal) })?;
+            }
+        }
+        let proof = covering.as_ref().and_then(|covering| covering.proof(*seq));
+        exported.records += 1;
+        exported.unsigned += u64::from(proof.is_none());
+        let pieces = (*table == "payloads").then(|| Pieces::of(&members)).flatten();
+        file.line(&Line::Record { record: members, proof })?;
+        if let Some(pieces) = pieces {
+            exported.payloads += 1;
+            exported.removed += u64::from(!file.pieces(spool, &pieces)?);
+        }
+        progress(number + 1, records.len());
+    }
+    Ok(exported)
+}
+
+/// The records of a session: their places and tables.
+fn records(connection: &Connection, session: Uuid) -> rusqlite::Result<Vec<(i64, &'static str)>> {
+    let mut query = connection.prepare(
+        "SELECT seq, 'sessions' FROM sessions WHERE id = ?1
+         UNION ALL SELECT seq, 'statements' FROM statements WHERE session = ?1
+         UNION ALL SELECT r.seq, 'running' FROM running r JOIN statements s ON s.id = r.statement WHERE s.session = ?1
+         UNION ALL SELECT o.seq, 'outcomes' FROM outcomes o JOIN statements s ON s.id = o.statement WHERE s.session = ?1
+         UNION ALL SELECT seq, 'payloads' FROM payloads WHERE session = ?1
+         ORDER BY 1",
+    )?;
+    let mut rows = query.query([session.to_string()])?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        let name: String = row.get(1)?;
+        records
+            .extend(canonical::TABLES.iter().find(|table| **table == name).map(|table| (row.get(0), *table)));
+    }
+    records.into_iter().map(|(seq, table)| Ok((seq?, table))).collect()
+}
+
+struct File<'o, W> {
+    out: &'o mut W,
+}
+
+impl<W: Write> File<'_, W> {
+    fn line(&mut self, line: &Line) -> io::Result<()> {
+        serde_json::to_writer(&mut self.out, line)?;
+        self.out.write_all(b"\n")
+    }
+
+    /// Whether all of them are there.
+    fn pieces(&mut self, spool: &Path, pieces: &Pieces) -> Result<bool, ExportError> {
+        for place in &pieces.places {
+            let entry = match payload::read_entry(spool, pieces.run, *place) {
+                Err(SpoolError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    return Ok(false);
+                }
+                entry => entry?,
+            };
+            self.line(&Line::Piece { payload: pieces.payload, piece: STANDARD.encode(entry) })?;
+        }
+        Ok(true)
+    }
+}
+
+/// Where the pieces of a payload are.
+struct Pieces {
+    payload: Uuid,
+    run: Uuid,
+    places: Vec<Place>,
+}
+
+impl Pieces {
+    fn of(record: &Members) -> Option<Self> {
+        let text = |name: &str| record.get(name).and_then(serde_json::Value::as_str);
+        Some(Self {
+            payload: text("id")?.parse().ok()?,
+            run: text("run")?.parse().ok()?,
+            places: serde_json::from_str(text("places")?).ok()?,
+        })
+    }
+}
+
+/// The checkpoint that covers some records.
+struct Covering {
+    checkpoint: Checkpoint,
+    leaves: Vec<tree::Digest>,
+}
+
+impl Covering {
+    fn find(connection: &Connection, seq: i64) -> rusqlite::Result<Option<Self>> {
+        let sql =
+            "SELECT * FROM checkpoints WHERE first_seq <= ?1 AND last_seq >= ?1 ORDER BY number LIMIT 1";
+        let found = connection.query_row(sql, [seq], notary::read).optional()?;
+        Ok(found.map(|checkpoint| {
+            let leaves = checkpoint.leaves().unwrap_or_default();
+            Self { checkpoint, leaves }
+        }))
+    }
+
+    fn proof(&self, seq: i64) -> Option<Proof> {
+        let index = usize::try_from(seq.checked_sub(self.checkpoint.first_seq)?).ok()?;
+        let path = (index < self.leaves.len()).then(|| tree::path(&self.leaves, index))?;
+        let path = path.iter().map(|digest| hexadecimal(digest)).collect();
+        Some(Proof { checkpoint: self.checkpoint.number, path })
+    }
+}
+
+impl Proof {
+    /// The digests of the way.
+    pub(super) fn digests(&self) -> Option<Vec<tree::Digest>> {
+        self.path.iter().map(|text| digest(text)).collect()
+    }
+}
+
+fn read_error(error: rusqlite::Error) -> AuditError {
+    AuditError::Read(Arc::new(error))
+}

@@ -1,0 +1,310 @@
+//! Whether an exported session is what was signed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{self, BufRead, Read};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::canonical::{self, Members};
+use super::checkpoint::Checkpoint;
+use super::export::{Line, Proof, VERSION};
+use super::verify::Problem;
+use super::{LONGEST, digest, tree};
+use crate::audit::payload::{self, hexadecimal};
+
+/// No line is longer: a piece has at most 16 MiB.
+const LINE: u64 = 64 << 20;
+
+/// What verification of an export has found.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportReport {
+    pub session: Uuid,
+    pub node: String,
+    pub journal: Uuid,
+    /// Records that are signed, and as they were signed.
+    pub verified: u64,
+    /// Records that were not signed yet.
+    pub unsigned: u64,
+    /// Statements without an outcome.
+    pub open: u64,
+    pub payloads: u64,
+    /// Payloads without all their pieces.
+    pub incomplete: u64,
+    pub keys: Vec<String>,
+    /// Whoever asked has said which keys are the node's.
+    pub key_is_known: bool,
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExportedError {
+    #[error("line {0} is none of an export: the file was cut or changed, or it is no export")]
+    Line(u64),
+    #[error("line {0} is longer than an export's can be")]
+    Long(u64),
+    #[error("it is no export of this program")]
+    NoExport,
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error(
+        "the export has version {found}, this program knows {VERSION}: use the version that wrote it, or a newer one"
+    )]
+    Version { found: u32 },
+}
+
+/// Verifies an export. `keys` are those that are trusted, hexadecimal; where there are none, the first checkpoint's is.
+pub fn verify_export(file: impl BufRead, keys: &[String]) -> Result<ExportReport, ExportedError> {
+    let mut lines = Lines { file, number: 0 };
+    let (session, journal) = match lines.next_line()? {
+        Some(Line::Head { snowfence_export: VERSION, session, journal, .. }) => (session, journal),
+        Some(Line::Head { snowfence_export: found, .. }) => return Err(ExportedError::Version { found }),
+        _ => return Err(ExportedError::NoExport),
+    };
+    let mut verification = Verification::new(session, journal, keys);
+    while let Some(line) = lines.next_line()? {
+        match line {
+            Line::Head { .. } => return Err(ExportedError::Line(lines.number)),
+            Line::Checkpoint { checkpoint } => verification.checkpoint(&checkpoint),
+            Line::Record { record, proof } => verification.record(&record, proof.as_ref()),
+            Line::Piece { payload, piece } => verification.piece(payload, &piece),
+        }
+    }
+    Ok(verification.end())
+}
+
+/// Reads an export line by line.
+pub(super) struct Lines<F> {
+    file: F,
+    /// Of the last one.
+    number: u64,
+}
+
+impl<F: BufRead> Lines<F> {
+    pub(super) fn next_line(&mut self) -> Result<Option<Line>, ExportedError> {
+        let mut line = Vec::new();
+        self.number += 1;
+        (&mut self.file).take(LINE).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        if line.len() as u64 == LINE {
+            return Err(ExportedError::Long(self.number));
+        }
+        // A line without an end was cut. What means the same in another form was not written by this program.
+        let whole = line.strip_suffix(b"\n").and_then(|line| {
+            let parsed: Line = serde_json::from_slice(line).ok()?;
+            (serde_json::to_vec(&parsed).ok()? == line).then_some(parsed)
+        });
+        whole.map(Some).ok_or(ExportedError::Line(self.number))
+    }
+}
+
+struct Verification {
+    report: ExportReport,
+    keys: Vec<String>,
+    checkpoints: BTreeMap<u64, Checkpoint>,
+    seqs: HashSet<i64>,
+    unsigned: Vec<i64>,
+    /// The last record that others are linked to.
+    last: i64,
+    statements: HashSet<Uuid>,
+    ended: HashSet<Uuid>,
+    pieces: HashMap<Uuid, Pieces>,
+}
+
+/// What a payload's pieces must be.
+struct Pieces {
+    seq: i64,
+    digest: String,
+    missing: usize,
+    found: Context,
+}
+
+impl Verification {
+    fn new(session: Uuid, journal: Uuid, keys: &[String]) -> Self {
+        let report = ExportReport {
+            session,
+            node: String::new(),
+            journal,
+            verified: 0,
+            unsigned: 0,
+            open: 0,
+            payloads: 0,
+            incomplete: 0,
+            keys: Vec::new(),
+            key_is_known: !keys.is_empty(),
+            problems: Vec::new(),
+        };
+        Self {
+            report,
+            keys: keys.to_vec(),
+            checkpoints: BTreeMap::new(),
+            seqs: HashSet::new(),
+            unsigned: Vec::new(),
+            last: 0,
+            statements: HashSet::new(),
+            ended: HashSet::new(),
+            pieces: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, problem: Problem) {
+        self.report.problems.push(problem);
+    }
+
+    fn checkpoint(&mut self, members: &Members) {
+        let Some(checkpoint) = Checkpoint::from_members(self.report.journal, members) else {
+            return self
+                .add(Problem::CheckpointForged { number: number(members, "number").unwrap_or_default() });
+        };
+        let number = checkpoint.number;
+        if self.keys.is_empty() {
+            self.keys.push(checkpoint.key.clone());
+        }
+        if !self.report.keys.contains(&checkpoint.key) {
+            self.report.keys.push(checkpoint.key.clone());
+        }
+        if !checkpoint.is_signed(self.report.journal) {
+            self.add(Problem::CheckpointForged { number });
+        } else if self.keys.contains(&checkpoint.key) {
+            self.report.node.clone_from(&checkpoint.node);
+            self.checkpoints.insert(number, checkpoint);
+        } else {
+            self.add(Problem::CheckpointOfAnotherKey { number, key: checkpoint.key });
+        }
+    }
+
+    fn record(&mut self, members: &Members, proof: Option<&Proof>) {
+        let Some(seq) = number::<i64>(members, "seq") else {
+            return self.add(Problem::Changed { seq: 0 });
+        };
+        if !self.seqs.insert(seq) {
+            return self.add(Problem::Twice { seq });
+        }
+        match proof {
+            None => self.unsigned.push(seq),
+            Some(proof) if self.is_proven(members, seq, proof) => self.report.verified += 1,
+            Some(_) => return self.add(Problem::Changed { seq }),
+        }
+        self.place(members, seq);
+    }
+
+    fn is_proven(&self, members: &Members, seq: i64, proof: &Proof) -> bool {
+        let is_journals = text(members, "journal") == Some(self.report.journal.to_string().as_str());
+        let proven = || {
+            let checkpoint = self.checkpoints.get(&proof.checkpoint)?;
+            let index = u64::try_from(seq.checked_sub(checkpoint.first_seq)?).ok()?;
+            let size = Some(checkpoint.size()).filter(|size| *size <= LONGEST as u64)?;
+            let leaf = tree::leaf(&canonical::encode(members));
+            let root = tree::root_by_path(leaf, index, size, &proof.digests()?)?;
+            Some(Some(root) == digest(&checkpoint.root))
+        };
+        is_journals && proven().unwrap_or(false)
+    }
+
+    /// Where the record belongs in the session.
+    fn place(&mut self, members: &Members, seq: i64) {
+        let session = self.report.session;
+        let id = id(members, "id");
+        let is_ours = match text(members, "table") {
+            Some("sessions") => id == Some(session) && self.link(seq, 0),
+            Some("statements") => {
+                self.statements.extend(id);
+                self::id(members, "session") == Some(session) && self.link(seq, previous(members))
+            }
+            Some("payloads") => {
+                self.payload(members, seq, id.unwrap_or_default());
+                self::id(members, "session") == Some(session) && self.link(seq, previous(members))
+            }
+            Some("outcomes") => {
+                let statement = self::id(members, "statement").unwrap_or_default();
+                self.ended.insert(statement);
+                self.statements.contains(&statement)
+            }
+            Some("running") => self::id(members, "statement").is_some_and(|id| self.statements.contains(&id)),
+            _ => false,
+        };
+        if !is_ours {
+            self.add(Problem::Foreign { seq });
+        }
+    }
+
+    /// Whether a record follows the one that is said to be before it; says itself if one is missing.
+    fn link(&mut self, seq: i64, previous: i64) -> bool {
+        if previous != self.last {
+            self.add(Problem::Unlinked { seq, previous });
+        }
+        self.last = seq;
+        true
+    }
+
+    fn payload(&mut self, members: &Members, seq: i64, id: Uuid) {
+        let places =
+            text(members, "places").and_then(|places| serde_json::from_str::<Vec<Value>>(places).ok());
+        let pieces = Pieces {
+            seq,
+            digest: text(members, "digest").unwrap_or_default().to_owned(),
+            missing: places.map_or(0, |places| places.len()),
+            found: Context::new(&SHA256),
+        };
+        self.report.payloads += 1;
+        self.pieces.insert(id, pieces);
+    }
+
+    fn piece(&mut self, payload: Uuid, piece: &str) {
+        let bytes = STANDARD.decode(piece).unwrap_or_default();
+        let parsed = payload::parse(&bytes).filter(|parsed| parsed.entry.payload == payload);
+        match (self.pieces.get_mut(&payload), parsed) {
+            (Some(pieces), Some(parsed)) if pieces.missing > 0 => {
+                pieces.missing -= 1;
+                pieces.found.update(&parsed.digest);
+            }
+            _ => self.add(Problem::PayloadChanged { payload }),
+        }
+    }
+
+    fn end(mut self) -> ExportReport {
+        let signed =
+            self.checkpoints.values().map(|checkpoint| checkpoint.last_seq).max().unwrap_or_default();
+        for seq in std::mem::take(&mut self.unsigned) {
+            if seq > signed {
+                self.report.unsigned += 1;
+            } else {
+                // Its proof was taken away.
+                self.add(Problem::Changed { seq });
+            }
+        }
+        self.report.open = self.statements.difference(&self.ended).count() as u64;
+        let mut pieces: Vec<(Uuid, Pieces)> = self.pieces.drain().collect();
+        pieces.sort_by_key(|(_, pieces)| pieces.seq);
+        for (payload, pieces) in pieces {
+            if pieces.missing > 0 {
+                self.report.incomplete += 1;
+            } else if hexadecimal(pieces.found.finish().as_ref()) != pieces.digest {
+                self.add(Problem::PayloadChanged { payload });
+            }
+        }
+        self.report
+    }
+}
+
+fn text<'m>(members: &'m Members, name: &str) -> Option<&'m str> {
+    members.get(name)?.as_str()
+}
+
+fn id(members: &Members, name: &str) -> Option<Uuid> {
+    text(members, name)?.parse().ok()
+}
+
+fn number<N: TryFrom<i64>>(members: &Members, name: &str) -> Option<N> {
+    N::try_from(members.get(name)?.as_i64()?).ok()
+}
+
+fn previous(members: &Members) -> i64 {
+    number(members, "previous").unwrap_or(-1)
+}

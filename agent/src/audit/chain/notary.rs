@@ -1,0 +1,123 @@
+//! The task that signs what the journal holds.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Row};
+use tokio::time::sleep;
+
+use super::LONGEST;
+use super::canonical::{self, Leaf};
+use super::checkpoint::Checkpoint;
+use super::key::SigningKey;
+use crate::audit::{AuditError, Journal, schema};
+
+/// No record waits longer for a signature while the agent works.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Signs the journal's records as they come.
+#[derive(Debug)]
+pub struct Notary {
+    journal: Journal,
+    key: SigningKey,
+}
+
+/// What there is to sign.
+struct Pending {
+    before: Option<Checkpoint>,
+    leaves: Vec<Leaf>,
+}
+
+impl Notary {
+    pub fn new(journal: Journal, key: SigningKey) -> Self {
+        Self { journal, key }
+    }
+
+    /// Signs until `stop` is done, and then once more what there is by then.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut failing = false;
+        loop {
+            let stopped = tokio::select! {
+                () = &mut stop => true,
+                () = sleep(INTERVAL) => false,
+            };
+            match self.sign().await {
+                Err(AuditError::Closed) => return,
+                Err(error) if !failing => {
+                    tracing::error!(%error, "the records cannot be signed; it is tried again");
+                    failing = true;
+                }
+                Err(_) => {}
+                Ok(()) => failing = false,
+            }
+            if stopped {
+                return;
+            }
+        }
+    }
+
+    /// Signs all that there is.
+    pub(super) async fn sign(&self) -> Result<(), AuditError> {
+        let mut last = self.journal.written().borrow().last_seq;
+        loop {
+            let path = self.journal.path().to_owned();
+            let id = self.journal.id();
+            let task =
+                tokio::task::spawn_blocking(move || pending(&schema::open_read_only(&path)?, id, last));
+            // It is cancelled only when the runtime ends.
+            let Pending { before, leaves } = task.await.unwrap_or(Err(AuditError::Closed))?;
+            // A checkpoint alone needs none: there would never be an end.
+            if leaves.iter().all(|leaf| leaf.is_checkpoint) {
+                return Ok(());
+            }
+            let node = self.journal.node();
+            let Some(checkpoint) = Checkpoint::sign(id, node, before.as_ref(), &leaves, &self.key) else {
+                return Ok(());
+            };
+            last = last.max(checkpoint.last_seq);
+            self.journal.append(vec![checkpoint.into()]).await?;
+        }
+    }
+}
+
+/// The first records that are not signed yet, up to `last`.
+fn pending(connection: &Connection, journal: uuid::Uuid, last: i64) -> Result<Pending, AuditError> {
+    let before = newest(connection).map_err(|error| AuditError::Read(Arc::new(error)))?;
+    let signed = before.as_ref().map_or(0, |before| before.last_seq);
+    let first = first_after(connection, signed).map_err(|error| AuditError::Read(Arc::new(error)))?;
+    let Some(first) = first else { return Ok(Pending { before, leaves: Vec::new() }) };
+    let mut leaves = canonical::leaves(connection, journal, first - 1, last, LONGEST)?;
+    // What is missing is between two checkpoints, and shows.
+    let whole = leaves.iter().zip(first..).take_while(|(leaf, seq)| leaf.seq == *seq).count();
+    leaves.truncate(whole);
+    Ok(Pending { before, leaves })
+}
+
+fn newest(connection: &Connection) -> rusqlite::Result<Option<Checkpoint>> {
+    connection.query_row("SELECT * FROM checkpoints ORDER BY number DESC LIMIT 1", [], read).optional()
+}
+
+/// The first record after `seq`.
+fn first_after(connection: &Connection, seq: i64) -> rusqlite::Result<Option<i64>> {
+    let firsts = canonical::TABLES.map(|table| format!("SELECT min(seq) AS seq FROM {table} WHERE seq > ?1"));
+    let sql = format!("SELECT min(seq) FROM ({})", firsts.join(" UNION ALL "));
+    connection.query_row(&sql, [seq], |row| row.get(0))
+}
+
+/// A checkpoint as its row has it.
+pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
+    Ok(Checkpoint {
+        node: row.get("node")?,
+        number: u64::try_from(row.get::<_, i64>("number")?).unwrap_or_default(),
+        time: row.get("time")?,
+        first_seq: row.get("first_seq")?,
+        last_seq: row.get("last_seq")?,
+        root: row.get("root")?,
+        previous: row.get("previous")?,
+        key: row.get("key")?,
+        signature: row.get("signature")?,
+        digests: row.get("digests")?,
+    })
+}

@@ -1,0 +1,423 @@
+//! Whether records are those that were signed.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::canonical::{self, Leaf};
+use super::checkpoint::Checkpoint;
+use super::notary;
+use super::tree::Digest;
+use super::{LONGEST, digest};
+use crate::audit::{AuditError, schema};
+
+/// Problems that are listed; more are counted.
+const LISTED: usize = 1000;
+/// Checkpoints that are read at once.
+const READ: u32 = 64;
+/// Records that are read at once where no checkpoint says how many.
+const TAIL: usize = 10_000;
+
+/// Where a journal's records and checkpoints are.
+pub trait Source {
+    /// The journal's identifier.
+    fn journal(&self) -> Uuid;
+
+    /// The first and the last record; `None` if there is none.
+    fn range(&mut self) -> Result<Option<(i64, i64)>, AuditError>;
+
+    /// Some of the checkpoints after this number, by their numbers; none if there are none.
+    fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError>;
+
+    /// The first records in (`after`, `end`], by their `seq`, no more than `most`.
+    fn leaves(&mut self, after: i64, end: i64, most: usize) -> Result<Vec<Leaf>, AuditError>;
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "problem", rename_all = "snake_case")]
+pub enum Problem {
+    /// It is not what was signed.
+    Changed {
+        seq: i64,
+    },
+    Missing {
+        first: i64,
+        last: i64,
+    },
+    Twice {
+        seq: i64,
+    },
+    /// It is not of the session that was exported.
+    Foreign {
+        seq: i64,
+    },
+    /// It says that another record of its session came before it than does.
+    Unlinked {
+        seq: i64,
+        previous: i64,
+    },
+    /// The pieces are not those that were kept.
+    PayloadChanged {
+        payload: Uuid,
+    },
+    /// Between two checkpoints: they were there, or not, when neither was signed.
+    Unsigned {
+        first: i64,
+        last: i64,
+    },
+    CheckpointMissing {
+        first: u64,
+        last: u64,
+    },
+    CheckpointTwice {
+        number: u64,
+    },
+    /// Its signature is not of its key.
+    CheckpointForged {
+        number: u64,
+    },
+    /// It is signed with a key that is not trusted.
+    CheckpointOfAnotherKey {
+        number: u64,
+        key: String,
+    },
+    /// It does not follow the one before.
+    CheckpointOutOfChain {
+        number: u64,
+    },
+    /// Its list of digests is not what its root stands for: which of its records were changed cannot be said.
+    CheckpointDigests {
+        number: u64,
+        first: i64,
+        last: i64,
+    },
+}
+
+/// What verification has found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub node: String,
+    pub journal: Uuid,
+    /// Records that are signed, and as they were signed.
+    pub verified: u64,
+    pub checkpoints: u64,
+    /// The first record.
+    pub first: Option<i64>,
+    /// The last record that is signed.
+    pub signed: i64,
+    /// When.
+    pub signed_at: Option<i64>,
+    /// Records after that, without checkpoints.
+    pub unsigned: u64,
+    /// The public keys of the checkpoints.
+    pub keys: Vec<String>,
+    /// Whoever asked has said which keys are the node's.
+    pub key_is_known: bool,
+    pub problems: Vec<Problem>,
+    /// Problems that are not listed.
+    pub more_problems: u64,
+}
+
+impl Report {
+    pub fn is_good(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    fn add(&mut self, problem: Problem) {
+        if self.problems.len() < LISTED {
+            self.problems.push(problem);
+        } else {
+            self.more_problems += 1;
+        }
+    }
+}
+
+/// Verifies all records and checkpoints of a journal. `keys` are those that are trusted, hexadecimal; where there are none, the
+/// first checkpoint's is. `progress` is told the last record that was looked at, and the last one.
+pub fn verify(
+    source: &mut impl Source,
+    keys: &[String],
+    mut progress: impl FnMut(i64, i64),
+) -> Result<Report, AuditError> {
+    let range = source.range()?;
+    let mut verification = Verification::new(source.journal(), keys, range.map(|(first, _)| first));
+    let Some((first, last)) = range else { return Ok(verification.report) };
+    // What comes before is removed only with what says so.
+    verification.next = first.min(1);
+    loop {
+        let number = verification.before.as_ref().map_or(0, |before| before.number);
+        let checkpoints = source.checkpoints(number)?;
+        if checkpoints.is_empty() {
+            break;
+        }
+        for checkpoint in checkpoints {
+            verification.checkpoint(source, checkpoint)?;
+            progress(verification.report.signed, last);
+        }
+    }
+    verification.tail(source)?;
+    progress(last, last);
+    Ok(verification.report)
+}
+
+struct Verification {
+    report: Report,
+    keys: Vec<String>,
+    before: Option<Checkpoint>,
+    /// The record that the next checkpoint begins with.
+    next: i64,
+}
+
+impl Verification {
+    fn new(journal: Uuid, keys: &[String], first: Option<i64>) -> Self {
+        let report = Report {
+            node: String::new(),
+            journal,
+            verified: 0,
+            checkpoints: 0,
+            first,
+            signed: 0,
+            signed_at: None,
+            unsigned: 0,
+            keys: Vec::new(),
+            key_is_known: !keys.is_empty(),
+            problems: Vec::new(),
+            more_problems: 0,
+        };
+        Self { report, keys: keys.to_vec(), before: None, next: 1 }
+    }
+
+    fn checkpoint(&mut self, source: &mut impl Source, checkpoint: Checkpoint) -> Result<(), AuditError> {
+        let number = checkpoint.number;
+        let journal = self.report.journal;
+        let expected = self.before.as_ref().map_or(1, |before| before.number + 1);
+        if number < expected {
+            self.report.add(Problem::CheckpointTwice { number });
+            return Ok(());
+        }
+        if number > expected {
+            self.report.add(Problem::CheckpointMissing { first: expected, last: number - 1 });
+        }
+        if self.keys.is_empty() {
+            self.keys.push(checkpoint.key.clone());
+        }
+        if !self.report.keys.contains(&checkpoint.key) {
+            self.report.keys.push(checkpoint.key.clone());
+        }
+        let mut is_sound = true;
+        if !checkpoint.is_signed(journal) {
+            self.report.add(Problem::CheckpointForged { number });
+            is_sound = false;
+        } else if !self.keys.contains(&checkpoint.key) {
+            self.report.add(Problem::CheckpointOfAnotherKey { number, key: checkpoint.key.clone() });
+            is_sound = false;
+        }
+        if number == expected {
+            let before = self.before.as_ref().map_or(Digest::default(), |before| before.digest(journal));
+            if digest(&checkpoint.previous) != Some(before) {
+                self.report.add(Problem::CheckpointOutOfChain { number });
+            }
+        }
+        self.report.checkpoints += 1;
+        if is_sound {
+            self.records(source, &checkpoint)?;
+        }
+        self.before = Some(checkpoint);
+        Ok(())
+    }
+
+    /// Compares the records of a checkpoint with its list of digests.
+    fn records(&mut self, source: &mut impl Source, checkpoint: &Checkpoint) -> Result<(), AuditError> {
+        let Checkpoint { number, first_seq: first, last_seq: last, .. } = *checkpoint;
+        if first < self.next || last < first {
+            self.report.add(Problem::CheckpointOutOfChain { number });
+            return Ok(());
+        }
+        if first > self.next {
+            self.report.add(Problem::Unsigned { first: self.next, last: first - 1 });
+        }
+        self.next = last.saturating_add(1);
+        self.report.signed = last;
+        self.report.signed_at = Some(checkpoint.time);
+        self.report.node.clone_from(&checkpoint.node);
+        match checkpoint.leaves() {
+            Some(signed) => {
+                let found = source.leaves(first - 1, last, 2 * LONGEST)?;
+                self.compare(&signed, first, &found);
+            }
+            None => self.report.add(Problem::CheckpointDigests { number, first, last }),
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, signed: &[Digest], first: i64, found: &[Leaf]) {
+        let mut found = found.iter().peekable();
+        let mut missing = Run::default();
+        for (signed, seq) in signed.iter().zip(first..) {
+            let Some(leaf) = found.next_if(|leaf| leaf.seq == seq) else {
+                missing.add(seq, &mut self.report);
+                continue;
+            };
+            if leaf.digest == *signed {
+                self.report.verified += 1;
+            } else {
+                self.report.add(Problem::Changed { seq });
+            }
+            while found.next_if(|leaf| leaf.seq == seq).is_some() {
+                self.report.add(Problem::Twice { seq });
+            }
+        }
+        missing.end(&mut self.report);
+    }
+
+    /// What is not signed yet must at least be whole.
+    fn tail(&mut self, source: &mut impl Source) -> Result<(), AuditError> {
+        let mut after = self.next - 1;
+        loop {
+            let found = source.leaves(after, i64::MAX, TAIL)?;
+            let Some(last) = found.last() else { return Ok(()) };
+            for leaf in &found {
+                match leaf.seq.checked_sub(after) {
+                    Some(1) => {}
+                    Some(0) => self.report.add(Problem::Twice { seq: leaf.seq }),
+                    _ => self.report.add(Problem::Missing { first: after + 1, last: leaf.seq - 1 }),
+                }
+                self.report.unsigned += u64::from(!leaf.is_checkpoint);
+                after = leaf.seq;
+            }
+            after = last.seq;
+        }
+    }
+}
+
+/// Records that are missing one after the other.
+#[derive(Default)]
+struct Run(Option<(i64, i64)>);
+
+impl Run {
+    fn add(&mut self, seq: i64, report: &mut Report) {
+        match &mut self.0 {
+            Some((_, last)) if *last + 1 == seq => *last = seq,
+            _ => {
+                self.end(report);
+                self.0 = Some((seq, seq));
+            }
+        }
+    }
+
+    fn end(&mut self, report: &mut Report) {
+        if let Some((first, last)) = self.0.take() {
+            report.add(Problem::Missing { first, last });
+        }
+    }
+}
+
+/// A journal's file.
+pub struct JournalSource {
+    connection: Connection,
+    journal: Uuid,
+}
+
+impl JournalSource {
+    pub fn open(path: &Path) -> Result<Self, AuditError> {
+        let connection = schema::open_read_only(path)?;
+        let journal = schema::identifier(&connection)?;
+        Ok(Self { connection, journal })
+    }
+}
+
+impl Source for JournalSource {
+    fn journal(&self) -> Uuid {
+        self.journal
+    }
+
+    fn range(&mut self) -> Result<Option<(i64, i64)>, AuditError> {
+        let ends =
+            canonical::TABLES.map(|table| format!("SELECT min(seq) AS first, max(seq) AS last FROM {table}"));
+        let sql = format!("SELECT min(first), max(last) FROM ({})", ends.join(" UNION ALL "));
+        let ends = self.connection.query_row(&sql, [], |row| Ok(Option::zip(row.get(0)?, row.get(1)?)));
+        ends.map_err(read_error)
+    }
+
+    fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError> {
+        let sql = "SELECT * FROM checkpoints WHERE number > ?1 ORDER BY number LIMIT ?2";
+        let mut query = self.connection.prepare_cached(sql).map_err(read_error)?;
+        let after = i64::try_from(after).unwrap_or(i64::MAX);
+        let rows = query.query_map((after, READ), notary::read).map_err(read_error)?;
+        rows.collect::<Result<_, _>>().map_err(read_error)
+    }
+
+    fn leaves(&mut self, after: i64, end: i64, most: usize) -> Result<Vec<Leaf>, AuditError> {
+        canonical::leaves(&self.connection, self.journal, after, end, most)
+    }
+}
+
+fn read_error(error: rusqlite::Error) -> AuditError {
+    AuditError::Read(Arc::new(error))
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed { seq } => {
+                write!(
+                    f,
+                    "record {seq} is not what was signed: it was changed, or another one put in its place"
+                )
+            }
+            Self::Missing { first, last } => write!(f, "{} missing", Records(*first, *last)),
+            Self::Twice { seq } => write!(f, "record {seq} is there more than once"),
+            Self::Foreign { seq } => write!(f, "record {seq} is not of this session"),
+            Self::Unlinked { seq, previous: 0 } => {
+                write!(f, "record {seq} is the first one of the session, and does not stand there")
+            }
+            Self::Unlinked { seq, previous } => {
+                write!(
+                    f,
+                    "record {seq} comes after record {previous} of the session, which is missing or stands elsewhere"
+                )
+            }
+            Self::PayloadChanged { payload } => write!(f, "payload {payload} is not what was kept"),
+            Self::Unsigned { first, last } => {
+                write!(f, "{} between two checkpoints, covered by neither", Records(*first, *last))
+            }
+            Self::CheckpointMissing { first, last } if first == last => {
+                write!(f, "checkpoint {first} is missing")
+            }
+            Self::CheckpointMissing { first, last } => write!(f, "checkpoints {first} to {last} are missing"),
+            Self::CheckpointTwice { number } => write!(f, "checkpoint {number} is there more than once"),
+            Self::CheckpointForged { number } => {
+                write!(f, "checkpoint {number} was changed or forged: its signature is wrong")
+            }
+            Self::CheckpointOfAnotherKey { number, key } => {
+                write!(
+                    f,
+                    "checkpoint {number} is signed with the key {key}, which is not one of those that are trusted"
+                )
+            }
+            Self::CheckpointOutOfChain { number } => {
+                write!(f, "checkpoint {number} does not follow the one before it")
+            }
+            Self::CheckpointDigests { number, first, last } => write!(
+                f,
+                "the list of digests of checkpoint {number} was changed: which of the records {first} to {last} were, if any, cannot be said"
+            ),
+        }
+    }
+}
+
+struct Records(i64, i64);
+
+impl fmt::Display for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(first, last) if first == last => write!(f, "record {first} is"),
+            Self(first, last) => write!(f, "records {first} to {last} are"),
+        }
+    }
+}

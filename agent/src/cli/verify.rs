@@ -1,0 +1,209 @@
+//! `snowfence audit verify` and `key`: whether the trail is what was signed.
+
+use std::fs::File;
+use std::io::{self, BufReader, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use clap::Args;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::audit::Source;
+use super::{ConfigFile, Failure, Format, Output};
+use crate::app::State;
+use crate::audit::chain::{JournalSource, Report, SigningKey, verify, verify_export};
+
+#[derive(Args)]
+pub(super) struct VerifyArguments {
+    #[command(flatten)]
+    source: Source,
+    /// Verify a session that was exported instead
+    #[arg(long, value_name = "FILE", conflicts_with = "journal")]
+    export: Option<PathBuf>,
+    /// A public key that is trusted, as `snowfence audit key` prints it, or a file of such keys; this node's where none is given
+    #[arg(long = "key", value_name = "KEY")]
+    keys: Vec<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args)]
+pub(super) struct KeyArguments {
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(arguments: &VerifyArguments) -> Result<(), Failure> {
+    if let Some(file) = &arguments.export {
+        return exported(arguments, file);
+    }
+    let journal = arguments.source.journal()?;
+    let keys = keys(&arguments.keys, journal.parent())?;
+    let mut progress = Progress::new("records verified");
+    let report = verify(&mut JournalSource::open(&journal)?, &keys, |now, last| progress.show(now, last))?;
+    progress.end();
+    print(&report, arguments.output.format)?;
+    judge(report.is_good())
+}
+
+fn exported(arguments: &VerifyArguments, path: &Path) -> Result<(), Failure> {
+    let file = File::open(path).map_err(|error| Failure::Usage(anyhow!("{}: {error}", path.display())))?;
+    let keys = keys(&arguments.keys, None)?;
+    let report = verify_export(BufReader::new(file), &keys)
+        .map_err(|error| Failure::Failed(anyhow!("{}: {error}", path.display())))?;
+    let mut out = io::stdout().lock();
+    if arguments.output.format == Format::Json {
+        writeln!(out, "{}", with_verdict(&report, report.problems.is_empty())?)?;
+    } else {
+        for problem in &report.problems {
+            writeln!(out, "{problem}")?;
+        }
+        writeln!(
+            out,
+            "session {} of {}: {} records verified, {} not signed yet, {} statements without an outcome; {} payloads, {} not whole",
+            report.session,
+            name(&report.node),
+            report.verified,
+            report.unsigned,
+            report.open,
+            report.payloads,
+            report.incomplete
+        )?;
+        tell_keys(&mut out, report.key_is_known, &report.keys)?;
+    }
+    judge(report.problems.is_empty())
+}
+
+fn judge(good: bool) -> Result<(), Failure> {
+    if good { Ok(()) } else { Err(Failure::Failed(anyhow!("this is not what was signed"))) }
+}
+
+fn with_verdict(report: &impl Serialize, good: bool) -> io::Result<Value> {
+    let mut value = serde_json::to_value(report)?;
+    if let Some(object) = value.as_object_mut() {
+        object.insert("good".to_owned(), good.into());
+    }
+    Ok(value)
+}
+
+fn name(node: &str) -> &str {
+    if node.is_empty() { "an unknown node" } else { node }
+}
+
+/// Without a key from elsewhere the proof is of less.
+fn tell_keys(out: &mut impl Write, is_known: bool, keys: &[String]) -> io::Result<()> {
+    if is_known || keys.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "nobody has said which key is the node's: this shows that one key ({}) signed it all; name it by --key",
+        keys.join(", ")
+    )
+}
+
+/// Prints the public key of this node.
+pub(super) fn key(arguments: &KeyArguments) -> Result<(), Failure> {
+    let config = arguments.config.load()?;
+    let path = State(&config.agent.state_dir).signing_key();
+    if !path.exists() {
+        return Err(Failure::Failed(anyhow!(
+            "no signing key at {} yet (the agent makes it at its first start)",
+            path.display()
+        )));
+    }
+    let key = SigningKey::open(&path).map_err(|error| Failure::Failed(error.into()))?.public();
+    let mut out = io::stdout().lock();
+    match arguments.output.format {
+        Format::Text => writeln!(out, "{key}")?,
+        Format::Json => writeln!(out, "{}", json!({ "node": config.agent.node, "key": key }))?,
+    }
+    Ok(())
+}
+
+/// The keys that are trusted: those that are named, else the one beside the journal, else none.
+fn keys(named: &[String], state: Option<&Path>) -> Result<Vec<String>, Failure> {
+    let mut keys = Vec::new();
+    for name in named {
+        if is_key(name) {
+            keys.push(name.to_lowercase());
+            continue;
+        }
+        let path = PathBuf::from(name);
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            Failure::Usage(anyhow!(
+                "{name} is neither a key (64 hexadecimal digits) nor a file of keys: {error}"
+            ))
+        })?;
+        let found: Vec<String> =
+            text.split_whitespace().filter(|word| is_key(word)).map(str::to_lowercase).collect();
+        if found.is_empty() {
+            return Err(Failure::Usage(anyhow!("{name} holds no key (64 hexadecimal digits)")));
+        }
+        keys.extend(found);
+    }
+    let own = state.map(|state| State(state).signing_key()).filter(|path| path.exists());
+    if let (true, Some(path)) = (keys.is_empty(), own) {
+        keys.push(SigningKey::open(&path).map_err(|error| Failure::Failed(error.into()))?.public());
+    }
+    Ok(keys)
+}
+
+fn is_key(text: &str) -> bool {
+    text.len() == 64 && text.chars().all(|digit| digit.is_ascii_hexdigit())
+}
+
+fn print(report: &Report, format: Format) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    if format == Format::Json {
+        writeln!(out, "{}", with_verdict(report, report.is_good())?)?;
+        return Ok(());
+    }
+    for problem in &report.problems {
+        writeln!(out, "{problem}")?;
+    }
+    if report.more_problems > 0 {
+        writeln!(out, "and {} more", report.more_problems)?;
+    }
+    writeln!(
+        out,
+        "{} records of {} verified by {} checkpoints, up to record {}; {} after that are not signed yet",
+        report.verified,
+        name(&report.node),
+        report.checkpoints,
+        report.signed,
+        report.unsigned
+    )?;
+    tell_keys(&mut out, report.key_is_known, &report.keys)?;
+    Ok(())
+}
+
+/// How far long work is, on a terminal.
+pub(super) struct Progress {
+    what: &'static str,
+    shown: Option<i64>,
+    is_terminal: bool,
+}
+
+impl Progress {
+    pub(super) fn new(what: &'static str) -> Self {
+        Self { what, shown: None, is_terminal: io::stderr().is_terminal() }
+    }
+
+    pub(super) fn show(&mut self, now: i64, all: i64) {
+        let percent = now.saturating_mul(100).checked_div(all).unwrap_or(100);
+        if self.is_terminal && self.shown != Some(percent) {
+            self.shown = Some(percent);
+            eprint!("\r{percent:3} %  {now} of {all} {}", self.what);
+        }
+    }
+
+    pub(super) fn end(&self) {
+        if self.shown.is_some() {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
