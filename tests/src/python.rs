@@ -52,7 +52,7 @@ pub enum Environment {
     Connector5,
     /// The checkers of what `deploy/` ships.
     Deploy,
-    /// What reads payloads as another program than the agent does.
+    /// What reads payloads, and verifies the trail, as another program than the agent does.
     Payloads,
     /// Snowpark, on the connector 4.x, with pandas.
     Snowpark,

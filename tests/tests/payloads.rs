@@ -5,7 +5,6 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,11 +22,7 @@ struct Reader {
 }
 
 fn program(arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(Environment::Payloads.python()?);
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/python/payloads.py")).args(arguments);
-    let output = command.output().context("start the reader")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
+    common::reader("payloads.py", arguments)
 }
 
 impl Reader {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use sandbox::process::Process;
 use sandbox::services::Service;
-use sandbox::{Pod, Sandbox, network};
+use sandbox::{Environment, Pod, Sandbox, network};
 use serde_json::Value;
 
 /// Python that every client begins with. `connect` is what the connector's manual shows; `attempt` prints how a
@@ -44,6 +44,15 @@ def attempt(action):
 def say(**facts):
     print(json.dumps(facts, default=str), flush=True)
 "#;
+
+/// What a program of the tests' own says that knows the trail by its documented format alone.
+pub fn reader(program: &str, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(Environment::Payloads.python()?);
+    command.arg(format!("{}/python/{program}", env!("CARGO_MANIFEST_DIR"))).args(arguments);
+    let output = command.output().context("start the reader")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
 
 /// Shakes hands with `address` by the rules of nobody but itself, and says whose certificate it met.
 pub const HANDSHAKE: &str = r#"
