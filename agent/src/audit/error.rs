@@ -27,6 +27,10 @@ pub enum AuditError {
     Directory { path: PathBuf, source: Arc<io::Error> },
     #[error("a record with the identifier {0} is already in the journal")]
     Duplicate(Uuid),
+    #[error(
+        "the journal is full ({limit} bytes): statements are refused until its records can be delivered and removed, or `audit.journal.max_mebibytes` is raised"
+    )]
+    Full { limit: u64 },
     #[error("the query was stopped")]
     Interrupted,
     #[error("another agent has the journal {0} open: stop it first, or give this one a state_dir of its own")]

@@ -6,6 +6,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -45,8 +46,12 @@ pub struct Written {
     pub last_seq: i64,
     /// Transactions since the journal was opened.
     pub commits: u64,
+    /// Bytes that records take in the file.
+    pub bytes: u64,
     /// The last write failed.
     pub failing: bool,
+    /// There is no room: see [`Journal::limit`].
+    pub full: bool,
 }
 
 impl Journal {
@@ -75,14 +80,17 @@ impl Journal {
         let (messages, queue) = mpsc::channel(QUEUE);
         let last_seq = file.store.last_seq()?;
         let (path, node, id) = (file.path.clone(), file.node.clone(), file.id);
-        let written = watch::Sender::new(Written { last_seq, ..Written::default() });
-        let writer = Writer { place: Place::Here(Box::new(file)), queue, written: written.clone() };
+        let bytes = file.store.bytes()?;
+        let written = watch::Sender::new(Written { last_seq, bytes, ..Written::default() });
+        let limit = Arc::new(AtomicU64::new(u64::MAX));
+        let place = Place::Here(Box::new(file));
+        let writer = Writer { place, queue, limit: Arc::clone(&limit), written: written.clone() };
         thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || writer.run())
             .map_err(|source| AuditError::Directory { path: path.clone(), source: Arc::new(source) })?;
         let bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
-        Ok(Self { shared: Arc::new(Shared { path, node, id, messages, bytes, written }) })
+        Ok(Self { shared: Arc::new(Shared { path, node, id, limit, messages, bytes, written }) })
     }
 
     /// Appends all of `records` or nothing. Returns when they are durable.
@@ -107,6 +115,15 @@ impl Journal {
 
     pub fn path(&self) -> &Path {
         &self.shared.path
+    }
+
+    /// Bytes that records may take. Beyond them sessions and statements are refused; what ends them still finds room.
+    pub fn limit(&self) -> u64 {
+        self.shared.limit.load(Ordering::Relaxed)
+    }
+
+    pub fn set_limit(&self, bytes: u64) {
+        self.shared.limit.store(bytes, Ordering::Relaxed);
     }
 
     /// The node that stands in every row.
@@ -142,6 +159,11 @@ impl Journal {
         }
     }
 
+    /// Removes the records up to this one.
+    pub(super) async fn remove(&self, through: i64) -> Result<(), AuditError> {
+        self.shared.write(Write::Remove { through }, 0).await
+    }
+
     /// Saves how far a sink is, durably.
     pub(super) async fn save_cursor(&self, sink: &str, cursor: Cursor) -> Result<(), AuditError> {
         self.shared.write(Write::Cursor { sink: sink.to_owned(), cursor }, sink.len()).await
@@ -165,6 +187,7 @@ struct Shared {
     path: PathBuf,
     node: String,
     id: Uuid,
+    limit: Arc<AtomicU64>,
     messages: mpsc::Sender<Message>,
     bytes: Arc<Semaphore>,
     written: watch::Sender<Written>,
@@ -231,6 +254,7 @@ enum Place {
 struct Writer {
     place: Place,
     queue: mpsc::Receiver<Message>,
+    limit: Arc<AtomicU64>,
     written: watch::Sender<Written>,
 }
 
@@ -301,6 +325,7 @@ impl Writer {
     /// Commits the jobs as one transaction. Where that fails, each is tried alone: one that cannot be written must not
     /// take others down.
     fn commit(&mut self, jobs: &mut Vec<Job>) {
+        self.refuse_if_full(jobs);
         if jobs.is_empty() {
             return;
         }
@@ -320,6 +345,25 @@ impl Writer {
         }
     }
 
+    /// What begins something is refused where there is no room for it.
+    fn refuse_if_full(&self, jobs: &mut Vec<Job>) {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let Written { bytes, full: was_full, .. } = *self.written.borrow();
+        let full = bytes >= limit;
+        if full != was_full {
+            self.written.send_modify(|written| written.full = full);
+            if full {
+                error!("{}", AuditError::Full { limit });
+            } else {
+                info!("the journal has room again");
+            }
+        }
+        for job in jobs.extract_if(.., |job| full && job.write.begins()) {
+            // Whoever appended may have stopped waiting.
+            let _ = job.done.send(Err(AuditError::Full { limit }));
+        }
+    }
+
     /// Publishes how a write went; logs when that changes.
     fn note(&self, result: Result<i64, AuditError>) -> Result<(), AuditError> {
         let was_failing = self.written.borrow().failing;
@@ -334,8 +378,13 @@ impl Writer {
             Ok(_) if was_failing => info!("the journal can be written again"),
             _ => {}
         }
+        let bytes = match &self.place {
+            Place::Here(file) => file.store.bytes().ok(),
+            Place::Successor { .. } => None,
+        };
         self.written.send_modify(|written| {
             written.failing = failing;
+            written.bytes = bytes.unwrap_or(written.bytes);
             if let Ok(last_seq) = result {
                 written.last_seq = last_seq;
                 written.commits += 1;

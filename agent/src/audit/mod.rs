@@ -15,6 +15,7 @@ mod error;
 mod journal;
 mod owners;
 mod record;
+mod retention;
 mod schema;
 mod store;
 mod successor;
@@ -29,4 +30,5 @@ pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
     now,
 };
+pub use retention::{Announced, Removal, Retention};
 pub use successor::serve as serve_predecessor;

@@ -201,6 +201,8 @@ pub enum EventKind {
     PerimeterDropped,
     /// A raw or packet socket in a container.
     RawSocketRefused,
+    /// Records have left the journal; [`Removal`](super::Removal) is its detail.
+    RecordsRemoved,
     /// A body or header beyond the limit.
     RequestTooLarge,
     SessionClosed,
@@ -287,6 +289,7 @@ impl EventKind {
             Self::PayloadsRead => "payloads_read",
             Self::PerimeterDropped => "perimeter_dropped",
             Self::RawSocketRefused => "raw_socket_refused",
+            Self::RecordsRemoved => "records_removed",
             Self::RequestTooLarge => "request_too_large",
             Self::SessionClosed => "session_closed",
             Self::SessionRefused => "session_refused",

@@ -18,6 +18,10 @@ pub(super) const VERSION: i64 = 3;
 /// "SNFW", in `PRAGMA application_id`.
 const APPLICATION: i64 = 0x534e_4657;
 
+/// The tables whose rows are records.
+pub(super) const RECORDS: [&str; 7] =
+    ["sessions", "statements", "running", "outcomes", "events", "payloads", "checkpoints"];
+
 /// `seq` has no gaps and counts over all tables; `time` is in microseconds since the epoch, UTC; lists are JSON arrays.
 const TABLES: &str = "
 CREATE TABLE journal (
@@ -259,6 +263,18 @@ pub(super) fn identifier(connection: &Connection) -> Result<Uuid, AuditError> {
         path: connection.path().map(PathBuf::from).unwrap_or_default(),
         detail: "its identifier is not a UUID".to_owned(),
     })
+}
+
+/// The first record.
+pub(super) fn first_seq(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    first_after(connection, i64::MIN)
+}
+
+/// The first record after `seq`.
+pub(super) fn first_after(connection: &Connection, seq: i64) -> rusqlite::Result<Option<i64>> {
+    let firsts = RECORDS.map(|table| format!("SELECT min(seq) AS seq FROM {table} WHERE seq > ?1"));
+    let sql = format!("SELECT min(seq) FROM ({})", firsts.join(" UNION ALL "));
+    connection.query_row(&sql, [seq], |row| row.get(0))
 }
 
 fn lock_path(path: &Path) -> PathBuf {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::chain::Checkpoint;
 use super::payload::Payload;
-use super::{AuditError, Caller, Event, Outcome, Record, Running, Session, Statement, Workload, now};
+use super::{AuditError, Caller, Event, Outcome, Record, Running, Session, Statement, Workload, now, schema};
 
 /// Something to write.
 pub(super) enum Write {
@@ -20,8 +20,20 @@ pub(super) enum Write {
         sink: String,
         cursor: Cursor,
     },
+    /// Records up to this one go.
+    Remove {
+        through: i64,
+    },
     /// An outcome for those of these statements that have none: their agent ended before it knew.
     Settle(Vec<Uuid>),
+}
+
+impl Write {
+    /// It is a session's or a statement's begin.
+    pub(super) fn begins(&self) -> bool {
+        let begins = |record: &Record| matches!(record, Record::Session(_) | Record::Statement(_));
+        matches!(self, Self::Records(records) if records.iter().any(begins))
+    }
 }
 
 /// All up to `delivered` is in the sink, and what is in (`delivered`, `sending`] may be.
@@ -67,6 +79,14 @@ impl Store {
                     }
                 }
                 Write::Cursor { sink, cursor } => save_cursor(&transaction, sink, *cursor)?,
+                Write::Remove { through } => {
+                    for table in schema::RECORDS {
+                        transaction
+                            .prepare_cached(&format!("DELETE FROM {table} WHERE seq <= ?1"))
+                            .and_then(|mut delete| delete.execute([through]))
+                            .map_err(|error| write_error(error, Uuid::nil))?;
+                    }
+                }
                 Write::Settle(statements) => {
                     for statement in statements {
                         let settled = settle(&transaction, &self.node, last + 1, *statement)
@@ -100,6 +120,14 @@ impl Store {
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
+    /// Bytes that records take in the file.
+    pub(super) fn bytes(&self) -> Result<u64, AuditError> {
+        let number = |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let used = || Ok((number("page_count")? - number("freelist_count")?) * number("page_size")?);
+        let used = used().map_err(|error| AuditError::Read(Arc::new(error)))?;
+        Ok(u64::try_from(used).unwrap_or_default())
+    }
+
     /// The last `seq` of the journal.
     pub(super) fn last_seq(&self) -> Result<i64, AuditError> {
         let query = self.connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0));
@@ -131,6 +159,13 @@ pub(super) fn cursor(connection: &Connection, sink: &str) -> Result<Cursor, Audi
         Err(rusqlite::Error::QueryReturnedNoRows) => Ok(Cursor::default()),
         answer => answer.map_err(|error| AuditError::Read(Arc::new(error))),
     }
+}
+
+/// The last record that a sink has.
+pub(super) fn delivered(connection: &Connection, sink: &str) -> rusqlite::Result<i64> {
+    let mut query =
+        connection.prepare_cached("SELECT coalesce(max(delivered), 0) FROM cursors WHERE sink = ?1")?;
+    query.query_row([sink], |row| row.get(0))
 }
 
 /// A list as [`Store`] writes it; nothing where there is none.

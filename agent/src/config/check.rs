@@ -11,8 +11,8 @@ use hyper::Uri;
 
 use super::document::Document;
 use super::{
-    Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, KeySource, Kubernetes,
-    Payloads, PodSelector, Rule, Scope, Tls, is_under, raw,
+    Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, Journal, KeySource,
+    Kubernetes, Payloads, PodSelector, Rule, Scope, Tls, is_under, raw,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -25,6 +25,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let credentials = checker.credentials(raw.credentials);
     let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
+    let journal = checker.journal(&raw.audit.journal, clickhouse.is_some(), raw.audit.payloads.as_ref());
     let payloads = raw.audit.payloads.map(|raw| checker.payloads(&raw));
     let needs_pods = capture.scopes.iter().any(|scope| scope.pods.is_some());
     let kubernetes = needs_pods.then(|| checker.kubernetes(raw.kubernetes)).flatten();
@@ -43,11 +44,17 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         credentials,
         policy_file: raw.policy.file,
         clickhouse,
+        journal,
         payloads,
         metrics,
         kubernetes,
     }
 }
+
+const MEBIBYTE: u64 = 1 << 20;
+/// Mebibytes of a store.
+const LEAST: u64 = 64;
+const DAY: Duration = Duration::from_hours(24);
 
 struct Checker<'a> {
     document: &'a mut Document,
@@ -398,10 +405,30 @@ impl Checker<'_> {
         ClickHouse { url: raw.url, database: raw.database, user: raw.user, password }
     }
 
+    fn journal(
+        &mut self,
+        raw: &raw::Journal,
+        is_delivered: bool,
+        payloads: Option<&raw::Payloads>,
+    ) -> Journal {
+        const USUAL: u32 = 30;
+        if raw.max_mebibytes < LEAST {
+            self.wrong(at!["audit", "journal", "max_mebibytes"], format!("expected at least {LEAST}"));
+        }
+        // Who looks for a payload asks the journal where it is.
+        let least = payloads.map_or(1, |payloads| payloads.keep_days);
+        match raw.keep_days {
+            Some(days) if days < least => self.wrong(
+                at!["audit", "journal", "keep_days"],
+                format!("expected at least {least}, as payloads are kept for so long"),
+            ),
+            _ => {}
+        }
+        let days = raw.keep_days.or(is_delivered.then_some(USUAL.max(least)));
+        Journal { keep: days.map(|days| DAY * days), limit: raw.max_mebibytes.saturating_mul(MEBIBYTE) }
+    }
+
     fn payloads(&mut self, raw: &raw::Payloads) -> Payloads {
-        const MEBIBYTE: u64 = 1 << 20;
-        const LEAST: u64 = 64;
-        const DAY: Duration = Duration::from_hours(24);
         if raw.recipients.is_empty() {
             self.wrong(
                 at!["audit", "payloads", "recipients"],

@@ -44,6 +44,7 @@ pub struct Config {
     pub policy_file: Option<PathBuf>,
     pub clickhouse: Option<ClickHouse>,
     /// What is kept of requests and answers; `None`: nothing.
+    pub journal: Journal,
     pub payloads: Option<Payloads>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
@@ -186,6 +187,15 @@ pub struct ClickHouse {
     pub database: String,
     pub user: Option<String>,
     pub password: Option<SecretReference>,
+}
+
+/// What stays in the journal.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    /// `None`: until there is no more room.
+    pub keep: Option<Duration>,
+    /// Bytes.
+    pub limit: u64,
 }
 
 #[derive(Debug, Clone)]

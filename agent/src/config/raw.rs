@@ -312,8 +312,27 @@ pub struct Policy {
 pub struct Audit {
     /// Where the trail is delivered. Without it, it stays in the journal.
     pub clickhouse: Option<ClickHouse>,
+    /// How much of the trail stays on this host.
+    pub journal: Journal,
     /// What clients asked and were answered, whole and encrypted, for replay. Without it, no answer is kept.
     pub payloads: Option<Payloads>,
+}
+
+/// Records leave the journal when all that they are delivered to has them. Where they are delivered nowhere, they leave it by
+/// `keep_days` alone, if it is set.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Journal {
+    /// Days after which delivered records are removed. Default: 30, where records are delivered.
+    pub keep_days: Option<u32>,
+    /// Room on the disk. When nine tenths are used, delivered records go before their time; when all is, statements are refused.
+    pub max_mebibytes: u64,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { keep_days: None, max_mebibytes: 20 * 1024 }
+    }
 }
 
 /// Requests and answers as clients saw them. They are encrypted to public keys before they touch the disk, so that this

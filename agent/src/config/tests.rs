@@ -218,3 +218,19 @@ fn payloads_are_kept_for_public_keys_alone() {
     let keys: Vec<_> = problems(&small).into_iter().map(|(_, key, _)| key).collect();
     assert_eq!(keys, ["audit.payloads.spool_mebibytes", "audit.payloads.keep_days"]);
 }
+
+#[test]
+fn the_journal_is_kept_as_long_as_payloads_and_no_shorter_than_it_is_delivered() {
+    let parse = |more: &str| parse(Path::new("t.toml"), &format!("{GOOD}\n{more}"));
+    let days = |more: &str| parse(more).unwrap().journal.keep.map(|keep| keep.as_secs() / 86400);
+    let clickhouse = "[audit.clickhouse]\nurl = \"http://ch:8123\"\n";
+    assert_eq!(days(clickhouse), Some(30));
+    assert_eq!(days(""), None, "it is delivered nowhere");
+    assert_eq!(days("[audit.journal]\nkeep_days = 400"), Some(400));
+    let payloads = "[audit.payloads]\nrecipients = [\"age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\"]\nkeep_days = 90\n";
+    assert_eq!(days(&format!("{clickhouse}{payloads}")), Some(90));
+    let short = parse(&format!("{payloads}[audit.journal]\nkeep_days = 30\nmax_mebibytes = 1"));
+    let ConfigError::Invalid { problems, .. } = short.unwrap_err() else { panic!("it is read") };
+    let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["audit.journal.keep_days", "audit.journal.max_mebibytes"]);
+}

@@ -15,10 +15,7 @@ use uuid::Uuid;
 
 use super::tree::{self, Digest};
 use crate::audit::AuditError;
-
-/// The tables whose rows are records.
-pub const TABLES: [&str; 7] =
-    ["sessions", "statements", "running", "outcomes", "events", "payloads", "checkpoints"];
+use crate::audit::schema::RECORDS;
 
 /// Columns that hold lists of texts.
 const LISTS: [&str; 4] = ["actions", "features", "groups", "objects"];
@@ -73,7 +70,7 @@ pub(super) fn leaves(
 ) -> Result<Vec<Leaf>, AuditError> {
     let limit = i64::try_from(most).unwrap_or(i64::MAX);
     let mut leaves = Vec::new();
-    for table in TABLES {
+    for table in RECORDS {
         let sql = format!("SELECT * FROM {table} WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3");
         each(connection, journal, table, &sql, (after, end, limit), |seq, members| {
             let digest = tree::leaf(&encode(&members));

@@ -1,5 +1,6 @@
 //! Checkpoints: what is in them, how they are signed, and what is wrong with one.
 
+use rusqlite::Row;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -59,6 +60,22 @@ impl Checkpoint {
         Some(checkpoint)
     }
 
+    /// It as its row has it.
+    pub(in crate::audit) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            node: row.get("node")?,
+            number: u64::try_from(row.get::<_, i64>("number")?).unwrap_or_default(),
+            time: row.get("time")?,
+            first_seq: row.get("first_seq")?,
+            last_seq: row.get("last_seq")?,
+            root: row.get("root")?,
+            previous: row.get("previous")?,
+            key: row.get("key")?,
+            signature: row.get("signature")?,
+            digests: row.get("digests")?,
+        })
+    }
+
     /// Its row in the canonical form, without `seq`.
     pub(super) fn members(&self, journal: Uuid) -> Members {
         match serde_json::to_value(self) {
@@ -83,7 +100,7 @@ impl Checkpoint {
     }
 
     /// The digest of what is signed.
-    pub(super) fn digest(&self, journal: Uuid) -> Digest {
+    pub(in crate::audit) fn digest(&self, journal: Uuid) -> Digest {
         tree::sha256(&self.signed(journal))
     }
 

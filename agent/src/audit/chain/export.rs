@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::canonical::{self, Members};
 use super::checkpoint::Checkpoint;
-use super::{digest, notary, tree};
+use super::{digest, tree};
 use crate::audit::payload::{self, Place, SpoolError, hexadecimal};
 use crate::audit::{AuditError, now, schema};
 
@@ -151,7 +151,7 @@ fn records(connection: &Connection, session: Uuid) -> rusqlite::Result<Vec<(i64,
     while let Some(row) = rows.next()? {
         let name: String = row.get(1)?;
         records
-            .extend(canonical::TABLES.iter().find(|table| **table == name).map(|table| (row.get(0), *table)));
+            .extend(schema::RECORDS.iter().find(|table| **table == name).map(|table| (row.get(0), *table)));
     }
     records.into_iter().map(|(seq, table)| Ok((seq?, table))).collect()
 }
@@ -209,7 +209,7 @@ impl Covering {
     fn find(connection: &Connection, seq: i64) -> rusqlite::Result<Option<Self>> {
         let sql =
             "SELECT * FROM checkpoints WHERE first_seq <= ?1 AND last_seq >= ?1 ORDER BY number LIMIT 1";
-        let found = connection.query_row(sql, [seq], notary::read).optional()?;
+        let found = connection.query_row(sql, [seq], Checkpoint::read).optional()?;
         Ok(found.map(|checkpoint| {
             let leaves = checkpoint.leaves().unwrap_or_default();
             Self { checkpoint, leaves }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension};
 use tokio::time::sleep;
 
 use super::LONGEST;
@@ -59,7 +59,7 @@ impl Notary {
     }
 
     /// Signs all that there is.
-    pub(super) async fn sign(&self) -> Result<(), AuditError> {
+    pub(in crate::audit) async fn sign(&self) -> Result<(), AuditError> {
         let mut last = self.journal.written().borrow().last_seq;
         loop {
             let path = self.journal.path().to_owned();
@@ -86,7 +86,7 @@ impl Notary {
 fn pending(connection: &Connection, journal: uuid::Uuid, last: i64) -> Result<Pending, AuditError> {
     let before = newest(connection).map_err(|error| AuditError::Read(Arc::new(error)))?;
     let signed = before.as_ref().map_or(0, |before| before.last_seq);
-    let first = first_after(connection, signed).map_err(|error| AuditError::Read(Arc::new(error)))?;
+    let first = schema::first_after(connection, signed).map_err(|error| AuditError::Read(Arc::new(error)))?;
     let Some(first) = first else { return Ok(Pending { before, leaves: Vec::new() }) };
     let mut leaves = canonical::leaves(connection, journal, first - 1, last, LONGEST)?;
     // What is missing is between two checkpoints, and shows.
@@ -96,28 +96,7 @@ fn pending(connection: &Connection, journal: uuid::Uuid, last: i64) -> Result<Pe
 }
 
 fn newest(connection: &Connection) -> rusqlite::Result<Option<Checkpoint>> {
-    connection.query_row("SELECT * FROM checkpoints ORDER BY number DESC LIMIT 1", [], read).optional()
-}
-
-/// The first record after `seq`.
-fn first_after(connection: &Connection, seq: i64) -> rusqlite::Result<Option<i64>> {
-    let firsts = canonical::TABLES.map(|table| format!("SELECT min(seq) AS seq FROM {table} WHERE seq > ?1"));
-    let sql = format!("SELECT min(seq) FROM ({})", firsts.join(" UNION ALL "));
-    connection.query_row(&sql, [seq], |row| row.get(0))
-}
-
-/// A checkpoint as its row has it.
-pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
-    Ok(Checkpoint {
-        node: row.get("node")?,
-        number: u64::try_from(row.get::<_, i64>("number")?).unwrap_or_default(),
-        time: row.get("time")?,
-        first_seq: row.get("first_seq")?,
-        last_seq: row.get("last_seq")?,
-        root: row.get("root")?,
-        previous: row.get("previous")?,
-        key: row.get("key")?,
-        signature: row.get("signature")?,
-        digests: row.get("digests")?,
-    })
+    connection
+        .query_row("SELECT * FROM checkpoints ORDER BY number DESC LIMIT 1", [], Checkpoint::read)
+        .optional()
 }

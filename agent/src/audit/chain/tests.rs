@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 use uuid::Uuid;
 
-use super::canonical::TABLES;
 use super::*;
 use crate::audit::payload::{About, Ending, FrameKind, Payloads};
 use crate::audit::samples::{any_record, event, outcome, payload, session, statement};
+use crate::audit::schema::RECORDS;
 use crate::audit::{EventKind, Journal, Record, Running, Verdict};
 
 /// A journal of five steps: records 1 to 6, checkpoint 7, records 8 to 11, checkpoint 12, and so on.
@@ -386,7 +386,7 @@ proptest! {
         prop_assert_eq!(report.verified, records.len() as u64);
         let seq = i64::try_from(at.index(records.len()) + 1).unwrap();
         let connection = Connection::open(&path).unwrap();
-        let changed: usize = TABLES.iter()
+        let changed: usize = RECORDS.iter()
             .map(|table| connection.execute(&format!("UPDATE {table} SET time = time + 1 WHERE seq = {seq}"), []).unwrap())
             .sum();
         prop_assert_eq!(changed, 1);

@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::canonical::{self, Leaf};
 use super::checkpoint::Checkpoint;
-use super::notary;
 use super::tree::Digest;
 use super::{LONGEST, digest};
+use crate::audit::retention::{self, Announced};
 use crate::audit::{AuditError, schema};
 
 /// Problems that are listed; more are counted.
@@ -29,6 +29,9 @@ pub trait Source {
 
     /// The first and the last record; `None` if there is none.
     fn range(&mut self) -> Result<Option<(i64, i64)>, AuditError>;
+
+    /// The last removal of old records that was announced.
+    fn removal(&mut self) -> Result<Option<Announced>, AuditError>;
 
     /// Some of the checkpoints after this number, by their numbers; none if there are none.
     fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError>;
@@ -60,6 +63,10 @@ pub enum Problem {
     Unlinked {
         seq: i64,
         previous: i64,
+    },
+    /// It says that older records were removed, and is not signed itself.
+    RemovalUnsigned {
+        seq: i64,
     },
     /// The pieces are not those that were kept.
     PayloadChanged {
@@ -108,6 +115,8 @@ pub struct Report {
     pub checkpoints: u64,
     /// The first record.
     pub first: Option<i64>,
+    /// Records up to this one have left the journal in their time, as a signed record says.
+    pub removed_through: Option<i64>,
     /// The last record that is signed.
     pub signed: i64,
     /// When.
@@ -147,11 +156,16 @@ pub fn verify(
     let range = source.range()?;
     let mut verification = Verification::new(source.journal(), keys, range.map(|(first, _)| first));
     let Some((first, last)) = range else { return Ok(verification.report) };
-    // What comes before is removed only with what says so.
     verification.next = first.min(1);
+    // One that was announced, but not begun, changes nothing.
+    let removal = if first > 1 { source.removal()? } else { None };
+    if let Some(Announced { removal, .. }) = &removal {
+        verification.next = removal.through.saturating_add(1);
+        verification.before =
+            Before { number: removal.checkpoint, digest: digest(&removal.digest).unwrap_or_default() };
+    }
     loop {
-        let number = verification.before.as_ref().map_or(0, |before| before.number);
-        let checkpoints = source.checkpoints(number)?;
+        let checkpoints = source.checkpoints(verification.before.number)?;
         if checkpoints.is_empty() {
             break;
         }
@@ -161,14 +175,28 @@ pub fn verify(
         }
     }
     verification.tail(source)?;
+    if let Some(Announced { seq, removal }) = removal {
+        if seq <= verification.report.signed {
+            verification.report.removed_through = Some(removal.through);
+        } else {
+            verification.report.add(Problem::RemovalUnsigned { seq });
+        }
+    }
     progress(last, last);
     Ok(verification.report)
+}
+
+/// The checkpoint before; at the beginning, none: zeros.
+#[derive(Default)]
+struct Before {
+    number: u64,
+    digest: Digest,
 }
 
 struct Verification {
     report: Report,
     keys: Vec<String>,
-    before: Option<Checkpoint>,
+    before: Before,
     /// The record that the next checkpoint begins with.
     next: i64,
 }
@@ -181,6 +209,7 @@ impl Verification {
             verified: 0,
             checkpoints: 0,
             first,
+            removed_through: None,
             signed: 0,
             signed_at: None,
             unsigned: 0,
@@ -189,13 +218,13 @@ impl Verification {
             problems: Vec::new(),
             more_problems: 0,
         };
-        Self { report, keys: keys.to_vec(), before: None, next: 1 }
+        Self { report, keys: keys.to_vec(), before: Before::default(), next: 1 }
     }
 
     fn checkpoint(&mut self, source: &mut impl Source, checkpoint: Checkpoint) -> Result<(), AuditError> {
         let number = checkpoint.number;
         let journal = self.report.journal;
-        let expected = self.before.as_ref().map_or(1, |before| before.number + 1);
+        let expected = self.before.number.saturating_add(1);
         if number < expected {
             self.report.add(Problem::CheckpointTwice { number });
             return Ok(());
@@ -217,17 +246,14 @@ impl Verification {
             self.report.add(Problem::CheckpointOfAnotherKey { number, key: checkpoint.key.clone() });
             is_sound = false;
         }
-        if number == expected {
-            let before = self.before.as_ref().map_or(Digest::default(), |before| before.digest(journal));
-            if digest(&checkpoint.previous) != Some(before) {
-                self.report.add(Problem::CheckpointOutOfChain { number });
-            }
+        if number == expected && digest(&checkpoint.previous) != Some(self.before.digest) {
+            self.report.add(Problem::CheckpointOutOfChain { number });
         }
         self.report.checkpoints += 1;
         if is_sound {
             self.records(source, &checkpoint)?;
         }
-        self.before = Some(checkpoint);
+        self.before = Before { number, digest: checkpoint.digest(journal) };
         Ok(())
     }
 
@@ -338,17 +364,21 @@ impl Source for JournalSource {
 
     fn range(&mut self) -> Result<Option<(i64, i64)>, AuditError> {
         let ends =
-            canonical::TABLES.map(|table| format!("SELECT min(seq) AS first, max(seq) AS last FROM {table}"));
+            schema::RECORDS.map(|table| format!("SELECT min(seq) AS first, max(seq) AS last FROM {table}"));
         let sql = format!("SELECT min(first), max(last) FROM ({})", ends.join(" UNION ALL "));
         let ends = self.connection.query_row(&sql, [], |row| Ok(Option::zip(row.get(0)?, row.get(1)?)));
         ends.map_err(read_error)
+    }
+
+    fn removal(&mut self) -> Result<Option<Announced>, AuditError> {
+        retention::latest(&self.connection).map_err(read_error)
     }
 
     fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError> {
         let sql = "SELECT * FROM checkpoints WHERE number > ?1 ORDER BY number LIMIT ?2";
         let mut query = self.connection.prepare_cached(sql).map_err(read_error)?;
         let after = i64::try_from(after).unwrap_or(i64::MAX);
-        let rows = query.query_map((after, READ), notary::read).map_err(read_error)?;
+        let rows = query.query_map((after, READ), Checkpoint::read).map_err(read_error)?;
         rows.collect::<Result<_, _>>().map_err(read_error)
     }
 
@@ -381,6 +411,9 @@ impl fmt::Display for Problem {
                     f,
                     "record {seq} comes after record {previous} of the session, which is missing or stands elsewhere"
                 )
+            }
+            Self::RemovalUnsigned { seq } => {
+                write!(f, "record {seq} says that older records were removed, but is not signed")
             }
             Self::PayloadChanged { payload } => write!(f, "payload {payload} is not what was kept"),
             Self::Unsigned { first, last } => {
