@@ -9,9 +9,11 @@ pub mod chain;
 pub mod clickhouse;
 pub mod payload;
 pub mod query;
+pub mod summary;
 pub mod tail;
 
 mod error;
+mod filter;
 mod journal;
 mod owners;
 mod record;
@@ -24,6 +26,7 @@ mod successor;
 mod samples;
 
 pub use error::AuditError;
+pub use filter::Filter;
 pub use journal::{Journal, Recorded, Written};
 pub use owners::{OwnedQuery, latest_queries};
 pub use record::{

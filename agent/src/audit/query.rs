@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, Params};
 use serde::{Serialize, Serializer};
 
 use super::{AuditError, schema};
@@ -83,7 +83,7 @@ pub fn query(
         move || began.elapsed() > limits.time || limits.stop.load(Ordering::Relaxed)
     };
     confine(&mut connection, over).map_err(|error| AuditError::Read(Arc::new(error)))?;
-    run(&connection, sql, row).map_err(|error| match error.sqlite_error_code() {
+    rows(&connection, sql, [], row).map_err(|error| match error.sqlite_error_code() {
         Some(ErrorCode::OperationInterrupted) if limits.stop.load(Ordering::Relaxed) => {
             AuditError::Interrupted
         }
@@ -123,14 +123,16 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
     }
 }
 
-fn run(
+/// Hands each row of an answer to `row` until that breaks. Returns the names of the columns.
+pub(super) fn rows(
     connection: &Connection,
     sql: &str,
+    parameters: impl Params,
     mut row: impl FnMut(&[String], Vec<Cell>) -> ControlFlow<()>,
 ) -> rusqlite::Result<Vec<String>> {
     let mut statement = connection.prepare(sql)?;
     let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
-    let mut rows = statement.query([])?;
+    let mut rows = statement.query(parameters)?;
     while let Some(found) = rows.next()? {
         let cells = (0..columns.len())
             .map(|column| found.get_ref(column).map(Cell::from))

@@ -6,30 +6,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rusqlite::{Connection, Row, named_params};
+use rusqlite::{Connection, Row};
 use serde::Serialize;
 
+use super::filter::{EVENTS, Filter, STATEMENTS};
 use super::store::read_list;
-use super::{AuditError, Verdict, schema};
+use super::{AuditError, schema};
 
 /// How often a journal that is followed is asked for what is new.
 const POLL: Duration = Duration::from_millis(200);
 
 /// How many records are read at once.
 const WINDOW: i64 = 256;
-
-/// Which entries are wanted; what is empty wants all. Events have neither effect nor verdict.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Not before, in microseconds since the epoch.
-    pub since: Option<i64>,
-    /// The token's subject.
-    pub subject: Option<String>,
-    /// The workload's cgroup, with `*` and `?`.
-    pub cgroup: Option<String>,
-    pub effect: Option<String>,
-    pub verdict: Option<Verdict>,
-}
 
 /// What a line of the trail shows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -161,15 +149,6 @@ impl Iterator for Tail {
     }
 }
 
-const STATEMENT_FILTER: &str =
-    "(:since IS NULL OR s.time >= :since) AND (:subject IS NULL OR s.subject = :subject)
-    AND (:cgroup IS NULL OR s.cgroup GLOB :cgroup) AND (:effect IS NULL OR s.effect = :effect)
-    AND (:verdict IS NULL OR s.verdict = :verdict)";
-
-const EVENT_FILTER: &str =
-    "(:since IS NULL OR e.time >= :since) AND (:subject IS NULL OR e.subject = :subject)
-    AND (:cgroup IS NULL OR e.cgroup GLOB :cgroup) AND :effect IS NULL AND :verdict IS NULL";
-
 /// The last record, and the one after which the last `last` entries begin.
 fn begin(connection: &Connection, filter: &Filter, last: Option<u32>) -> rusqlite::Result<(i64, i64)> {
     let snapshot = connection.unchecked_transaction()?;
@@ -180,15 +159,12 @@ fn begin(connection: &Connection, filter: &Filter, last: Option<u32>) -> rusqlit
         Some(last) => snapshot.query_row(
             &format!(
                 "SELECT coalesce(min(seq), 1) - 1 FROM (
-                    SELECT seq FROM (SELECT s.seq FROM statements s WHERE {STATEMENT_FILTER} ORDER BY s.seq DESC LIMIT :last)
+                    SELECT seq FROM (SELECT s.seq FROM statements s WHERE {STATEMENTS} ORDER BY s.seq DESC LIMIT :last)
                     UNION ALL
-                    SELECT seq FROM (SELECT e.seq FROM events e WHERE {EVENT_FILTER} ORDER BY e.seq DESC LIMIT :last)
+                    SELECT seq FROM (SELECT e.seq FROM events e WHERE {EVENTS} ORDER BY e.seq DESC LIMIT :last)
                     ORDER BY seq DESC LIMIT :last)"
             ),
-            named_params! {
-                ":since": filter.since, ":subject": filter.subject, ":cgroup": filter.cgroup,
-                ":effect": filter.effect, ":verdict": filter.verdict.map(Verdict::as_str), ":last": last
-            },
+            filter.parameters(&[(":last", &last)]).as_slice(),
             |row| row.get(0),
         )?,
     };
@@ -208,18 +184,15 @@ fn statements(
         "SELECT s.seq AS position, {columns} FROM statements s
          LEFT JOIN outcomes o ON o.statement = s.id AND o.seq <= max(:end, :history)
          LEFT JOIN sessions n ON n.id = s.session
-         WHERE s.seq > :after AND s.seq <= :end AND {STATEMENT_FILTER}
+         WHERE s.seq > :after AND s.seq <= :end AND {STATEMENTS}
          UNION ALL
          SELECT o.seq AS position, {columns} FROM outcomes o
          JOIN statements s ON s.id = o.statement AND s.seq <= :after
          LEFT JOIN sessions n ON n.id = s.session
-         WHERE o.seq > max(:after, :history) AND o.seq <= :end AND {STATEMENT_FILTER}"
+         WHERE o.seq > max(:after, :history) AND o.seq <= :end AND {STATEMENTS}"
     ))?;
-    let parameters = named_params! {
-        ":since": filter.since, ":subject": filter.subject, ":cgroup": filter.cgroup, ":effect": filter.effect,
-        ":verdict": filter.verdict.map(Verdict::as_str), ":after": after, ":end": end, ":history": history
-    };
-    query.query_map(parameters, |row| Ok((row.get("position")?, statement(row)?)))?.collect()
+    let parameters = filter.parameters(&[(":after", &after), (":end", &end), (":history", &history)]);
+    query.query_map(parameters.as_slice(), |row| Ok((row.get("position")?, statement(row)?)))?.collect()
 }
 
 fn events(
@@ -229,14 +202,11 @@ fn events(
     end: i64,
 ) -> rusqlite::Result<Vec<(i64, Entry)>> {
     let mut query = connection.prepare_cached(&format!(
-        "SELECT e.*, {} AS iso FROM events e WHERE e.seq > :after AND e.seq <= :end AND {EVENT_FILTER}",
+        "SELECT e.*, {} AS iso FROM events e WHERE e.seq > :after AND e.seq <= :end AND {EVENTS}",
         schema::ISO_TIME
     ))?;
-    let parameters = named_params! {
-        ":since": filter.since, ":subject": filter.subject, ":cgroup": filter.cgroup, ":effect": filter.effect,
-        ":verdict": filter.verdict.map(Verdict::as_str), ":after": after, ":end": end
-    };
-    query.query_map(parameters, |row| Ok((row.get("seq")?, event(row)?)))?.collect()
+    let parameters = filter.parameters(&[(":after", &after), (":end", &end)]);
+    query.query_map(parameters.as_slice(), |row| Ok((row.get("seq")?, event(row)?)))?.collect()
 }
 
 fn statement(row: &Row<'_>) -> rusqlite::Result<Entry> {

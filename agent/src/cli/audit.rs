@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
-use clap::{Args, Subcommand};
-use serde_json::{Map, Value};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
 
 use super::{ConfigFile, Failure, Format, Output, export, show, table, verify};
 use crate::app::State;
-use crate::audit::query::{Limits, query};
-use crate::audit::tail::{Entry, EventEntry, Filter, StatementEntry, Tail};
-use crate::audit::{AuditError, Verdict};
+use crate::audit::query::{Cell, Limits, query};
+use crate::audit::summary::{self, By, Summary};
+use crate::audit::tail::{Entry, EventEntry, StatementEntry, Tail};
+use crate::audit::{AuditError, Filter, Verdict};
 
 /// Rows that a table may have: it is laid out in memory.
 const TABLE_ROWS: usize = 10_000;
@@ -25,6 +26,16 @@ pub(super) enum Command {
   sudo snowfence audit tail --follow
   sudo snowfence audit tail --last 100 --verdict deny --since 2h --format json")]
     Tail(TailArguments),
+    /// List the last sessions: whose, from where, and what they did
+    #[command(after_help = "Examples:
+  sudo snowfence audit sessions --since 1d --table CUSTOMERS
+  sudo snowfence audit sessions --verdict deny --format json | jq -r .session")]
+    Sessions(SessionsArguments),
+    /// Count statements: by caller, workload, table, effect, verdict, …
+    #[command(after_help = "Examples:
+  sudo snowfence audit stats --by table --since 7d
+  sudo snowfence audit stats --by caller --verdict deny")]
+    Stats(StatsArguments),
     /// Ask the journal a question in SQL (read-only SQLite)
     #[command(
         after_help = "Tables: sessions, statements, running, outcomes, events, payloads, checkpoints; view: trail (statements with their outcomes).
@@ -88,23 +99,78 @@ pub(super) struct TailArguments {
     /// How many to begin with
     #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
     last: u32,
+    #[command(flatten)]
+    wanted: Wanted,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What of the trail.
+#[derive(Args)]
+struct Wanted {
     /// Only what is newer, such as 30s, 15m, 2h or 7d
     #[arg(long, value_name = "AGE", value_parser = parse_age)]
     since: Option<Duration>,
+    /// Only what is older
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    until: Option<Duration>,
     /// Only of the caller with this subject
     #[arg(long, value_name = "SUBJECT")]
     subject: Option<String>,
     /// Only of workloads whose cgroup path matches (`*`, `?`)
     #[arg(long, value_name = "GLOB")]
     cgroup: Option<String>,
+    /// Only statements on this table or other object: whole or its last parts (`*`, `?`)
+    #[arg(long, value_name = "GLOB")]
+    table: Option<String>,
     /// Only statements with this effect
     #[arg(long, value_name = "EFFECT")]
     effect: Option<String>,
     /// Only statements with this verdict
     #[arg(long, value_name = "VERDICT", value_parser = parse_verdict)]
     verdict: Option<Verdict>,
+}
+
+#[derive(Args)]
+pub(super) struct SessionsArguments {
+    #[command(flatten)]
+    source: Source,
+    /// How many, the newest first
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+    last: u32,
+    #[command(flatten)]
+    wanted: Wanted,
     #[command(flatten)]
     output: Output,
+}
+
+#[derive(Args)]
+pub(super) struct StatsArguments {
+    #[command(flatten)]
+    source: Source,
+    /// What to count by
+    #[arg(long, value_enum, default_value_t = Dimension::Caller)]
+    by: Dimension,
+    /// How many rows, the most statements first
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+    last: u32,
+    #[command(flatten)]
+    wanted: Wanted,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dimension {
+    Account,
+    Caller,
+    Day,
+    Effect,
+    Policy,
+    Role,
+    Table,
+    Verdict,
+    Workload,
 }
 
 #[derive(Args)]
@@ -120,6 +186,8 @@ pub(super) struct QueryArguments {
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Tail(arguments) => tail(arguments),
+        Command::Sessions(arguments) => sessions(arguments),
+        Command::Stats(arguments) => stats(arguments),
         Command::Query(arguments) => ask(&arguments),
         Command::Show(arguments) => show::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
@@ -139,18 +207,7 @@ impl Source {
 
 fn tail(arguments: TailArguments) -> Result<(), Failure> {
     let journal = arguments.source.journal()?;
-    let since = arguments.since.map(|age| {
-        let then = SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH);
-        let micros = then.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        i64::try_from(micros).unwrap_or(i64::MAX)
-    });
-    let filter = Filter {
-        since,
-        subject: arguments.subject,
-        cgroup: arguments.cgroup,
-        effect: arguments.effect,
-        verdict: arguments.verdict,
-    };
+    let filter = arguments.wanted.filter();
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let entries = Tail::open(&journal, filter, Some(arguments.last), arguments.follow)?;
     let mut out = io::stdout().lock();
@@ -200,6 +257,77 @@ fn print_event(out: &mut impl Write, entry: &EventEntry, colour: bool) -> io::Re
     writeln!(out, "{}  {}  {paint}event{reset} {}  {detail}", entry.time, table::cut(whose), entry.kind)
 }
 
+impl Wanted {
+    fn filter(self) -> Filter {
+        let before = |age: Duration| {
+            let then = SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH);
+            let micros = then.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+            i64::try_from(micros).unwrap_or(i64::MAX)
+        };
+        Filter {
+            since: self.since.map(before),
+            until: self.until.map(before),
+            subject: self.subject,
+            cgroup: self.cgroup,
+            object: self.table,
+            effect: self.effect,
+            verdict: self.verdict,
+        }
+    }
+}
+
+impl From<Dimension> for By {
+    fn from(dimension: Dimension) -> Self {
+        match dimension {
+            Dimension::Account => Self::Account,
+            Dimension::Caller => Self::Caller,
+            Dimension::Day => Self::Day,
+            Dimension::Effect => Self::Effect,
+            Dimension::Policy => Self::Policy,
+            Dimension::Role => Self::Role,
+            Dimension::Table => Self::Object,
+            Dimension::Verdict => Self::Verdict,
+            Dimension::Workload => Self::Workload,
+        }
+    }
+}
+
+fn sessions(arguments: SessionsArguments) -> Result<(), Failure> {
+    let journal = arguments.source.journal()?;
+    print_summary(
+        &summary::sessions(&journal, &arguments.wanted.filter(), arguments.last)?,
+        arguments.output.format,
+    )
+}
+
+fn stats(arguments: StatsArguments) -> Result<(), Failure> {
+    let journal = arguments.source.journal()?;
+    let stats = summary::stats(&journal, &arguments.wanted.filter(), arguments.by.into(), arguments.last)?;
+    print_summary(&stats, arguments.output.format)
+}
+
+fn print_summary(summary: &Summary, format: Format) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match format {
+        Format::Json => {
+            for row in &summary.rows {
+                writeln!(out, "{}", object(&summary.columns, row))?;
+            }
+        }
+        Format::Text => {
+            let rows: Vec<Vec<String>> =
+                summary.rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
+            table::print(&mut out, &summary.columns, &rows)?;
+        }
+    }
+    Ok(out.flush()?)
+}
+
+fn object(columns: &[String], row: &[Cell]) -> Value {
+    let cells = row.iter().map(|cell| serde_json::to_value(cell).unwrap_or_default());
+    Value::Object(columns.iter().cloned().zip(cells).collect())
+}
+
 fn ask(arguments: &QueryArguments) -> Result<(), Failure> {
     let journal = arguments.source.journal()?;
     let mut out = io::BufWriter::new(io::stdout().lock());
@@ -207,12 +335,7 @@ fn ask(arguments: &QueryArguments) -> Result<(), Failure> {
     let (mut written, mut cut_short) = (Ok(()), false);
     let columns = query(&journal, &arguments.sql, &Limits::default(), |columns, cells| {
         if arguments.output.format == Format::Json {
-            let row: Map<String, Value> = columns
-                .iter()
-                .cloned()
-                .zip(cells.iter().map(|cell| serde_json::to_value(cell).unwrap_or_default()))
-                .collect();
-            written = writeln!(out, "{}", Value::Object(row));
+            written = writeln!(out, "{}", object(columns, &cells));
             return if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
         }
         if rows.len() == TABLE_ROWS {

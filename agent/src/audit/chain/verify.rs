@@ -170,7 +170,7 @@ pub fn verify(
             break;
         }
         for checkpoint in checkpoints {
-            verification.checkpoint(source, checkpoint)?;
+            verification.checkpoint(source, &checkpoint)?;
             progress(verification.report.signed, last);
         }
     }
@@ -221,7 +221,7 @@ impl Verification {
         Self { report, keys: keys.to_vec(), before: Before::default(), next: 1 }
     }
 
-    fn checkpoint(&mut self, source: &mut impl Source, checkpoint: Checkpoint) -> Result<(), AuditError> {
+    fn checkpoint(&mut self, source: &mut impl Source, checkpoint: &Checkpoint) -> Result<(), AuditError> {
         let number = checkpoint.number;
         let journal = self.report.journal;
         let expected = self.before.number.saturating_add(1);
@@ -251,7 +251,7 @@ impl Verification {
         }
         self.report.checkpoints += 1;
         if is_sound {
-            self.records(source, &checkpoint)?;
+            self.records(source, checkpoint)?;
         }
         self.before = Before { number, digest: checkpoint.digest(journal) };
         Ok(())

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::audit::samples::{TIME, event, outcome, session, statement};
-use crate::audit::{EventKind, Journal, Record};
+use crate::audit::{EventKind, Journal, Record, Verdict};
 
 /// What a line says, in short.
 fn short(entry: &Entry) -> String {
