@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use sandbox::{Environment, Sandbox};
 use serde_json::Value;
 
-use common::{client, journal, reader};
+use common::reader::{Reader, program};
+use common::{client, journal};
 
 /// What a session of a pod is made of.
 const SESSION: &str = r#"
@@ -23,12 +24,8 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// A sandbox whose agent keeps payloads, for nobody in particular.
 fn sandbox() -> Result<Sandbox> {
-    sandbox::python::prepare(&[Environment::Payloads], &|_| {})?;
-    let keys: Value = serde_json::from_str(&reader("payloads.py", &["keys"])?)?;
-    let recipient = keys["recipient"].as_str().context("a recipient")?;
-    Sandbox::builder().payloads(recipient, toml::Table::new()).start()
+    Reader::new()?.sandbox("")?.start()
 }
 
 fn key(sandbox: &Sandbox) -> Result<String> {
@@ -58,7 +55,7 @@ fn verify(sandbox: &Sandbox, kind: &str, file: &Path, key: &str) -> Result<Verdi
     let own = sandbox.snowfence(arguments)?;
     let value: Value = serde_json::from_str(own.stdout.trim()).with_context(|| own.stderr.clone())?;
     ensure!(own.succeeded() == (value["good"] == true), "the exit code says otherwise: {value}");
-    let other = serde_json::from_str(&reader("proof.py", &[kind, &text(file), key])?)?;
+    let other = serde_json::from_str(&program("proof.py", &[kind, &text(file), key])?)?;
     Ok(Verdicts { own: value, other })
 }
 
