@@ -52,6 +52,8 @@ pub enum AppError {
     Credential { name: String, source: SecretError },
     #[error("the password for ClickHouse cannot be read: {0}")]
     ClickHousePassword(SecretError),
+    #[error("the token for the SIEM sink `{sink}` cannot be read: {source}")]
+    SiemToken { sink: String, source: SecretError },
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error(transparent)]
@@ -140,7 +142,7 @@ pub struct RunOptions {
 
 /// Runs the agent until it is told to stop.
 pub fn run(config: Config, options: RunOptions) -> Result<(), AppError> {
-    // Delivery to ClickHouse, metrics and questions have a thread of their own, so that the data path never waits for them.
+    // Delivery, metrics and questions have a thread of their own, so that the data path never waits for them.
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -276,7 +278,9 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     background.spawn(Arc::clone(&proxy).record_attempts(told));
     background.spawn(Arc::clone(&proxy).ask_suspects(suspects));
     if let Some(listener) = metrics_listener {
-        let metrics = Metrics::new(&proxy.counts, proxy.payloads.as_ref(), &capture, capture.endpoints());
+        let payloads = proxy.payloads.as_ref();
+        let metrics =
+            Metrics::new(&proxy.counts, payloads, &capture, capture.endpoints(), delivery.monitors(&journal));
         background.spawn_on(metrics.serve(listener), control);
     }
     let (succession_sender, succession) = mpsc::channel(1);
@@ -285,6 +289,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         names,
         proxy: Arc::clone(&proxy),
         since: admin::status::now(),
+        sinks: delivery.monitors(&journal),
         allowlist: state.allowlist(),
         succession: succession_sender,
     };

@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod clickhouse;
+pub mod delivery;
 pub mod payload;
 pub mod query;
+pub mod siem;
 pub mod tail;
 
 mod error;

@@ -199,6 +199,8 @@ pub enum EventKind {
     PerimeterDropped,
     /// A raw or packet socket in a container.
     RawSocketRefused,
+    /// A SIEM sink refuses a record for good: which, and why. It stays in the journal.
+    RecordGivenUp,
     /// A body or header beyond the limit.
     RequestTooLarge,
     SessionClosed,
@@ -285,6 +287,7 @@ impl EventKind {
             Self::PayloadsRead => "payloads_read",
             Self::PerimeterDropped => "perimeter_dropped",
             Self::RawSocketRefused => "raw_socket_refused",
+            Self::RecordGivenUp => "record_given_up",
             Self::RequestTooLarge => "request_too_large",
             Self::SessionClosed => "session_closed",
             Self::SessionRefused => "session_refused",

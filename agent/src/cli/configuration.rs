@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::{ConfigFile, Failure, Format, Output};
-use crate::config::{self, Config, ConfigError, schema};
+use crate::config::{self, Config, ConfigError, SiemTarget, schema};
 use crate::policy::Policy;
 
 #[derive(Subcommand)]
@@ -86,6 +86,13 @@ fn check(file: &ConfigFile, without_secrets: bool) -> Result<Config, ConfigError
         if let Some(Err(error)) = password.map(config::SecretReference::read) {
             let path = ["audit", "clickhouse", "password"].map(ToOwned::to_owned).to_vec();
             unusable.push((path, error.to_string()));
+        }
+        for (index, sink) in config.siem.iter().enumerate() {
+            if let SiemTarget::Http { token: Some(token), .. } = &sink.target
+                && let Err(error) = token.read()
+            {
+                unusable.push((vec!["siem".into(), index.to_string(), "token".into()], error.to_string()));
+            }
         }
     }
     if unusable.is_empty() { Ok(config) } else { Err(config::unusable(&file.config, &unusable)) }
