@@ -66,7 +66,7 @@ def is_strict(checker, event):
         {**event, "severity_id": 42},
         {**event, "severity": "Enormous"},
         {**event, "no_such_attribute": 1},
-        {**event, "metadata": {**event["metadata"], "product": {"name": "without its vendor"}}},
+        {**event, "metadata": {**event["metadata"], "product": {"vendor_name": "without a name"}}},
     ]
     return all(checker.problems(one) for one in wrong)
 
