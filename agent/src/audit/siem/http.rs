@@ -105,7 +105,7 @@ impl Http {
         if !self.gzip {
             return Ok(body.into());
         }
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
         encoder.write_all(&body)?;
         Ok(encoder.finish()?.into())
     }

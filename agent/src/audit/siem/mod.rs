@@ -198,7 +198,7 @@ impl delivery::Sink for Sink {
         match &self.place {
             Place::File => self.append(events).await.map(|()| 0),
             Place::Syslog(syslog) => {
-                syslog.send(&events).await.map(|()| 0).map_err(|error| self.failed(error))
+                syslog.send(events).await.map(|()| 0).map_err(|error| self.failed(error))
             }
             Place::Http(http) => {
                 let answered = http.send(&events).await.map_err(|error| self.failed(error))?;

@@ -11,10 +11,11 @@ use super::super::AuditError;
 use super::super::schema::ISO_TIME;
 use crate::config::SiemRecords;
 
-/// What the row of a statement says of who asked and for what. `s` is the statement.
+/// What the row of a statement, `s`, says of who asked and for what. Of its text, which may be long, one character more than
+/// an excerpt has.
 const STATEMENT: &str =
     "s.session, s.request_id, s.cgroup, s.pid, s.uid, s.comm, s.executable, s.issuer, s.subject,
-    s.groups, s.account, s.user, s.role, s.sql, s.kind, s.effect, s.objects, s.verdict, s.policy";
+    s.groups, s.account, s.user, s.role, substr(s.sql, 1, 1025) AS sql, s.kind, s.effect, s.objects, s.verdict, s.policy";
 
 /// What stands for the short columns of a row, and for what an event has besides them.
 const FIXED: i64 = 2048;

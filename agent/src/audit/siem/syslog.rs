@@ -29,12 +29,15 @@ pub(super) struct Syslog {
 }
 
 impl Syslog {
-    pub(super) async fn send(&self, events: &[Event]) -> Result<(), Failure> {
+    pub(super) async fn send(&self, events: Vec<Event>) -> Result<(), Failure> {
+        let limit = self.max_message_bytes;
+        // Cutting what is long takes its time.
+        let framing =
+            move || events.iter().flat_map(|event| frame(&message(event, limit))).collect::<Vec<u8>>();
+        let frames = tokio::task::spawn_blocking(framing).await?;
         let exchange = async {
             let mut stream = connect(&self.host, self.port, self.tls.as_ref()).await?;
-            for event in events {
-                stream.write_all(&frame(&message(event, self.max_message_bytes))).await?;
-            }
+            stream.write_all(&frames).await?;
             stream.shutdown().await?;
             // A receiver says nothing. What it says all the same is not kept.
             let mut said = [0; 1024];

@@ -116,6 +116,98 @@ async fn batches_are_bounded_and_leave_nothing_out() {
     assert_eq!(end(0, 1000, 20_000, Some(vec![SiemRecords::Events])).await.unwrap(), 20);
 }
 
+/// A place that answers 400 to what has one of these words in it; returns its address, and what it takes.
+async fn picky(
+    refused: &'static [&'static str],
+) -> (std::net::SocketAddr, Arc<std::sync::Mutex<Vec<String>>>) {
+    use http_body_util::{BodyExt, Full};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let taken = Arc::<std::sync::Mutex<Vec<String>>>::default();
+    let all = Arc::clone(&taken);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let all = Arc::clone(&all);
+            let service =
+                hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                    let all = Arc::clone(&all);
+                    async move {
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        let body = String::from_utf8(body.to_vec()).unwrap();
+                        let is_refused = refused.iter().any(|word| body.contains(word));
+                        let status = if is_refused {
+                            hyper::StatusCode::BAD_REQUEST
+                        } else {
+                            all.lock().unwrap().extend(body.lines().map(ToOwned::to_owned));
+                            hyper::StatusCode::OK
+                        };
+                        let answer =
+                            hyper::Response::builder().status(status).body(Full::<bytes::Bytes>::default());
+                        Ok::<_, std::convert::Infallible>(answer.unwrap())
+                    }
+                });
+            let stream = hyper_util::rt::TokioIo::new(stream);
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(stream, service));
+        }
+    });
+    (address, taken)
+}
+
+fn http_sink(address: std::net::SocketAddr) -> Arc<Siem> {
+    let target = SiemTarget::Http {
+        url: format!("http://{address}/in").parse().unwrap(),
+        format: crate::config::SiemFormat::Ndjson,
+        token: None,
+        ca_bundle: None,
+        gzip: false,
+        batch_records: 10,
+        batch_bytes: 1 << 20,
+    };
+    Arc::new(Siem { name: "picky".to_owned(), only: None, verdicts: None, target })
+}
+
+#[tokio::test]
+async fn a_record_that_is_refused_alone_is_given_up_where_others_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(&folder.path().join("journal.db"), "node-1").unwrap();
+    // Even what says that a record was given up is refused here: that is not told again.
+    let (address, taken) = picky(&["poison", "refuses record"]).await;
+    let settings = http_sink(address);
+    journal.append(vec![event(EventKind::AgentStarted).into()]).await.unwrap();
+    assert_eq!(deliver(&journal, &settings).await.given_up, 0);
+    journal.append(vec![statement(Uuid::nil(), "select 'poison'", Verdict::Allow).into()]).await.unwrap();
+    let status = deliver(&journal, &settings).await;
+    assert_eq!((status.delivered, status.pending, status.given_up), (3, 0, 2), "{status:?}");
+    let taken = taken.lock().unwrap();
+    assert!(taken.len() > 1 && taken.iter().all(|event| event.contains("/1\"")), "{taken:?}");
+}
+
+#[tokio::test]
+async fn a_place_that_refuses_everything_costs_no_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(&folder.path().join("journal.db"), "node-1").unwrap();
+    journal.append(story()).await.unwrap();
+    let (address, taken) = picky(&["metadata"]).await;
+    let settings = http_sink(address);
+    let progress = Arc::<watch::Sender<Progress>>::default();
+    let monitor = delivery::Monitor::new("picky", &journal, &progress);
+    let mut watching = progress.subscribe();
+    let failed = {
+        let monitor = monitor.clone();
+        async move {
+            while monitor.status().errors < 2 {
+                watching.changed().await.unwrap();
+            }
+        }
+    };
+    Sink::new(&journal, &settings).unwrap().run(progress, failed).await;
+    let status = monitor.status();
+    assert_eq!((status.delivered, status.pending, status.given_up), (0, 8, 0));
+    assert!(status.error.unwrap().contains("refuses every record: HTTP 400"));
+    assert!(taken.lock().unwrap().is_empty());
+}
+
 const KINDS: [EventKind; 32] = {
     use EventKind::*;
     [
