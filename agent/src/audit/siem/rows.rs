@@ -11,11 +11,11 @@ use super::super::AuditError;
 use super::super::schema::ISO_TIME;
 use crate::config::SiemRecords;
 
-/// What the row of a statement, `s`, says of who asked and for what. Of its text, which may be long, one character more than
-/// an excerpt has.
+/// What the row of a statement, `s`, says of who asked and for what. Of its text, which may be long, the bytes that an
+/// excerpt may have, and a few more: as a blob, in which zero bytes end nothing.
 const STATEMENT: &str =
     "s.session, s.request_id, s.cgroup, s.pid, s.uid, s.comm, s.executable, s.issuer, s.subject,
-    s.groups, s.account, s.user, s.role, substr(s.sql, 1, 1025) AS sql, s.kind, s.effect, s.objects, s.verdict, s.policy";
+    s.groups, s.account, s.user, s.role, substr(CAST(s.sql AS BLOB), 1, 4100) AS sql, s.kind, s.effect, s.objects, s.verdict, s.policy";
 
 /// What stands for the short columns of a row, and for what an event has besides them.
 const FIXED: i64 = 2048;

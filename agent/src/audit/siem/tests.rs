@@ -1,3 +1,5 @@
+mod mapping;
+
 use super::super::samples::{event, outcome, payload, session, statement};
 use super::*;
 use crate::audit::{Running, Verdict};
@@ -246,11 +248,11 @@ const KINDS: [EventKind; 32] = {
     ]
 };
 
-/// Records of every kind, as hostile as they come, as events for the checker of the schema.
-fn write_samples(path: &std::path::Path, records: Vec<crate::audit::Record>) {
+/// What is sent of these records.
+fn mapped(records: Vec<crate::audit::Record>) -> Vec<OcsfEvent> {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let events = runtime.block_on(async {
+    runtime.block_on(async {
         let journal = Journal::open(&folder.path().join("journal.db"), "node-1").unwrap();
         for record in records {
             // A random identifier may be there twice.
@@ -259,10 +261,7 @@ fn write_samples(path: &std::path::Path, records: Vec<crate::audit::Record>) {
         let end = journal.written().borrow().last_seq;
         let sink = Sink::new(&journal, &file_sink(folder.path(), None)).unwrap();
         sink.events(sink.filter(), 0, end).await.unwrap()
-    });
-    let lines: String = events.iter().map(|event| event.json.clone() + "\n").collect();
-    let cut: String = events.iter().map(|event| shorten::shorten(&event.json, 4096) + "\n").collect();
-    std::fs::write(path, lines + &cut).unwrap();
+    })
 }
 
 #[test]
@@ -301,7 +300,10 @@ fn what_is_sent_is_valid_by_the_published_schema() {
     records.extend((0..400).map(|_| any.new_tree(&mut runner).unwrap().current()));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events.jsonl");
-    write_samples(&path, records);
+    let events = mapped(records);
+    let whole = events.iter().map(|event| event.json.clone() + "\n");
+    let cut = events.iter().map(|event| shorten::shorten(&event.json, 4096) + "\n");
+    std::fs::write(&path, whole.chain(cut).collect::<String>()).unwrap();
     let mut words = checker.split_whitespace();
     let output = std::process::Command::new(words.next().unwrap()).args(words).arg(&path).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

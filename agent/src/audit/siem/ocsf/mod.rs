@@ -246,6 +246,3 @@ fn members(object: Value) -> Map<String, Value> {
         _ => Map::new(),
     }
 }
-
-#[cfg(test)]
-mod tests;
