@@ -21,8 +21,9 @@ pub struct Delivery {
 
 impl Delivery {
     pub fn new(config: &Config, control: &Handle) -> Result<Self, AppError> {
+        // What cannot be used is found at the start.
         for sink in &config.siem {
-            // So that one that cannot be read is found at the start.
+            siem::check(sink)?;
             if let SiemTarget::Http { token: Some(token), .. } = &sink.target {
                 token.read().map_err(|source| AppError::SiemToken { sink: sink.name.clone(), source })?;
             }

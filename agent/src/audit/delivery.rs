@@ -215,3 +215,6 @@ fn delay(tries: u32) -> Duration {
     let chance = RandomState::new().build_hasher().finish() % 1000;
     longest.mul_f64(1.0 - f64::from(u16::try_from(chance).unwrap_or(0)) / 2000.0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,6 +47,31 @@ enum Place {
     Http(Http),
 }
 
+/// Whether a sink can be used, as far as that can be told without sending anything.
+pub fn check(settings: &Siem) -> Result<(), TlsError> {
+    Place::new(settings).map(drop)
+}
+
+impl Place {
+    fn new(settings: &Siem) -> Result<Self, TlsError> {
+        Ok(match settings.target.clone() {
+            SiemTarget::File { .. } => Self::File,
+            SiemTarget::Syslog { host, port, tls, ca_bundle, max_message_bytes } => {
+                let tls = if tls { Some(tls::client_config(ca_bundle.as_deref(), &[])?) } else { None };
+                Self::Syslog(Syslog { host, port, tls, max_message_bytes })
+            }
+            SiemTarget::Http { url, format, token, ca_bundle, gzip, batch_bytes, .. } => {
+                let tls = match url.scheme_str() {
+                    Some("https") => Some(tls::client_config(ca_bundle.as_deref(), &[b"http/1.1"])?),
+                    _ => None,
+                };
+                let batch_bytes = usize::try_from(batch_bytes).unwrap_or(usize::MAX);
+                Self::Http(Http { url, tls, format, token, gzip, batch_bytes })
+            }
+        })
+    }
+}
+
 /// What of a journal is wanted.
 #[derive(Clone)]
 struct Filter {
@@ -55,24 +80,9 @@ struct Filter {
 }
 
 impl Sink {
-    /// Checks what can be known without sending anything.
     pub fn new(journal: &Journal, settings: &Arc<Siem>) -> Result<Self, TlsError> {
-        let place = match settings.target.clone() {
-            SiemTarget::File { .. } => Place::File,
-            SiemTarget::Syslog { host, port, tls, ca_bundle, max_message_bytes } => {
-                let tls = if tls { Some(tls::client_config(ca_bundle.as_deref(), &[])?) } else { None };
-                Place::Syslog(Syslog { host, port, tls, max_message_bytes })
-            }
-            SiemTarget::Http { url, format, token, ca_bundle, gzip, batch_bytes, .. } => {
-                let tls = match url.scheme_str() {
-                    Some("https") => Some(tls::client_config(ca_bundle.as_deref(), &[b"http/1.1"])?),
-                    _ => None,
-                };
-                let batch_bytes = usize::try_from(batch_bytes).unwrap_or(usize::MAX);
-                Place::Http(Http { url, tls, format, token, gzip, batch_bytes })
-            }
-        };
         let name = format!("the SIEM sink `{}`", settings.name);
+        let place = Place::new(settings)?;
         Ok(Self { journal: journal.clone(), settings: Arc::clone(settings), name, place })
     }
 
