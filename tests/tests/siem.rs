@@ -174,7 +174,8 @@ fn each_sink_has_each_record_in_order_whatever_dies() -> Result<()> {
         configuration.insert("siem".into(), siem);
         Ok(())
     };
-    let mut sandbox = Sandbox::builder().configure(change).without_agent().start()?;
+    let builder = Sandbox::builder().configure(change).set("metrics", "listen", "127.0.0.1:9464");
+    let mut sandbox = builder.without_agent().start()?;
     let outside = network::outside(sandbox.id());
     let collector = || serve(&outside, &format!("{KEEPING}{COLLECTOR}"), Some(folder));
     let syslog = || serve(&outside, &format!("{KEEPING}{SYSLOG}"), Some(folder));
@@ -209,6 +210,16 @@ say(**attempt(lambda: cursor.execute("select '" + "x" * 100000 + "'")))
     client(&pod, "connect().cursor().execute(\"select 'poison'\")")?;
     work(100)?;
     eventually("it is given up", || Ok(sink(&sandbox, "splunk")?["given_up"].as_u64() >= Some(2)))?;
+    let metrics = network::inside(&network::node(sandbox.id()), || {
+        Ok(ureq::get("http://127.0.0.1:9464/metrics").call()?.body_mut().read_to_string()?)
+    })?;
+    for line in [
+        "snowfence_siem_given_up_records_total{sink=\"splunk\"} 2",
+        "snowfence_siem_given_up_records_total{sink=\"lines\"} 0",
+        "snowfence_siem_errors_total{sink=\"syslog\"} 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
 
     // Everybody dies at some time.
     fs::write(folder.join("down"), "")?;

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::ocsf::Event;
 use super::shorten::shorten;
-use super::stream::{Failure, connect};
+use super::stream::{Connection, Failure, connect};
 use crate::config::{SecretReference, SiemFormat};
 
 /// For one request and its answer.
@@ -117,7 +117,7 @@ impl Http {
     ) -> Result<(StatusCode, Bytes), Failure> {
         let host = self.url.host().ok_or("the URL has no host")?.trim_matches(['[', ']']);
         let port = self.url.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
-        let stream = connect(host, port, self.tls.as_ref()).await?;
+        let Connection { stream, .. } = connect(host, port, self.tls.as_ref()).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let content =
             if self.format == SiemFormat::Ndjson { "application/x-ndjson" } else { "application/json" };

@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::ocsf::{Event, Severity};
 use super::shorten::shorten;
-use super::stream::{Failure, connect};
+use super::stream::{Connection, Failure, connect};
 
 /// For one batch, from connecting to the receiver's close.
 const DEADLINE: Duration = Duration::from_mins(1);
+
+/// For a reset, beyond the time that the network takes.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// What names an element of one's own needs a number of an enterprise. This one is for those who have none (RFC 5612).
 const ELEMENT: &str = "snowfence@32473";
@@ -36,19 +39,26 @@ impl Syslog {
             move || events.iter().flat_map(|event| frame(&message(event, limit))).collect::<Vec<u8>>();
         let frames = tokio::task::spawn_blocking(framing).await?;
         let exchange = async {
-            let mut stream = connect(&self.host, self.port, self.tls.as_ref()).await?;
+            let Connection { mut stream, socket, round_trip } =
+                connect(&self.host, self.port, self.tls.as_ref()).await?;
             stream.write_all(&frames).await?;
             stream.shutdown().await?;
             // A receiver says nothing. What it says all the same is not kept.
             let mut said = [0; 1024];
             loop {
                 match stream.read(&mut said).await {
-                    Ok(0) => return Ok(()),
+                    Ok(0) => break,
                     Ok(_) => {}
                     // Not every receiver says goodbye in TLS, too.
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                     Err(error) => return Err(error.into()),
                 }
+            }
+            // Had it closed before it got all, what came later would be answered with a reset, a way there and back on.
+            sleep(2 * round_trip + GRACE).await;
+            match socket.take_error()? {
+                Some(error) => Err(error.into()),
+                None => Ok(()),
             }
         };
         match timeout(DEADLINE, exchange).await {
@@ -153,5 +163,51 @@ mod tests {
         let json = text.split_once("] ").unwrap().1;
         let json: Value = serde_json::from_str(json).unwrap();
         assert_eq!(json["unmapped"]["truncated"]["/query_info/query_string"], 6 * (1 << 20) + 2);
+    }
+
+    async fn send(
+        receive: impl AsyncFn(&mut tokio::net::TcpStream) -> Vec<u8>,
+    ) -> (Result<(), Failure>, Vec<u8>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let syslog = Syslog { host: "127.0.0.1".to_owned(), port, tls: None, max_message_bytes: 8192 };
+        let events = vec![event("n", &json!({ "message": "x".repeat(1000) })); 1000];
+        let receiving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            receive(&mut stream).await
+        };
+        tokio::join!(syslog.send(events), receiving)
+    }
+
+    #[tokio::test]
+    async fn who_has_read_all_has_got_all() {
+        let (sent, received) = send(async |stream| {
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).await.unwrap();
+            all
+        })
+        .await;
+        sent.unwrap();
+        let text = String::from_utf8(received).unwrap();
+        let mut left = text.as_str();
+        let mut count = 0;
+        while let Some((length, rest)) = left.split_once(' ') {
+            left = rest.get(length.parse().unwrap()..).unwrap();
+            count += 1;
+        }
+        assert_eq!(count, 1000);
+    }
+
+    #[tokio::test]
+    async fn who_closes_before_has_not() {
+        let (sent, _) = send(async |_| Vec::new()).await;
+        assert!(sent.is_err());
+        let (sent, _) = send(async |stream| {
+            let mut some = vec![0; 100_000];
+            stream.read_exact(&mut some).await.unwrap();
+            some
+        })
+        .await;
+        assert!(sent.is_err());
     }
 }
