@@ -2,7 +2,6 @@
 
 mod delivery;
 mod signals;
-mod signing;
 mod supervisor;
 
 use std::collections::{BTreeSet, HashMap};
@@ -22,7 +21,6 @@ use tokio_util::task::TaskTracker;
 
 use self::delivery::Delivery;
 use self::signals::{Signals, Told};
-use self::signing::Signing;
 use crate::admin::metrics::{self, Metrics};
 use crate::admin::succession::{Predecessor, Remains, receive_legacy};
 use crate::admin::{self, AdminError, Succession};
@@ -55,6 +53,8 @@ pub enum AppError {
     Credential { name: String, source: SecretError },
     #[error("the password for ClickHouse cannot be read: {0}")]
     ClickHousePassword(SecretError),
+    #[error("the token for the SIEM sink `{sink}` cannot be read: {source}")]
+    SiemToken { sink: String, source: SecretError },
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error(transparent)]
@@ -150,7 +150,7 @@ pub struct RunOptions {
 
 /// Runs the agent until it is told to stop.
 pub fn run(config: Config, options: RunOptions) -> Result<(), AppError> {
-    // Delivery to ClickHouse, metrics and questions have a thread of their own, so that the data path never waits for them.
+    // Delivery, metrics and questions have a thread of their own, so that the data path never waits for them.
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -177,7 +177,6 @@ struct Running {
     capture: Arc<Capture>,
     proxy: Arc<Proxy>,
     journal: Journal,
-    signing: Signing,
     delivery: Delivery,
     serving: tokio::task::JoinHandle<()>,
     /// What looks after things, and ends with the agent.
@@ -200,7 +199,6 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     let listed = if config.revocation_list { Listed::AtItsHost } else { Listed::Nowhere };
     let server_tls = tls::server_config(Arc::clone(&authority), listed)?;
     let upstream_tls = tls::client_config(config.tls.upstream_ca_bundle.as_deref(), &[b"h2", b"http/1.1"])?;
-    let mut signing = Signing::new(&state.signing_key(), control)?;
     let mut delivery = Delivery::new(&config, control)?;
     let metrics_listener = match config.metrics {
         Some(address) => {
@@ -282,14 +280,15 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         }
         None => None,
     };
-    signing.start(&journal);
     delivery.start(&journal)?;
     let Captured { accepted, told, suspects } = captured;
     let serving = tokio::spawn(Arc::clone(&proxy).serve(accepted));
     background.spawn(Arc::clone(&proxy).record_attempts(told));
     background.spawn(Arc::clone(&proxy).ask_suspects(suspects));
     if let Some(listener) = metrics_listener {
-        let metrics = Metrics::new(&proxy.counts, proxy.payloads.as_ref(), &capture, capture.endpoints());
+        let payloads = proxy.payloads.as_ref();
+        let metrics =
+            Metrics::new(&proxy.counts, payloads, &capture, capture.endpoints(), delivery.monitors(&journal));
         background.spawn_on(metrics.serve(listener), control);
     }
     let (succession_sender, succession) = mpsc::channel(1);
@@ -298,6 +297,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         names,
         proxy: Arc::clone(&proxy),
         since: admin::status::now(),
+        sinks: delivery.monitors(&journal),
         allowlist: state.allowlist(),
         succession: succession_sender,
     };
@@ -320,18 +320,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     // After it knows that it is relieved: who waits for this file may stop it then.
     write_ready(&state)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.agent.node, "ready");
-    Ok(Running {
-        config,
-        capture,
-        proxy,
-        journal,
-        signing,
-        delivery,
-        serving,
-        background,
-        signals,
-        succession,
-    })
+    Ok(Running { config, capture, proxy, journal, delivery, serving, background, signals, succession })
 }
 
 impl Running {
@@ -344,15 +333,11 @@ impl Running {
                 biased;
                 Some(step) = self.succession.recv() => match step {
                     Succession::Begins(ended) => {
-                        self.signing.stop().await;
                         self.delivery.stop().await;
                         // Whoever asked may have gone.
                         let _ = ended.send(());
                     }
-                    Succession::Fails => {
-                        self.signing.start(&self.journal);
-                        self.delivery.start(&self.journal)?;
-                    }
+                    Succession::Fails => self.delivery.start(&self.journal)?,
                     Succession::Done { pid } => break Some(pid),
                 },
                 told = self.signals.next() => match told {
@@ -394,7 +379,6 @@ impl Running {
             None => format!("drained: {drained}"),
         };
         note(&self.journal, EventKind::AgentStopped, detail).await?;
-        self.signing.stop().await;
         // What is not delivered stays in the journal for the next start.
         self.delivery.stop().await;
         match self.capture.counters() {

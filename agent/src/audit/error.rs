@@ -53,6 +53,8 @@ pub enum AuditError {
     Sql(String),
     #[error("the agent that has taken over cannot write the journal: {0}")]
     Successor(String),
+    #[error("cannot deliver to the SIEM sink `{sink}`: {cause}")]
+    Siem { sink: String, cause: String },
     #[error("cannot start the journal's thread: {0}; is the limit of processes or memory too low?")]
     Thread(Arc<io::Error>),
     #[error("the query took longer than {0} seconds: narrow it down, for example by time or with LIMIT")]

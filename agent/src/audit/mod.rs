@@ -7,8 +7,10 @@
 
 pub mod chain;
 pub mod clickhouse;
+pub mod delivery;
 pub mod payload;
 pub mod query;
+pub mod siem;
 pub mod summary;
 pub mod tail;
 

@@ -15,6 +15,7 @@ pub(super) fn run(config: &ConfigFile, take_over: bool) -> Result<(), Failure> {
     app::run(config, RunOptions { take_over }).map_err(|error| match error {
         AppError::Credential { .. }
         | AppError::ClickHousePassword(_)
+        | AppError::SiemToken { .. }
         | AppError::Policy(_)
         | AppError::Keys(_) => Failure::Usage(error.into()),
         _ => Failure::Failed(error.into()),

@@ -25,8 +25,13 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let credentials = checker.credentials(raw.credentials);
     let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
-    let journal = checker.journal(&raw.audit.journal, clickhouse.is_some(), raw.audit.payloads.as_ref());
+    let journal = checker.journal(
+        &raw.audit.journal,
+        clickhouse.is_some() || !raw.siem.is_empty(),
+        raw.audit.payloads.as_ref(),
+    );
     let payloads = raw.audit.payloads.map(|raw| checker.payloads(&raw));
+    let siem = super::siem::check(raw.siem, checker.document);
     let needs_pods = capture.scopes.iter().any(|scope| scope.pods.is_some());
     let kubernetes = needs_pods.then(|| checker.kubernetes(raw.kubernetes)).flatten();
     let metrics = raw.metrics.listen.and_then(|address| checker.metrics(&address));
@@ -46,6 +51,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         clickhouse,
         journal,
         payloads,
+        siem,
         metrics,
         kubernetes,
     }
@@ -239,7 +245,7 @@ impl Checker<'_> {
             }
             let keys = match (issuer.jwks_url, issuer.jwks_file) {
                 (None, Some(file)) => Some(KeySource::File(file)),
-                (Some(url), None) => match key_url(&url, issuer.allow_http) {
+                (Some(url), None) => match protected_url(&url, issuer.allow_http) {
                     Ok(url) => Some(KeySource::Url(url)),
                     Err(expected) => {
                         self.wrong(at!["issuers", index, "jwks_url"], expected);
@@ -477,10 +483,10 @@ fn host_name(text: &str) -> Option<String> {
     (name.len() <= 253 && name.contains('.') && name.split('.').all(label)).then_some(name)
 }
 
-/// Keys decide who is let in, so they come over TLS, from this machine, or with the operator's word.
-fn key_url(text: &str, allow_http: bool) -> Result<Uri, &'static str> {
-    let url: Uri = text.parse().map_err(|_| "expected a URL such as `https://idp.example/jwks`")?;
-    let host = url.host().ok_or("expected a URL with a host, such as `https://idp.example/jwks`")?;
+/// What decides who is let in, or has to stay as it is, goes over TLS, inside this machine, or with the operator's word.
+pub(super) fn protected_url(text: &str, allow_http: bool) -> Result<Uri, &'static str> {
+    let url: Uri = text.parse().map_err(|_| "expected a URL such as `https://host.example/path`")?;
+    let host = url.host().ok_or("expected a URL with a host, such as `https://host.example/path`")?;
     let loopback = host == "localhost"
         || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     match url.scheme_str() {

@@ -8,6 +8,7 @@ mod check;
 mod document;
 mod raw;
 mod secret;
+mod siem;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,8 +19,12 @@ use globset::GlobSet;
 use ipnet::IpNet;
 
 pub use document::{Problem, position};
-pub use raw::{CredentialType, Mode, QueryTag, RawSockets, Telemetry, WhenFull, schema};
+pub use raw::{
+    CredentialType, Mode, QueryTag, RawSockets, SiemFormat, SiemRecords, SiemVerdict, Telemetry, WhenFull,
+    schema,
+};
 pub use secret::{Secret, SecretError, SecretReference};
+pub use siem::{Siem, SiemTarget};
 
 /// The checked configuration.
 #[derive(Debug, Clone)]
@@ -46,6 +51,8 @@ pub struct Config {
     /// What is kept of requests and answers; `None`: nothing.
     pub journal: Journal,
     pub payloads: Option<Payloads>,
+    /// Where else the trail is delivered.
+    pub siem: Vec<Siem>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// Where pods are asked for; `None` where no scope needs them.

@@ -121,6 +121,11 @@ impl Writer {
         Ok(Self { journal, settings, server, database, sink, progress })
     }
 
+    /// The name of its cursor in the journal.
+    pub fn cursor(&self) -> &str {
+        &self.sink
+    }
+
     pub fn monitor(&self) -> Monitor {
         Monitor { written: self.journal.written(), progress: self.progress.subscribe() }
     }
