@@ -14,6 +14,7 @@ mod error;
 mod journal;
 mod owners;
 mod record;
+mod recording;
 mod schema;
 mod store;
 mod successor;
@@ -28,4 +29,5 @@ pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
     now,
 };
+pub use recording::{RecordedSession, RecordedStatement};
 pub use successor::serve as serve_predecessor;
