@@ -145,7 +145,7 @@ impl Teller {
         step.what = if moment.is_answer { "answer" } else { "request" };
         match moment.of {
             Of::Statement(index) => {
-                step.operation = "query".to_owned();
+                "query".clone_into(&mut step.operation);
                 self.tell_statement(&mut step, Some(index), moment.is_answer);
             }
             Of::Payload(index) => {
@@ -192,7 +192,7 @@ impl Teller {
         let asked = Asked::of(&head.0, &head.1, head.2.as_deref(), &content.request.body);
         if step.operation.is_empty() {
             // Of one that was lost, only its pieces are known.
-            step.operation = asked.operation.as_ref().map_or("?", Operation::name).to_owned();
+            asked.operation.as_ref().map_or("?", Operation::name).clone_into(&mut step.operation);
         }
         if step.asked.is_empty() {
             step.asked = format!("{} {}", head.0, head.1).chars().take(TOLD).collect();

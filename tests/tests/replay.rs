@@ -1,0 +1,338 @@
+//! A recorded session once more: to the driver that it was recorded from, which notices nothing, with neither Snowflake nor
+//! an agent; and to people.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use sandbox::{Environment, Pod, Sandbox};
+use serde_json::Value;
+
+use common::reader::Reader;
+use common::{RAW, eventually, journal, node_program, source};
+
+/// In a network where there is nothing but this, the account's name leads to the replay of its session: `$1` is what the
+/// replay is told besides, the rest is the client.
+const ALONE: &str = r#"
+set -eu
+more=$1; shift
+ip link set lo up
+printf '127.0.0.1 localhost %s\n' "$SNOWFLAKE_HOST" > "$REPLAY_FOLDER/hosts"
+: > "$REPLAY_FOLDER/resolv.conf"
+: > "$REPLAY_FOLDER/said"
+mount --bind "$REPLAY_FOLDER/hosts" /etc/hosts
+mount --bind "$REPLAY_FOLDER/resolv.conf" "$(readlink -f /etc/resolv.conf)"
+"$REPLAY_BIN" replay "$REPLAY_SESSION" --identity "$REPLAY_IDENTITY" --journal "$REPLAY_JOURNAL" --format json \
+    $more > "$REPLAY_FOLDER/said" 2> "$REPLAY_FOLDER/log" &
+replay=$!
+until [ -s "$REPLAY_FOLDER/said" ]; do kill -0 $replay; sleep 0.05; done
+status=0
+"$@" || status=$?
+kill -TERM $replay
+wait $replay
+exit $status
+"#;
+const SERVE: &str = "--serve 127.0.0.1:443 --ca-out";
+/// What a replay's certificate is known to drivers by.
+const TRUST: [&str; 3] = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"];
+
+/// A session that is on record.
+struct Recorded {
+    sandbox: Sandbox,
+    pod: Pod,
+    reader: Reader,
+    session: String,
+    /// What its client printed.
+    said: String,
+}
+
+/// What came of a replay.
+struct Replayed {
+    said: String,
+    summary: Value,
+    log: String,
+}
+
+impl Recorded {
+    /// Has a client do its work once.
+    fn new(driver: Environment, client: impl FnOnce(&Pod) -> Result<String>) -> Result<Self> {
+        let reader = Reader::new()?;
+        let mut sandbox = reader.sandbox("")?.driver(driver).start()?;
+        let pod = sandbox.pod("reports")?;
+        let said = client(&pod)?;
+        let sessions = journal(&sandbox, "SELECT id FROM sessions")?;
+        ensure!(sessions.len() == 1, "{sessions:?}");
+        let session = sessions[0]["id"].as_str().context("a session")?.to_owned();
+        let statements = journal(&sandbox, "SELECT id FROM statements")?.len();
+        eventually("all of it is on record", || {
+            let kept = journal(
+                &sandbox,
+                "SELECT DISTINCT statement FROM payloads WHERE statement IN (SELECT id FROM statements)",
+            )?;
+            Ok(kept.len() == statements)
+        })?;
+        Ok(Self { sandbox, pod, reader, session, said })
+    }
+
+    /// Answers a client with it, where there is nothing else.
+    fn replayed(&self, more: &str, client: &[&str]) -> Result<Replayed> {
+        let folder = PathBuf::from(&self.pod.environment()["HOME"]);
+        let ca = folder.join("replay-ca.pem").display().to_string();
+        let more = if more.ends_with("--ca-out") { format!("{more} {ca}") } else { more.to_owned() };
+        let state = self.sandbox.agent_state();
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "sh", "-c", ALONE, "sh", &more]).args(client);
+        command.env_clear().envs(self.pod.environment()).envs(TRUST.map(|variable| (variable, &ca)));
+        command
+            .env("REPLAY_BIN", self.sandbox.binary())
+            .env("REPLAY_SESSION", &self.session)
+            .env("REPLAY_IDENTITY", self.reader.identity_file(&self.sandbox)?)
+            .env("REPLAY_JOURNAL", state.join("journal.db"))
+            .env("REPLAY_FOLDER", &folder)
+            .stdin(Stdio::null());
+        let output = command.output().context("start a client alone")?;
+        let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+        let (said, log) = (read("said"), read("log"));
+        ensure!(output.status.success(), "{}\n{said}{log}", String::from_utf8_lossy(&output.stderr));
+        let summary = serde_json::from_str(said.lines().last().unwrap_or_default())?;
+        Ok(Replayed { said: String::from_utf8(output.stdout)?, summary, log })
+    }
+
+    /// A driver prints the same, and asks for all that was recorded and for nothing else.
+    fn is_repeated(&self, client: &[&str]) -> Result<()> {
+        let replayed = self.replayed(SERVE, client)?;
+        assert_eq!(without_request_ids(&replayed.said), without_request_ids(&self.said), "{}", replayed.log);
+        let summary = &replayed.summary;
+        assert_eq!(
+            (&summary["unmatched"], &summary["never_asked"]),
+            (&0.into(), &Value::Array(vec![])),
+            "{summary} {}",
+            replayed.log
+        );
+        Ok(())
+    }
+
+    fn python(&self) -> &str {
+        &self.pod.environment()["SANDBOX_PYTHON"]
+    }
+
+    fn replay(&self, more: &[&str]) -> Result<String> {
+        let identity = self.reader.identity_file(&self.sandbox)?;
+        let arguments = ["replay", &self.session, "--identity", &identity];
+        self.sandbox.snowfence(arguments.iter().chain(more))?.into_stdout()
+    }
+}
+
+/// What connector 5 adds to an error: the identifier that it gave to its own request, each time another one.
+fn without_request_ids(said: &str) -> String {
+    let mut pieces = said.split("(request_id=");
+    let first = pieces.next().unwrap_or_default().to_owned();
+    pieces.fold(first, |text, piece| text + "(" + piece.split_once(',').map_or("", |(_, rest)| rest))
+}
+
+fn large(comment: &str) -> String {
+    format!("select {comment} seq4() as n, 'row ' || seq4() as t from table(generator(rowcount => 60000))")
+}
+
+/// What a connector's client does: results inline and in parts, as Arrow and JSON, bound values, an error, a refusal.
+fn connectors_work() -> String {
+    source(&format!(
+        r#"
+connection = connect()
+cursor = connection.cursor()
+def digest(cursor):
+    rows = cursor.fetchall()
+    return [len(rows), sum(int(row[0]) for row in rows), rows[-1]]
+say(**attempt(lambda: cursor.execute("select 'answered ' || %s as t, 1.50 as n", ("it's",)).fetchall()))
+say(**attempt(lambda: cursor.execute("select 'again'").fetchall()))
+say(**attempt(lambda: cursor.execute("select 'again'").fetchall()))
+say(**attempt(lambda: digest(cursor.execute({arrow:?}))))
+cursor.execute("alter session set python_connector_query_result_format = 'JSON'")
+say(**attempt(lambda: digest(cursor.execute({json:?}))))
+say(**attempt(lambda: cursor.execute("select * from no_such_table").fetchall()))
+say(**attempt(lambda: cursor.execute("drop table customers").fetchall()))
+connection.close()"#,
+        arrow = large("/* arrow */"),
+        json = large("/* json */"),
+    ))
+}
+
+fn is_repeated_by_connector(driver: Environment) -> Result<()> {
+    let work = connectors_work();
+    let recorded = Recorded::new(driver, |pod| pod.python(&work)?.into_stdout())?;
+    assert_eq!(recorded.said.lines().count(), 7, "{}", recorded.said);
+    assert!(recorded.said.contains("Snowfence refused DROP TABLE"), "{}", recorded.said);
+    recorded.is_repeated(&[recorded.python(), "-c", &work])
+}
+
+#[test]
+fn connector_5_does_not_notice_that_it_is_answered_by_a_recording() -> Result<()> {
+    is_repeated_by_connector(Environment::Connector5)
+}
+
+#[test]
+fn connector_4_does_not_notice_that_it_is_answered_by_a_recording() -> Result<()> {
+    is_repeated_by_connector(Environment::Connector4)
+}
+
+#[test]
+fn node_does_not_notice_that_it_is_answered_by_a_recording() -> Result<()> {
+    let work = node_program(&format!(
+        r"
+say(await attempt('select ? as t, 1.50 as n', ['bound']));
+const rows = await run({:?});
+say([rows.length, rows.reduce((sum, row) => sum + Number(row.N), 0), rows[rows.length - 1]]);
+say(await attempt('select * from no_such_table'));
+say(await attempt('drop table customers'));",
+        large("")
+    ));
+    let recorded =
+        Recorded::new(Environment::Connector5, |pod| pod.run(["node", "-e", &work])?.into_stdout())?;
+    assert_eq!(recorded.said.lines().count(), 4, "{}", recorded.said);
+    recorded.is_repeated(&["node", "-e", &work])
+}
+
+/// Says of each answer what it was: status, headers, and the digest of its body.
+const DIGESTS: &str = r#"
+import hashlib
+def said(answer):
+    status, headers, body = answer
+    headers = sorted([name.lower(), value] for name, value in headers.items() if name.lower() != "date")
+    say(status=status, headers=headers, sha256=hashlib.sha256(body).hexdigest(), length=len(body))
+    return body
+def headers(token): return {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
+def query(token, sql):
+    body = gzip.compress(json.dumps(dict(sqlText=sql, sequenceId=1, querySubmissionTime=time.time())).encode())
+    return said(send("POST", f"/queries/v1/query-request?requestId={uuid.uuid4()}", headers(token), body))
+"#;
+
+fn raw_work() -> String {
+    source(&format!(
+        r#"{RAW}{DIGESTS}
+token = login()
+query(token, "select 'small'")
+large = json.loads(query(token, {:?}))["data"]
+for chunk in large["chunks"]:
+    said(send("GET", urllib.parse.urlsplit(chunk["url"]).path, large["chunkHeaders"]))
+query(token, "select * from no_such_table")
+query(token, "drop table customers")"#,
+        large("")
+    ))
+}
+
+#[test]
+fn every_byte_of_a_replay_is_as_it_was() -> Result<()> {
+    let work = raw_work();
+    let recorded = Recorded::new(Environment::Connector5, |pod| pod.python(&work)?.into_stdout())?;
+    assert!(recorded.said.lines().count() >= 5, "{}", recorded.said);
+    recorded.is_repeated(&[recorded.python(), "-c", &work])?;
+    let timed =
+        recorded.replayed("--timing --serve 127.0.0.1:443 --ca-out", &[recorded.python(), "-c", &work])?;
+    assert_eq!(timed.said, recorded.said);
+
+    // What is not in it is told so, with what comes next; and it asks for less than there is.
+    let other = source(&format!(
+        r#"{RAW}
+token = login()
+ask(token, "select 'small'")
+again, never = (json.loads(ask(token, sql)) for sql in ("select 'small'", "select 'never recorded'"))
+status, body = fetch("https://x/snowfence/parts/nothing", {{}})
+say(again=again, never=never, status=status, unknown=send("GET", "/nothing", {{}})[0])"#
+    ));
+    let replayed = recorded.replayed(SERVE, &[recorded.python(), "-c", &other])?;
+    let said: Value = serde_json::from_str(&replayed.said)?;
+    for refused in ["again", "never"] {
+        assert_eq!(said[refused]["success"], false, "{said}");
+    }
+    let message = said["never"]["message"].as_str().context("a message")?;
+    assert!(
+        message.contains("select 'never recorded'") && message.contains("from table(generator"),
+        "{message}"
+    );
+    assert_eq!((&said["status"], &said["unknown"]), (&422.into(), &404.into()));
+    assert_eq!((&replayed.summary["answered"], &replayed.summary["unmatched"]), (&2.into(), &4.into()));
+    let never: Vec<&str> = replayed.summary["never_asked"]
+        .as_array()
+        .context("a list")?
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert!(never.contains(&"drop table customers") && never.len() >= 4, "{never:?}");
+    assert!(replayed.log.contains("never recorded"), "{}", replayed.log);
+
+    // Elsewhere, the addresses of parts are.
+    let elsewhere = source(&format!(
+        r#"{RAW}
+def send(method, target, headers, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=60)
+    connection.request(method, target, body, headers)
+    answer = connection.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read()
+data = json.loads(ask(login(), {:?}))["data"]
+url = data["chunks"][0]["url"]
+say(url=url.split("/snowfence/")[0], rows=fetch(url, data["chunkHeaders"])[1].count(b"row "))"#,
+        large("")
+    ));
+    let replayed =
+        recorded.replayed("--serve 127.0.0.1:8080 --plain", &[recorded.python(), "-c", &elsewhere])?;
+    let said: Value = serde_json::from_str(&replayed.said)?;
+    assert_eq!(said["url"], "http://127.0.0.1:8080");
+    assert!(said["rows"].as_u64() > Some(1000), "{said}");
+    Ok(())
+}
+
+#[test]
+fn people_see_a_session_as_its_client_saw_it() -> Result<()> {
+    let work = connectors_work();
+    let recorded = Recorded::new(Environment::Connector5, |pod| pod.python(&work)?.into_stdout())?;
+    let looks = "SELECT detail FROM events WHERE kind = 'payloads_read'";
+    assert_eq!(journal(&recorded.sandbox, looks)?.len(), 0);
+    let text = recorded.replay(&["--rows", "2"])?;
+    let seen = journal(&recorded.sandbox, looks)?;
+    assert!(
+        seen.len() == 1 && seen[0]["detail"].as_str().is_some_and(|it| it.contains(&recorded.session)),
+        "{seen:?}"
+    );
+    for line in [
+        "← login  HTTP 200",
+        "allow (reads-allowed)",
+        "           answered it's  1.50",
+        "           0  row 0",
+        "           1  row 1",
+        "           … [more rows: --rows shows them]",
+        "deny (destructive-denied)",
+        "           003001: ",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(text.find("select 'again'") < text.find("drop table customers"), "{text}");
+    assert!(!text.contains('\u{1b}'), "nothing steers a terminal");
+
+    let lines = recorded.replay(&["--format", "json", "--rows", "1"])?;
+    let steps: Vec<Value> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let times: Vec<i64> = steps.iter().filter_map(|step| step["at_us"].as_i64()).collect();
+    assert!(times.len() == steps.len() && times.is_sorted(), "{times:?}");
+    let refused = steps.iter().find(|step| step["status"] == "refused").context("a refusal")?;
+    assert_eq!(refused["code"], "003001", "{refused}");
+    let parts: Vec<&Value> =
+        steps.iter().filter(|step| step["operation"] == "part" && step["what"] == "answer").collect();
+    assert!(parts.len() >= 2, "{lines}");
+    assert!(
+        parts
+            .iter()
+            .all(|part| part["table"]["rows"][0][1].as_str().is_some_and(|it| it.starts_with("row "))),
+        "{parts:?}"
+    );
+
+    let stranger = Reader::new()?.identity_file(&recorded.sandbox)?;
+    let refused = recorded.sandbox.snowfence(["replay", &recorded.session, "-i", &stranger])?;
+    assert!(
+        refused.stdout.contains("none of the identities") && !refused.stdout.contains("answered it"),
+        "{}",
+        refused.stdout
+    );
+    Ok(())
+}
