@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use sandbox::{Environment, Pod, Sandbox};
+use sandbox::{Environment, Pod, Sandbox, node};
 use serde_json::Value;
 
 use common::reader::Reader;
@@ -61,7 +61,7 @@ impl Recorded {
     fn new(driver: Environment, client: impl FnOnce(&Pod) -> Result<String>) -> Result<Self> {
         let reader = Reader::new()?;
         let mut sandbox = reader.sandbox("")?.driver(driver).start()?;
-        let pod = sandbox.pod("reports")?;
+        let pod = sandbox.pod("reports")?.with("NODE_PATH", &node::modules()?.to_string_lossy());
         let said = client(&pod)?;
         let sessions = journal(&sandbox, "SELECT id FROM sessions")?;
         ensure!(sessions.len() == 1, "{sessions:?}");
@@ -284,6 +284,46 @@ say(url=url.split("/snowfence/")[0], rows=fetch(url, data["chunkHeaders"])[1].co
     Ok(())
 }
 
+/// Plays on a terminal of its own: reads until something is there, then presses keys.
+const TERMINAL: &str = r#"
+import os, pty, select, signal, subprocess, sys, termios
+ours, theirs = pty.openpty()
+before = termios.tcgetattr(theirs)
+def begin():
+    return subprocess.Popen(sys.argv[1:], stdin=theirs, stdout=theirs)
+def until(words):
+    seen = ""
+    while words not in seen:
+        ready, _, _ = select.select([ours], [], [], 60)
+        assert ready, (words, seen)
+        seen += os.read(ours, 65536).decode(errors="replace")
+    return seen
+def press(keys):
+    os.write(ours, keys.encode())
+player = begin()
+until("playing")
+assert termios.tcgetattr(theirs) != before
+press(" ")
+until("paused")
+press("+")
+until("×0.02")
+press("n")
+assert "] " in until("paused")
+press("/nothing of the kind\r")
+until("nothing like nothing of the kind comes")
+press("/DROP table\r")
+until("steps passed over")
+until("paused")
+press("q")
+assert player.wait(60) == 0
+assert termios.tcgetattr(theirs) == before
+player = begin()
+until("playing")
+player.send_signal(signal.SIGTERM)
+assert player.wait(60) == 128 + signal.SIGTERM
+assert termios.tcgetattr(theirs) == before
+"#;
+
 #[test]
 fn people_see_a_session_as_its_client_saw_it() -> Result<()> {
     let work = connectors_work();
@@ -326,6 +366,14 @@ fn people_see_a_session_as_its_client_saw_it() -> Result<()> {
             .all(|part| part["table"]["rows"][0][1].as_str().is_some_and(|it| it.starts_with("row "))),
         "{parts:?}"
     );
+
+    // On a terminal somebody plays it, and the terminal is as before, however that ends.
+    let mut player = Command::new("/usr/bin/python3");
+    player.args(["-c", TERMINAL]).arg(recorded.sandbox.binary()).args(["replay", &recorded.session]);
+    player.args(["--identity", &recorded.reader.identity_file(&recorded.sandbox)?, "--speed", "0.01"]);
+    player.arg("--config").arg(recorded.sandbox.configuration());
+    let played = player.output()?;
+    ensure!(played.status.success(), "{}", String::from_utf8_lossy(&played.stderr));
 
     let stranger = Reader::new()?.identity_file(&recorded.sandbox)?;
     let refused = recorded.sandbox.snowfence(["replay", &recorded.session, "-i", &stranger])?;

@@ -15,6 +15,8 @@ use super::{AuditError, Caller, Session, Workload, schema};
 
 /// Of a statement's text, so many characters: the whole of it is in its payload.
 const SHOWN: u32 = 64 * 1024;
+/// Pieces of a body that are looked at: no honest one has so many.
+const MANY: usize = 1 << 20;
 /// Bytes that statements and places of payloads may take in memory.
 const MOST: usize = 512 << 20;
 
@@ -95,7 +97,12 @@ impl RecordedSession {
         let mut content = Content::default();
         self.frames(payload, |frame| {
             content.add(frame, limit);
-            if is_enough(&content, frame.kind) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            let is_too_much = content.request.pieces.len().max(content.answer.pieces.len()) > MANY;
+            if is_too_much || is_enough(&content, frame.kind) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
         Ok(content)
     }

@@ -26,7 +26,7 @@ const REMEMBERED: usize = 1000;
 /// When something happened, and what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// Microseconds since the session began.
+    /// Microseconds since the first of them.
     pub at: i64,
     is_answer: bool,
     of: Of,
@@ -116,7 +116,9 @@ impl Teller {
 
     /// All that happened, in its order.
     pub fn moments(&self) -> Vec<Moment> {
-        let began = self.session.session.time;
+        // A login begins before there is a session.
+        let times = self.session.payloads.iter().map(|payload| payload.time);
+        let began = times.fold(self.session.session.time, i64::min);
         let mut moments = Vec::new();
         let mut add = |time: i64, is_answer, of| {
             moments.push(Moment { at: time.saturating_sub(began).max(0), is_answer, of });
@@ -236,7 +238,7 @@ impl Teller {
                 && answer.parts > 0
                 && self.columns.len() < REMEMBERED
             {
-                self.columns.insert(answer.query_id.clone(), table.columns.clone());
+                self.columns.insert(answer.query_id.to_ascii_lowercase(), table.columns.clone());
             }
             for (told, said) in [
                 (&mut step.code, answer.code),

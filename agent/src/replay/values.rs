@@ -60,7 +60,7 @@ pub fn timestamp(nanos: i128) -> Option<String> {
 
 /// The same, shown with an offset from UTC, in minutes.
 pub fn zoned(nanos: i128, offset: i64) -> Option<String> {
-    let local = timestamp(nanos + i128::from(offset) * 60 * NANOS)?;
+    let local = timestamp(nanos.checked_add(i128::from(offset) * 60 * NANOS)?)?;
     let (sign, minutes) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs());
     Some(format!("{local} {sign}{:02}:{:02}", minutes / 60, minutes % 60))
 }

@@ -147,7 +147,7 @@ impl<W: Write> Player<'_, W> {
 
     fn draw(&mut self, left: Duration, place: &str) -> Result<(), Failure> {
         let state = if self.is_paused { "paused" } else { "playing" };
-        let next = match i64::try_from(left.as_micros()) {
+        let next = match i64::try_from(left.div_f64(self.speed).as_micros()) {
             Ok(0) | Err(_) => String::new(),
             Ok(micros) => format!(", next in {}", seconds(micros)),
         };
