@@ -36,6 +36,7 @@ wait $replay
 exit $status
 "#;
 const SERVE: &str = "--serve 127.0.0.1:443 --ca-out";
+const PLAIN: &str = "--serve 127.0.0.1:8080 --plain";
 /// What a replay's certificate is known to drivers by.
 const TRUST: [&str; 3] = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"];
 
@@ -102,8 +103,8 @@ impl Recorded {
     }
 
     /// A driver prints the same, and asks for all that was recorded and for nothing else.
-    fn is_repeated(&self, client: &[&str]) -> Result<()> {
-        let replayed = self.replayed(SERVE, client)?;
+    fn is_repeated(&self, more: &str, client: &[&str]) -> Result<()> {
+        let replayed = self.replayed(more, client)?;
         assert_eq!(without_request_ids(&replayed.said), without_request_ids(&self.said), "{}", replayed.log);
         let summary = &replayed.summary;
         assert_eq!(
@@ -165,7 +166,12 @@ fn is_repeated_by_connector(driver: Environment) -> Result<()> {
     let recorded = Recorded::new(driver, |pod| pod.python(&work)?.into_stdout())?;
     assert_eq!(recorded.said.lines().count(), 7, "{}", recorded.said);
     assert!(recorded.said.contains("Snowfence refused DROP TABLE"), "{}", recorded.said);
-    recorded.is_repeated(&[recorded.python(), "-c", &work])
+    recorded.is_repeated(SERVE, &[recorded.python(), "-c", &work])?;
+    let elsewhere = r#"connect(host="127.0.0.1", port=8080, protocol="http")"#;
+    recorded.is_repeated(
+        PLAIN,
+        &[recorded.python(), "-c", &work.replace("= connect()", &format!("= {elsewhere}"))],
+    )
 }
 
 #[test]
@@ -192,7 +198,9 @@ say(await attempt('drop table customers'));",
     let recorded =
         Recorded::new(Environment::Connector5, |pod| pod.run(["node", "-e", &work])?.into_stdout())?;
     assert_eq!(recorded.said.lines().count(), 4, "{}", recorded.said);
-    recorded.is_repeated(&["node", "-e", &work])
+    recorded.is_repeated(SERVE, &["node", "-e", &work])?;
+    let elsewhere = work.replace("account: of", "accessUrl: 'http://127.0.0.1:8080', account: of");
+    recorded.is_repeated(PLAIN, &["node", "-e", &elsewhere])
 }
 
 /// Says of each answer what it was: status, headers, and the digest of its body.
@@ -228,7 +236,7 @@ fn every_byte_of_a_replay_is_as_it_was() -> Result<()> {
     let work = raw_work();
     let recorded = Recorded::new(Environment::Connector5, |pod| pod.python(&work)?.into_stdout())?;
     assert!(recorded.said.lines().count() >= 5, "{}", recorded.said);
-    recorded.is_repeated(&[recorded.python(), "-c", &work])?;
+    recorded.is_repeated(SERVE, &[recorded.python(), "-c", &work])?;
     let timed =
         recorded.replayed("--timing --serve 127.0.0.1:443 --ca-out", &[recorded.python(), "-c", &work])?;
     assert_eq!(timed.said, recorded.said);
@@ -276,8 +284,7 @@ url = data["chunks"][0]["url"]
 say(url=url.split("/snowfence/")[0], rows=fetch(url, data["chunkHeaders"])[1].count(b"row "))"#,
         large("")
     ));
-    let replayed =
-        recorded.replayed("--serve 127.0.0.1:8080 --plain", &[recorded.python(), "-c", &elsewhere])?;
+    let replayed = recorded.replayed(PLAIN, &[recorded.python(), "-c", &elsewhere])?;
     let said: Value = serde_json::from_str(&replayed.said)?;
     assert_eq!(said["url"], "http://127.0.0.1:8080");
     assert!(said["rows"].as_u64() > Some(1000), "{said}");
