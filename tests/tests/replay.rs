@@ -226,6 +226,7 @@ large = json.loads(query(token, {:?}))["data"]
 for chunk in large["chunks"]:
     said(send("GET", urllib.parse.urlsplit(chunk["url"]).path, large["chunkHeaders"]))
 query(token, "select * from no_such_table")
+query(token, "select system$wait(1)")
 query(token, "drop table customers")"#,
         large("")
     ))
@@ -237,9 +238,14 @@ fn every_byte_of_a_replay_is_as_it_was() -> Result<()> {
     let recorded = Recorded::new(Environment::Connector5, |pod| pod.python(&work)?.into_stdout())?;
     assert!(recorded.said.lines().count() >= 5, "{}", recorded.said);
     recorded.is_repeated(SERVE, &[recorded.python(), "-c", &work])?;
-    let timed =
-        recorded.replayed("--timing --serve 127.0.0.1:443 --ca-out", &[recorded.python(), "-c", &work])?;
-    assert_eq!(timed.said, recorded.said);
+    let waiting = source(&format!(
+        r#"{RAW}
+token, began = login(), time.monotonic()
+ask(token, "select system$wait(1)")
+say(as_long_as_it_was=time.monotonic() - began >= 1)"#
+    ));
+    let timed = recorded.replayed(&format!("--timing {SERVE}"), &[recorded.python(), "-c", &waiting])?;
+    assert_eq!(timed.said.trim(), r#"{"as_long_as_it_was": true}"#);
 
     // What is not in it is told so, with what comes next; and it asks for less than there is.
     let other = source(&format!(
@@ -379,8 +385,8 @@ fn people_see_a_session_as_its_client_saw_it() -> Result<()> {
     player.args(["-c", TERMINAL]).arg(recorded.sandbox.binary()).args(["replay", &recorded.session]);
     player.args(["--identity", &recorded.reader.identity_file(&recorded.sandbox)?, "--speed", "0.01"]);
     player.arg("--config").arg(recorded.sandbox.configuration());
-    let played = player.output()?;
-    ensure!(played.status.success(), "{}", String::from_utf8_lossy(&played.stderr));
+    let ended = player.output()?;
+    ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 
     let stranger = Reader::new()?.identity_file(&recorded.sandbox)?;
     let refused = recorded.sandbox.snowfence(["replay", &recorded.session, "-i", &stranger])?;

@@ -155,7 +155,10 @@ fn lines(step: &Step) -> Vec<String> {
             lines.push(format!("{INDENT}…"));
         }
     };
-    add(&step.asked);
+    match step.statement {
+        Some(_) => add(&step.asked),
+        None => add(&table::cut(&step.asked)),
+    }
     if !step.bindings.is_null() {
         add(&format!("bound: {}", step.bindings));
     }
@@ -370,6 +373,7 @@ mod tests {
             at_us: 1_234_567,
             what: "request",
             operation: "query".into(),
+            statement: Some(Uuid::nil()),
             asked: "select\n\u{1b}[31m1".into(),
             verdict: "allow".into(),
             policy: "reads-allowed".into(),

@@ -10,6 +10,9 @@ mod server;
 mod told;
 mod values;
 
+#[cfg(test)]
+mod samples;
+
 pub use result::{Column, Table};
 pub use server::{Server, Summary};
 pub use told::{Moment, Step, Teller};

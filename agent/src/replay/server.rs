@@ -457,91 +457,29 @@ fn headers(head: &Value) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
-    use age::x25519;
-    use uuid::Uuid;
-
     use super::*;
-    use crate::audit::payload::{About, Payload, Payloads, SpoolFolder};
-    use crate::audit::{Caller, Journal, Record, Session, Workload};
-    use crate::config::{self, WhenFull};
+    use crate::replay::samples::{self, Exchange};
 
-    /// What a session asked and was answered: target, answer, how it ended.
-    type Exchange<'a> = (&'a str, Option<&'a [u8]>, Ending);
-
-    struct Kept {
-        _directory: tempfile::TempDir,
-        server: Arc<Server>,
-    }
-
-    async fn keep(payloads: &Arc<Payloads>, session: Uuid, exchange: Exchange<'_>) -> Payload {
-        let (target, answer, ending) = exchange;
-        let about = About { session, ..About::default() };
-        let mut recording = payloads.begin(&about, std::time::Instant::now());
-        let request = json!({ "method": "GET", "target": target, "headers": [] }).to_string();
-        recording.add(FrameKind::Request, request.as_bytes()).await.unwrap();
-        if let Some(answer) = answer {
-            let head = json!({ "status": 202, "headers": [["x-two", "1"], ["x-two", "2"]] }).to_string();
-            recording.add(FrameKind::Answer, head.as_bytes()).await.unwrap();
-            recording.add(FrameKind::AnswerBody, answer).await.unwrap();
-        }
-        recording.end(ending, "the client left").await.unwrap()
-    }
-
-    async fn kept(exchanges: &[Exchange<'_>]) -> Kept {
-        let directory = tempfile::tempdir().unwrap();
-        let (spool, path) = (directory.path().join("spool"), directory.path().join("journal.db"));
-        let identity = x25519::Identity::generate();
-        let settings = config::Payloads {
-            recipients: vec![identity.to_public()],
-            spool_limit: 64 << 20,
-            when_full: WhenFull::Refuse,
-            keep: Duration::from_hours(1),
-            answer_limit: None,
-        };
-        let payloads = Payloads::open(&spool, settings).unwrap();
-        let session = Session {
-            id: Uuid::now_v7(),
-            time: crate::audit::now(),
-            workload: Workload::default(),
-            caller: Caller::default(),
-            account: "acme.example".to_owned(),
-            rule: String::new(),
-            user: "SVC".to_owned(),
-            role: "ANALYST".to_owned(),
-            snowflake_session: "77".to_owned(),
-            client: String::new(),
-        };
-        let mut records: Vec<Record> = vec![session.clone().into()];
-        for exchange in exchanges {
-            records.push(keep(&payloads, session.id, *exchange).await.into());
-        }
-        let journal = Journal::open(&path, "node").unwrap();
-        journal.append(records).await.unwrap();
-        let session = RecordedSession::load(
-            &path,
-            session.id,
-            Box::new(SpoolFolder(spool)),
-            Box::new([Box::new(identity)]),
-        )
-        .unwrap()
-        .unwrap();
+    /// The recording's files, and what answers with it.
+    async fn kept(exchanges: &[Exchange<'_>]) -> (tempfile::TempDir, Arc<Server>) {
+        let (directory, session) = samples::recorded(exchanges, |_| Vec::new()).await;
         let (server, failed) = Server::new(session, false);
         assert!(failed.is_none());
-        Kept { _directory: directory, server: Arc::new(server) }
+        (directory, Arc::new(server))
     }
 
     #[tokio::test]
     async fn an_answer_is_as_it_was_and_breaks_off_where_it_broke_off() {
         let long: Vec<u8> = (0..3_000_000_u32).map(|index| u8::try_from(index % 251).unwrap()).collect();
-        let kept = kept(&[
+        let (_directory, server) = kept(&[
             ("/snowfence/parts/a", Some(b"whole"), Ending::Complete),
             ("/snowfence/parts/b", Some(&long), Ending::Complete),
             ("/snowfence/parts/c", Some(b"half"), Ending::Broken),
             ("/snowfence/parts/d", None, Ending::Lost),
         ])
         .await;
-        assert_eq!(kept.server.requests(), 4);
-        let answer = async |index| kept.server.recorded(index, &Change::Nothing, Instant::now()).await;
+        assert_eq!(server.requests(), 4);
+        let answer = async |index| server.recorded(index, &Change::Nothing, Instant::now()).await;
         for (index, bytes) in [(0, &b"whole"[..]), (1, &long)] {
             let reaction = answer(index).await.unwrap();
             assert_eq!(reaction.status(), StatusCode::ACCEPTED);
@@ -556,9 +494,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_no_recording_has_is_answered_for_a_session_of_its_own() {
-        let kept = kept(&[("/snowfence/parts/a", Some(b""), Ending::Complete)]).await;
+        let (_directory, server) = kept(&[("/snowfence/parts/a", Some(b""), Ending::Complete)]).await;
         for operation in [Operation::Login, Operation::Renew, Operation::Heartbeat, Operation::Telemetry] {
-            let body = kept.server.own(&operation).into_body().collect().await.unwrap().to_bytes();
+            let body = server.own(&operation).into_body().collect().await.unwrap().to_bytes();
             let said: Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(said["success"], true, "{operation:?}");
             if operation == Operation::Login {

@@ -93,6 +93,15 @@ pub struct Step {
     pub problem: String,
 }
 
+impl Step {
+    /// Names the operation of a payload that was lost: of such a one only the pieces are known.
+    fn name(&mut self, operation: Option<&Operation>) {
+        if self.operation.is_empty() {
+            operation.map_or("?", Operation::name).clone_into(&mut self.operation);
+        }
+    }
+}
+
 /// Tells a session.
 pub struct Teller {
     session: RecordedSession,
@@ -192,10 +201,7 @@ impl Teller {
         let content = self.session.request(payload, LOOKED_AT)?;
         let head = head(&content.request.head);
         let asked = Asked::of(&head.0, &head.1, head.2.as_deref(), &content.request.body);
-        if step.operation.is_empty() {
-            // Of one that was lost, only its pieces are known.
-            asked.operation.as_ref().map_or("?", Operation::name).clone_into(&mut step.operation);
-        }
+        step.name(asked.operation.as_ref());
         if step.asked.is_empty() {
             step.asked = format!("{} {}", head.0, head.1).chars().take(TOLD).collect();
         }
@@ -208,6 +214,8 @@ impl Teller {
 
     fn tell_answer(&mut self, step: &mut Step, payload: &Payload) -> Result<(), ReadError> {
         let content = self.session.answer(payload, LOOKED_AT)?;
+        let (method, path, query) = head(&content.request.head);
+        step.name(Asked::of(&method, &path, query.as_deref(), b"").operation.as_ref());
         step.http = content.answer.head["status"].as_u64();
         step.bytes = Some(payload.answer_bytes);
         step.duration_us = Some(payload.duration_us);
@@ -223,8 +231,8 @@ impl Teller {
             }
         };
         let body = inflated(&content.answer.body, INFLATED).unwrap_or_default();
-        let is_part = payload.operation == "part";
-        if is_part || payload.operation == "api_result" {
+        let is_part = step.operation == "part";
+        if is_part || step.operation == "api_result" {
             let columns = self.columns.get(&payload.query_id).map_or(&[][..], Vec::as_slice);
             step.table = result::part(&body, columns, self.rows);
         }
@@ -273,4 +281,68 @@ pub fn head(head: &Value) -> (Method, String, Option<String>) {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_none(number: &usize) -> bool {
     *number == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{Outcome, OutcomeStatus, Statement, Verdict};
+    use crate::replay::samples;
+
+    #[tokio::test]
+    async fn what_has_no_payload_is_told_from_the_journal() {
+        let id = Uuid::now_v7();
+        let part = ("/snowfence/parts/a", Some(&br#"["1"],["2"]"#[..]), Ending::Broken);
+        let (_directory, session) = samples::recorded(&[part], |session| {
+            let statement = Statement {
+                id,
+                session: session.id,
+                time: session.time + 1_000_000,
+                request_id: String::new(),
+                workload: session.workload.clone(),
+                caller: session.caller.clone(),
+                account: session.account.clone(),
+                user: String::new(),
+                role: String::new(),
+                sql: "drop table t".to_owned(),
+                kind: String::new(),
+                effect: String::new(),
+                actions: Vec::new(),
+                objects: Vec::new(),
+                features: Vec::new(),
+                verdict: Verdict::Deny,
+                policy: "destructive-denied".to_owned(),
+                describe_only: false,
+                binds: 0,
+            };
+            let outcome = Outcome {
+                statement: id,
+                time: session.time + 3_000_000,
+                status: OutcomeStatus::Refused,
+                query_id: String::new(),
+                rows: None,
+                code: "003001".to_owned(),
+                message: "no".to_owned(),
+                duration_us: 0,
+                response_bytes: 0,
+            };
+            vec![statement.into(), outcome.into()]
+        })
+        .await;
+        let mut teller = Teller::new(session, 1);
+        let moments = teller.moments();
+        let steps: Vec<Step> = moments.iter().map(|moment| teller.step(*moment)).collect();
+        let [request, answer, asked, refused] = steps.as_slice() else { panic!("{steps:?}") };
+        assert_eq!((request.operation.as_str(), request.asked.as_str()), ("part", "GET /snowfence/parts/a"));
+        assert_eq!(
+            (answer.http, answer.problem.as_str()),
+            (Some(202), "the answer broke off: the client left")
+        );
+        assert_eq!((asked.statement, asked.asked.as_str()), (Some(id), "drop table t"));
+        assert_eq!((asked.verdict.as_str(), asked.policy.as_str()), ("deny", "destructive-denied"));
+        assert_eq!((refused.status.as_str(), refused.code.as_str()), ("refused", "003001"));
+        let rows = &answer.table.as_ref().unwrap().rows;
+        assert_eq!((answer.operation.as_str(), rows), ("part", &vec![vec![Some("1".to_owned())]]));
+        assert_eq!(refused.at_us - asked.at_us, 2_000_000);
+    }
 }
