@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use sandbox::{Environment, Pod, Sandbox, node};
+use sandbox::{Credential, Environment, Pod, Sandbox, node};
 use serde_json::Value;
 
 use common::reader::Reader;
@@ -60,8 +60,16 @@ struct Replayed {
 impl Recorded {
     /// Has a client do its work once.
     fn new(driver: Environment, client: impl FnOnce(&Pod) -> Result<String>) -> Result<Self> {
+        Self::with(driver, Credential::default(), client)
+    }
+
+    fn with(
+        driver: Environment,
+        credential: Credential,
+        client: impl FnOnce(&Pod) -> Result<String>,
+    ) -> Result<Self> {
         let reader = Reader::new()?;
-        let mut sandbox = reader.sandbox("")?.driver(driver).start()?;
+        let mut sandbox = reader.sandbox("")?.driver(driver).credential(credential).start()?;
         let pod = sandbox.pod("reports")?.with("NODE_PATH", &node::modules()?.to_string_lossy());
         let said = client(&pod)?;
         let sessions = journal(&sandbox, "SELECT id FROM sessions")?;
@@ -336,6 +344,38 @@ player.send_signal(signal.SIGTERM)
 assert player.wait(60) == 128 + signal.SIGTERM
 assert termios.tcgetattr(theirs) == before
 "#;
+
+#[test]
+fn what_has_no_login_is_answered_by_a_recording_too() -> Result<()> {
+    let work = source(&format!(
+        r#"{RAW}{DIGESTS}
+bearer = {{"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "reports/1.0",
+          "Authorization": "Bearer " + os.environ["SNOWFLAKE_TOKEN"], "X-Snowflake-Authorization-Token-Type": "OAUTH"}}
+def api(method, path, body=None):
+    answer = said(send(method, path, bearer, body and json.dumps(body)))
+    return json.loads(gzip.decompress(answer) if answer[:2] == bytes([0x1f, 0x8b]) else answer)
+def submit(sql): return api("POST", f"/api/v2/statements?requestId={{uuid.uuid4()}}", dict(statement=sql))
+handle = submit({:?})["statementHandle"]
+api("GET", f"/api/v2/statements/{{handle}}?partition=1")
+submit("drop table customers")
+api("GET", "/api/v2/databases")
+api("DELETE", "/api/v2/databases/analytics/schemas/public/tables/customers")"#,
+        large("")
+    ));
+    let client = |pod: &Pod| pod.python(&work)?.into_stdout();
+    let recorded = Recorded::with(Environment::Connector5, Credential::KeyPair, client)?;
+    let statuses: Vec<Value> = recorded.said.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let statuses: Vec<&Value> = statuses.iter().map(|said| &said["status"]).collect();
+    assert_eq!(statuses, [200, 200, 422, 200, 403], "{}", recorded.said);
+    recorded.is_repeated(SERVE, &[recorded.python(), "-c", &work])?;
+    let text = recorded.replay(&["--rows", "1"])?;
+    for line in
+        ["← api_statement  succeeded, 60000 rows", "← api_result", "deny (destructive-denied)", "row 0"]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    Ok(())
+}
 
 #[test]
 fn people_see_a_session_as_its_client_saw_it() -> Result<()> {
