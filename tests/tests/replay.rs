@@ -298,10 +298,22 @@ url = data["chunks"][0]["url"]
 say(url=url.split("/snowfence/")[0], rows=fetch(url, data["chunkHeaders"])[1].count(b"row "))"#,
         large("")
     ));
-    let replayed = recorded.replayed(PLAIN, &[recorded.python(), "-c", &elsewhere])?;
-    let said: Value = serde_json::from_str(&replayed.said)?;
-    assert_eq!(said["url"], "http://127.0.0.1:8080");
-    assert!(said["rows"].as_u64() > Some(1000), "{said}");
+    let by_tls = |name: &str| {
+        elsewhere.replace(
+            r#"HTTPConnection("127.0.0.1", 8080"#,
+            &format!(r#"HTTPSConnection("{name}", 8080, context=trust"#),
+        )
+    };
+    for (more, work, url) in [
+        (PLAIN, elsewhere.clone(), "http://127.0.0.1:8080"),
+        ("--serve 127.0.0.1:8080 --ca-out", by_tls("127.0.0.1"), "https://127.0.0.1:8080"),
+        ("--serve 127.0.0.1:8080 --ca-out", by_tls("localhost"), "https://localhost:8080"),
+    ] {
+        let replayed = recorded.replayed(more, &[recorded.python(), "-c", &work])?;
+        let said: Value = serde_json::from_str(&replayed.said)?;
+        assert_eq!(said["url"], url);
+        assert!(said["rows"].as_u64() > Some(1000), "{said}");
+    }
     Ok(())
 }
 
