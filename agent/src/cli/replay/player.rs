@@ -4,8 +4,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::super::Failure;
+use super::layout::{INDENT, lines, seconds};
 use super::terminal::{Key, Terminal};
-use super::{lines, seconds};
 use crate::replay::{Moment, Teller};
 
 /// How often the line below is drawn anew.
@@ -53,7 +53,7 @@ pub fn play(
             Next::Search(text) => match find(teller, moments, position, &text) {
                 None => player.notice = format!("nothing like {text} comes"),
                 Some((found, step)) => {
-                    let passed = format!("           … {} steps passed over", found - position);
+                    let passed = format!("{INDENT}… {} steps passed over", found - position);
                     player.show(&[passed])?;
                     player.show(&step)?;
                     player.is_paused = true;
