@@ -13,6 +13,7 @@ pub mod identity;
 pub mod kubernetes;
 pub mod policy;
 pub mod proxy;
+pub mod replay;
 pub mod snowflake;
 pub mod sql;
 pub mod tls;

@@ -35,6 +35,10 @@ pub enum AuditError {
     Interrupted,
     #[error("another agent has the journal {0} open: stop it first, or give this one a state_dir of its own")]
     Locked(PathBuf),
+    #[error(
+        "the session {0} has too many statements to be loaded at once: `snowfence audit show` shows each"
+    )]
+    LongSession(Uuid),
     #[error("no journal at {0}: is the agent's state_dir right, and has the agent run once?")]
     Missing(PathBuf),
     #[error(

@@ -19,6 +19,7 @@ mod filter;
 mod journal;
 mod owners;
 mod record;
+mod recording;
 mod retention;
 mod schema;
 mod store;
@@ -35,5 +36,6 @@ pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
     now,
 };
+pub use recording::{RecordedSession, RecordedStatement};
 pub use retention::{Announced, Removal, Retention};
 pub use successor::serve as serve_predecessor;

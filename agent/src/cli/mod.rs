@@ -9,6 +9,7 @@ mod doctor;
 mod endpoints;
 mod explain;
 mod export;
+mod replay;
 mod run;
 mod show;
 mod table;
@@ -80,6 +81,17 @@ enum Command {
     /// Read the journal of this node
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Show a recorded session as its client saw it, or answer a driver with it: needs an identity that payloads are sealed to
+    #[command(
+        after_help = "On a terminal it plays: space pauses, n or → goes on at once, + and - change the speed, / searches, q ends.
+Each replay is itself an event of the trail (`payloads_read`).
+
+Examples:
+  sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 --identity security.key --speed 4
+  sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 -i security.key --format json | jq -r .asked
+  sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 -i security.key --serve 127.0.0.1:8443 --ca-out replay-ca.pem"
+    )]
+    Replay(replay::ReplayArguments),
     /// The internal certificate authority
     #[command(subcommand)]
     Ca(authority::Command),
@@ -145,6 +157,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => explain::run(command),
 
         Command::Audit(command) => audit::run(command),
+        Command::Replay(arguments) => replay::replay(&arguments),
         Command::Ca(command) => authority::run(command),
         Command::Version(output) => version(output.format),
     };

@@ -139,9 +139,13 @@ pub fn client(pod: &Pod, source: &str) -> Result<Vec<Value>> {
 
 /// Runs JavaScript between connecting and closing; what it says comes back as one JSON value a line.
 pub fn by_node(pod: &Pod, source: &str) -> Result<Vec<Value>> {
-    let program = format!("{NODE}\n(async () => {{ await connect();\n{source}\nawait close(); }})();");
-    let output = pod.run(["node", "-e", &program])?.into_stdout()?;
+    let output = pod.run(["node", "-e", &node_program(source)])?.into_stdout()?;
     output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// The program that [`by_node`] runs.
+pub fn node_program(source: &str) -> String {
+    format!("{NODE}\n(async () => {{ await connect();\n{source}\nawait close(); }})();")
 }
 
 /// The same source as [`client`] runs, for a program that goes on by itself.
