@@ -390,6 +390,26 @@ api("DELETE", "/api/v2/databases/analytics/schemas/public/tables/customers")"#,
 }
 
 #[test]
+fn an_exported_session_is_replayed_like_the_one_in_the_journal() -> Result<()> {
+    let work = connectors_work();
+    let recorded = Recorded::new(Environment::Connector5, |pod| pod.python(&work)?.into_stdout())?;
+    let sandbox = &recorded.sandbox;
+    let file = sandbox.agent_state().join("session.jsonl").display().to_string();
+    sandbox.snowfence(["audit", "export", &recorded.session, "--to", &file])?.into_stdout()?;
+    let key = sandbox.snowfence(["audit", "key"])?.into_stdout()?;
+    let identity = recorded.reader.identity_file(sandbox)?;
+    let replay = ["replay", "--export", &file, "--key", key.trim(), "--identity", &identity];
+    for more in [&["--rows", "2"][..], &["--format", "json"]] {
+        let exported = sandbox.snowfence(replay.iter().chain(more))?.into_stdout()?;
+        assert_eq!(exported, recorded.replay(more)?);
+    }
+    fs::write(&file, fs::read_to_string(&file)?.replacen("select 'again'", "select 'agaim'", 1))?;
+    let changed = sandbox.snowfence(replay)?;
+    assert!(!changed.succeeded() && changed.stderr.contains("not what was signed"), "{}", changed.stderr);
+    Ok(())
+}
+
+#[test]
 fn people_see_a_session_as_its_client_saw_it() -> Result<()> {
     let work = connectors_work();
     let recorded = Recorded::new(Environment::Connector5, |pod| pod.python(&work)?.into_stdout())?;

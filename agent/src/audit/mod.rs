@@ -36,6 +36,6 @@ pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
     now,
 };
-pub use recording::{RecordedSession, RecordedStatement};
+pub use recording::{ExportFileError, RecordedSession, RecordedStatement};
 pub use retention::{Announced, Removal, Retention};
 pub use successor::serve as serve_predecessor;

@@ -1,6 +1,8 @@
 //! A session as it was recorded: who had it, its statements with what became of them, and its payloads, which are read
 //! piece by piece.
 
+mod exported;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use uuid::Uuid;
 use super::payload::{self, Content, Frame, FrameKind, Identities, Payload, Pieces, ReadError};
 use super::store::read_list;
 use super::{AuditError, Caller, Session, Workload, schema};
+
+pub use exported::ExportFileError;
 
 /// Of a statement's text, so many characters: the whole of it is in its payload.
 const SHOWN: u32 = 64 * 1024;

@@ -89,6 +89,7 @@ Each replay is itself an event of the trail (`payloads_read`).
 Examples:
   sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 --identity security.key --speed 4
   sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 -i security.key --format json | jq -r .asked
+  snowfence replay --export 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11.jsonl --key keys -i security.key
   sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 -i security.key --serve 127.0.0.1:8443 --ca-out replay-ca.pem"
     )]
     Replay(replay::ReplayArguments),

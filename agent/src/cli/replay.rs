@@ -14,7 +14,7 @@ use clap::Args;
 use uuid::Uuid;
 
 use super::audit::Source;
-use super::{Failure, Format, Output, show};
+use super::{Failure, Format, Output, show, verify};
 use crate::app::State;
 use crate::audit::RecordedSession;
 use crate::audit::payload::{SpoolFolder, identities};
@@ -28,7 +28,14 @@ const GAP: i64 = 1_000_000;
 #[derive(Args)]
 pub(super) struct ReplayArguments {
     /// The identifier of a session: column `session` of the view `trail`
-    session: Uuid,
+    #[arg(required_unless_present = "export")]
+    session: Option<Uuid>,
+    /// Replay a session that was exported (`snowfence audit export`), once it is verified
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["session", "journal"])]
+    export: Option<PathBuf>,
+    /// A public key that the export must be signed with, or a file of such keys
+    #[arg(long = "key", value_name = "KEY", requires = "export")]
+    keys: Vec<String>,
     /// A file with an identity (`AGE-SECRET-KEY-1…`) that the payloads were sealed to
     #[arg(long, short, value_name = "FILE")]
     identity: PathBuf,
@@ -60,25 +67,44 @@ pub(super) struct ReplayArguments {
 }
 
 pub(super) fn replay(arguments: &ReplayArguments) -> Result<(), Failure> {
+    let session = match (&arguments.export, arguments.session) {
+        (Some(file), _) => exported(arguments, file)?,
+        (None, Some(id)) => recorded(arguments, id)?,
+        (None, None) => return Err(Failure::Usage(anyhow!("which session? Name it, or an export"))),
+    };
+    match arguments.serve {
+        Some(address) => serving::serve(arguments, session, address),
+        None => tell(arguments, Teller::new(session, arguments.rows)),
+    }
+}
+
+/// A session of the journal.
+fn recorded(arguments: &ReplayArguments, id: Uuid) -> Result<RecordedSession, Failure> {
     let journal = arguments.source.journal()?;
     let state = journal.parent().unwrap_or(Path::new("."));
     let identities = identities(&arguments.identity).map_err(|error| Failure::Usage(error.into()))?;
     let spool = Box::new(SpoolFolder(State(state).spool()));
-    let id = arguments.session;
     let session = RecordedSession::load(&journal, id, spool, identities.into_boxed_slice())?;
     let Some(session) = session else {
         return Err(Failure::Failed(anyhow!(
-            "the journal {} knows no session {id}: `snowfence audit query 'SELECT time, subject, session, sql FROM trail'` shows which there are",
+            "the journal {} knows no session {id}: `snowfence audit sessions` shows which there are",
             journal.display()
         )));
     };
     if !session.payloads.is_empty() {
         show::note(&journal, state, &id.to_string(), session.payloads.len())?;
     }
-    match arguments.serve {
-        Some(address) => serving::serve(arguments, session, address),
-        None => tell(arguments, Teller::new(session, arguments.rows)),
-    }
+    Ok(session)
+}
+
+/// Whoever has an export is out of the agent's sight: no journal notes that they look.
+fn exported(arguments: &ReplayArguments, file: &Path) -> Result<RecordedSession, Failure> {
+    let identities = identities(&arguments.identity).map_err(|error| Failure::Usage(error.into()))?;
+    let keys = verify::keys(&arguments.keys, None)?;
+    let (session, report) = RecordedSession::load_export(file, &keys, identities.into_boxed_slice())
+        .map_err(|error| Failure::Failed(error.into()))?;
+    verify::tell_keys(&mut io::stderr(), report.key_is_known, &report.keys)?;
+    Ok(session)
 }
 
 fn tell(arguments: &ReplayArguments, mut teller: Teller) -> Result<(), Failure> {

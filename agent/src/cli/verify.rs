@@ -94,7 +94,7 @@ fn name(node: &str) -> &str {
 }
 
 /// Without a key from elsewhere the proof is of less.
-fn tell_keys(out: &mut impl Write, is_known: bool, keys: &[String]) -> io::Result<()> {
+pub(super) fn tell_keys(out: &mut impl Write, is_known: bool, keys: &[String]) -> io::Result<()> {
     if is_known || keys.is_empty() {
         return Ok(());
     }
@@ -125,7 +125,7 @@ pub(super) fn key(arguments: &KeyArguments) -> Result<(), Failure> {
 }
 
 /// The keys that are trusted: those that are named, else the one beside the journal, else none.
-fn keys(named: &[String], state: Option<&Path>) -> Result<Vec<String>, Failure> {
+pub(super) fn keys(named: &[String], state: Option<&Path>) -> Result<Vec<String>, Failure> {
     let mut keys = Vec::new();
     for name in named {
         if is_key(name) {

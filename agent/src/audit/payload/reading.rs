@@ -24,6 +24,8 @@ pub type Identities = [Box<dyn Identity + Send + Sync>];
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("{}: {source}", path.display())]
+    Export { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
     IdentityFile { path: PathBuf, source: io::Error },
     #[error("{}: {problem}", path.display())]
     Identity { path: PathBuf, problem: String },
