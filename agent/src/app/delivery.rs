@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::AppError;
 use crate::audit::{AuditError, Journal, clickhouse};
-use crate::config::{Config, SecretReference};
+use crate::config::{ClickHouse, Config, SecretReference};
 
 pub struct Delivery {
     settings: Option<clickhouse::Settings>,
@@ -38,12 +38,22 @@ impl Delivery {
     }
 }
 
-fn settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
+/// Where ClickHouse is and what it is to have, with the password; `None` where there is none.
+pub fn settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
     let Some(target) = &config.clickhouse else { return Ok(None) };
     let password = target.password.as_ref().map(SecretReference::read).transpose();
     let password = password.map_err(AppError::ClickHousePassword)?;
-    let mut settings = clickhouse::Settings::new(target.url.clone(), target.database.clone());
-    settings.user.clone_from(&target.user);
-    settings.password = password;
-    Ok(Some(settings))
+    Ok(Some(clickhouse::Settings { password, ..without_password(target) }))
+}
+
+/// The same without the password, for what asks ClickHouse nothing.
+pub fn without_password(target: &ClickHouse) -> clickhouse::Settings {
+    clickhouse::Settings {
+        ca_bundle: target.ca_bundle.clone(),
+        cluster: target.cluster.clone(),
+        user: target.user.clone(),
+        apply_schema: target.apply_schema,
+        retention: target.retention_days,
+        ..clickhouse::Settings::new(target.urls.clone(), target.database.clone())
+    }
 }

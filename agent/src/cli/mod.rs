@@ -9,6 +9,7 @@ mod doctor;
 mod endpoints;
 mod explain;
 mod run;
+mod schema;
 mod show;
 mod table;
 
@@ -78,6 +79,9 @@ enum Command {
     /// Read the journal of this node
     #[command(subcommand)]
     Audit(audit::Command),
+    /// The schema in ClickHouse
+    #[command(subcommand)]
+    Schema(schema::Command),
     /// The internal certificate authority
     #[command(subcommand)]
     Ca(authority::Command),
@@ -143,6 +147,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => explain::run(command),
 
         Command::Audit(command) => audit::run(command),
+        Command::Schema(command) => schema::run(command),
         Command::Ca(command) => authority::run(command),
         Command::Version(output) => version(output.format),
     };

@@ -18,7 +18,7 @@ use globset::GlobSet;
 use ipnet::IpNet;
 
 pub use document::{Problem, position};
-pub use raw::{CredentialType, Mode, QueryTag, RawSockets, Telemetry, WhenFull, schema};
+pub use raw::{CredentialType, Mode, QueryTag, RawSockets, RetentionDays, Telemetry, WhenFull, schema};
 pub use secret::{Secret, SecretError, SecretReference};
 
 /// The checked configuration.
@@ -182,10 +182,14 @@ pub struct Credential {
 
 #[derive(Debug, Clone)]
 pub struct ClickHouse {
-    pub url: String,
+    pub urls: Vec<String>,
+    pub ca_bundle: Option<PathBuf>,
     pub database: String,
+    pub cluster: Option<String>,
     pub user: Option<String>,
     pub password: Option<SecretReference>,
+    pub apply_schema: bool,
+    pub retention_days: RetentionDays,
 }
 
 #[derive(Debug, Clone)]
