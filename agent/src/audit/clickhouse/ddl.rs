@@ -31,15 +31,6 @@ pub(super) struct Target {
     pub cluster: Option<String>,
 }
 
-/// A column as its line in `CREATE TABLE` says it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Column {
-    pub name: &'static str,
-    pub kind: &'static str,
-    /// Empty for the server's own.
-    pub codec: &'static str,
-}
-
 /// The settings of every view: two rows of one key are equal, so filters may come before FINAL, and a row is in the same
 /// partition each time.
 const VIEW_SETTINGS: &str = "SETTINGS join_use_nulls = 0, do_not_merge_across_partitions_select_final = 1, \
@@ -181,18 +172,13 @@ impl Target {
     }
 }
 
-impl Column {
-    fn new(line: &'static str) -> Option<Self> {
-        let (name, rest) = line.split_once(' ')?;
-        let rest = rest.split_once(" COMMENT '").map_or(rest, |(rest, _)| rest);
-        let (kind, codec) = rest.split_once(" CODEC").unwrap_or((rest, ""));
-        Some(Self { name, kind: kind.trim(), codec: codec.trim_matches(['(', ')']) })
-    }
-}
-
-/// The columns of a block.
-pub(super) fn columns(block: &'static str) -> impl Iterator<Item = Column> {
-    lines(block).filter_map(Column::new)
+/// The columns of a block: name, and type with codec.
+pub(super) fn columns(block: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    lines(block).filter_map(|line| {
+        let (definition, _) = line.split_once(" COMMENT '").unwrap_or((line, ""));
+        let (name, definition) = definition.split_once(' ')?;
+        Some((name, definition.trim()))
+    })
 }
 
 fn lines(block: &'static str) -> impl Iterator<Item = &'static str> {

@@ -213,7 +213,7 @@ impl<'c> Deployed<'c> {
         let database = &self.target.database;
         let engines = self.engines().await?;
         let sql = format!(
-            "SELECT table || '.' || name, type || ' ' || compression_codec FROM system.columns
+            "SELECT table || '.' || name, trim(type || ' ' || compression_codec) FROM system.columns
              WHERE database = '{database}'
              UNION ALL
              SELECT table || ' index ' || name, expr || ' ' || type_full || ' ' || toString(granularity)
@@ -239,11 +239,9 @@ impl<'c> Deployed<'c> {
                     continue;
                 }
             };
-            for column in blocks.iter().flat_map(|block| columns(block)) {
-                let codec =
-                    if column.codec.is_empty() { String::new() } else { format!("CODEC({})", column.codec) };
-                let object = format!("{}.{}", self.target.stored_name(table), column.name);
-                expected.insert(object, format!("{} {codec}", column.kind));
+            for (column, definition) in blocks.iter().flat_map(|block| columns(block)) {
+                let object = format!("{}.{column}", self.target.stored_name(table));
+                expected.insert(object, definition.to_owned());
             }
         }
         for (table, ttl) in retention::ttls(self.retention) {
@@ -256,8 +254,7 @@ impl<'c> Deployed<'c> {
                 None => found.get(&object).cloned(),
             };
             if found.as_ref() != Some(&expected) {
-                let found = found.unwrap_or_default().trim().to_owned();
-                findings.push(Finding { object, expected: expected.trim().to_owned(), found });
+                findings.push(Finding { object, expected, found: found.unwrap_or_default() });
             }
         }
         for (name, step) in views {
