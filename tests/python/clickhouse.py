@@ -124,8 +124,8 @@ class Engine:
             found = ERROR.search(text)
             raise QueryError(int(found[1]) if found else 1002, text) from None
         counts = {
-            "read_rows": str(result.rows_read()),
-            "read_bytes": str(result.bytes_read()),
+            "read_rows": str(result.storage_rows_read()),
+            "read_bytes": str(result.storage_bytes_read()),
             "written_rows": str(result.rows_written()),
             "written_bytes": str(result.bytes_written()),
         }

@@ -15,7 +15,7 @@ FROM DB.statements AS s FINAL
 LEFT JOIN DB.outcomes AS o FINAL ON o.statement = s.id
 LEFT JOIN DB.sessions AS n FINAL ON n.id = s.session";
 
-/// Allowed statements that name an object.
+/// Allowed statements that name an object. The node is asked for because the key begins with it.
 pub(super) const ACCESS: &str = "
 SELECT s.time AS time, s.issuer AS issuer, s.subject AS subject, s.cgroup AS cgroup, s.node AS node, s.role AS role,
        s.effect AS effect, s.actions AS actions, s.sql AS sql, s.id AS id, s.session AS session,
@@ -26,8 +26,8 @@ FROM (
 ) AS s
 LEFT JOIN (
     SELECT statement, status, rows, query_id FROM DB.outcomes FINAL
-    WHERE time >= now64(6) - toIntervalDay({days:UInt16}) AND statement IN (
-        SELECT id FROM DB.statements
+    WHERE time >= now64(6) - toIntervalDay({days:UInt16}) AND (node, statement) IN (
+        SELECT node, id FROM DB.statements
         WHERE has(objects, {object:String}) AND verdict = 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
     )
 ) AS o ON o.statement = s.id";
