@@ -171,6 +171,49 @@ async fn a_clickhouse_that_answers_slowly_or_wrongly_has_not_confirmed() {
     }
 }
 
+#[tokio::test]
+async fn tls_is_verified_by_the_bundle() {
+    use rcgen::CertifiedKey;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let directory = tempfile::tempdir().unwrap();
+    let certified = |file: &str| {
+        let CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let path = directory.path().join(file);
+        std::fs::write(&path, cert.pem()).unwrap();
+        (path, cert, signing_key)
+    };
+    let (good, certificate, key) = certified("good.pem");
+    let (other, ..) = certified("other.pem");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n[\"1\"]").await;
+        }
+    });
+    let with = |bundle| Settings { ca_bundle: Some(bundle), ..settings(url.clone()) };
+    let connection = Connection::new(&with(good)).unwrap();
+    assert_eq!(connection.rows::<1>("SELECT 1").await.unwrap(), [["1".to_owned()]]);
+    let connection = Connection::new(&with(other)).unwrap();
+    let error = connection.rows::<1>("SELECT 1").await.unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+    let error = Connection::new(&with(directory.path().join("missing.pem"))).unwrap_err();
+    assert!(matches!(error, AuditError::ClickHouseTls(_)), "{error}");
+}
+
 #[test]
 fn a_range_of_days_is_a_ttl_of_each_table() {
     let days = RetentionDays { statements: Some(90), sensitive_statements: Some(400), ..Default::default() };
