@@ -13,7 +13,6 @@ import argparse
 import json
 import re
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,8 +27,9 @@ QUESTION = re.compile(r"^### (.+?)\n.*?```sql\n(.*?)```", re.M | re.S)
 IDENTIFIER = "reinterpretAsUUID(bitShiftLeft(toUInt128(cityHash64({0})), 64) + toUInt128({0}))"
 # Of 20 that the caller uses.
 TABLE = "(number % 1000 * 5 + cityHash64(number, 3) % 20) % 5000"
-KEY = f"""concat('node-', toString(number % 200)) AS node, toUUID('00000000-0000-0000-0000-000000000001') AS journal,
-    number AS seq, now64(6) - toIntervalMicrosecond(toUInt64(({{rows}} - number) * {DAYS * 86_400_000_000} / {{rows}})) AS time"""
+KEY = f"""concat('node-', toString(number % 200)) AS node,
+    toUUID('00000000-0000-0000-0000-000000000001') AS journal, number AS seq,
+    now64(6) - toIntervalMicrosecond(toUInt64(({{rows}} - number) * {DAYS * 86_400_000_000} / {{rows}})) AS time"""
 WORKLOAD = """if(number % 2000 = 7, '/pods/analyst', concat('/pods/pod-', toString(number % 2000))) AS cgroup,
     1 AS pid, 1000 AS uid, 'python3' AS comm, '/usr/bin/python3' AS executable, 'https://idp.example' AS issuer,
     concat('agent-', toString(number % 1000)) AS subject, ['analysts'] AS groups"""
@@ -40,7 +40,8 @@ STATEMENT = f"""{IDENTIFIER.format("number")} AS id, {IDENTIFIER.format("intDiv(
            if(cityHash64(number, 5) % 100000 = 0, ' AND salaries > 0', '')) AS sql,
     'select' AS kind, if(cityHash64(number, 6) % 200 = 0, 'destructive', 'read') AS effect, ['select'] AS actions,
     [if({TABLE} = 42, 'SALES.PUBLIC.ORDERS', concat('SALES.PUBLIC.TABLE_', toString({TABLE})))] AS objects, [] AS features,
-    if(cityHash64(number, 6) % 200 = 0, 'deny', 'allow') AS verdict, 'reads' AS policy, false AS describe_only, 0 AS binds"""
+    if(cityHash64(number, 6) % 200 = 0, 'deny', 'allow') AS verdict,
+    'reads' AS policy, false AS describe_only, 0 AS binds"""
 OUTCOME = f"""{IDENTIFIER.format("number")} AS statement,
     if(cityHash64(number, 6) % 200 = 0, 'refused', 'succeeded') AS status, toString(cityHash64(number, 7)) AS query_id,
     cityHash64(number, 8) % 1000 AS rows, '' AS code, '' AS message, 1500 AS duration_us, 2048 AS response_bytes"""
@@ -63,7 +64,7 @@ def fill(session: Session, rows: int) -> None:
         count = min(CHUNK, rows - start)
         for table, columns, every in TABLES:
             select = ", ".join((KEY.format(rows=rows), *columns))
-            names = [name for name in re.findall(r"\bAS (\w+)", select)]
+            names = re.findall(r"\bAS (\w+)", select)
             session.query(
                 f"INSERT INTO snowfence.{table} ({', '.join(names)})"
                 f" SELECT {select} FROM numbers({start}, {count}) WHERE number % {every} = 0"
@@ -90,8 +91,8 @@ def main(options: argparse.Namespace) -> None:
                 if statement.strip():
                     session.query(statement)
             fill(session, options.rows)
-            total = int(session.query(
-                "SELECT sum(total_rows) FROM system.tables WHERE database = 'snowfence'", "TSV").bytes())
+            count = "SELECT sum(total_rows) FROM system.tables WHERE database = 'snowfence'"
+            total = int(session.query(count, "TSV").bytes())
             found = []
             for title, sql in QUESTION.findall(options.guide.read_text()):
                 if "query_history" not in sql:
@@ -105,7 +106,8 @@ def main(options: argparse.Namespace) -> None:
     print("| question | seconds | rows read | of all rows | MB read |\n|---|--:|--:|--:|--:|")
     for each in found:
         share = each["rows"] / total
-        print(f"| {each['question']} | {each['seconds']:.3f} | {each['rows']:,} | {share:.1%} | {each['bytes'] / 1e6:.1f} |")
+        megabytes = each["bytes"] / 1e6
+        print(f"| {each['question']} | {each['seconds']:.3f} | {each['rows']:,} | {share:.1%} | {megabytes:.1f} |")
 
 
 if __name__ == "__main__":
@@ -114,4 +116,4 @@ if __name__ == "__main__":
     parser.add_argument("--guide", type=Path, required=True, metavar="FILE", help="where the questions are")
     parser.add_argument("--rows", type=int, default=2_000_000, metavar="N", help="statements")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    sys.exit(main(parser.parse_args()))
+    main(parser.parse_args())
