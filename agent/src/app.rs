@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::delivery::Delivery;
+pub use self::delivery::{settings as clickhouse_settings, without_password as clickhouse_without_password};
 use self::signals::{Signals, Told};
 use crate::admin::metrics::{self, Metrics};
 use crate::admin::succession::{Predecessor, Remains, receive_legacy};

@@ -13,7 +13,7 @@ use super::{AppError, State};
 use crate::audit::chain::{Notary, SigningKey};
 use crate::audit::delivery::{Monitor, Progress};
 use crate::audit::{Journal, Retention, clickhouse, siem};
-use crate::config::{Config, SecretReference, Siem, SiemTarget};
+use crate::config::{ClickHouse, Config, SecretReference, Siem, SiemTarget};
 
 pub struct Delivery {
     key: SigningKey,
@@ -56,11 +56,11 @@ impl Delivery {
         running.spawn_on(notary.run(end.clone().cancelled_owned()), &self.control);
         if let Some(settings) = &self.clickhouse {
             let writer = clickhouse::Writer::new(journal.clone(), settings.clone())?;
-            sinks.push(writer.cursor().to_owned());
+            sinks.push(writer.cursor());
             running.spawn_on(writer.run(end.clone().cancelled_owned()), &self.control);
         }
         for (settings, progress) in &self.siem {
-            sinks.push(siem::cursor(settings));
+            sinks.push(watch::channel(Some(siem::cursor(settings))).1);
             let sink = siem::Sink::new(journal, settings)?;
             let delivering = sink.run(Arc::clone(progress), end.clone().cancelled_owned());
             running.spawn_on(delivering, &self.control);
@@ -85,12 +85,22 @@ impl Delivery {
     }
 }
 
-fn settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
+/// Where ClickHouse is and what it is to have, with the password; `None` where there is none.
+pub fn settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
     let Some(target) = &config.clickhouse else { return Ok(None) };
     let password = target.password.as_ref().map(SecretReference::read).transpose();
     let password = password.map_err(AppError::ClickHousePassword)?;
-    let mut settings = clickhouse::Settings::new(target.url.clone(), target.database.clone());
-    settings.user.clone_from(&target.user);
-    settings.password = password;
-    Ok(Some(settings))
+    Ok(Some(clickhouse::Settings { password, ..without_password(target) }))
+}
+
+/// The same without the password, for what asks ClickHouse nothing.
+pub fn without_password(target: &ClickHouse) -> clickhouse::Settings {
+    clickhouse::Settings {
+        ca_bundle: target.ca_bundle.clone(),
+        cluster: target.cluster.clone(),
+        user: target.user.clone(),
+        apply_schema: target.apply_schema,
+        retention: target.retention_days,
+        ..clickhouse::Settings::new(target.urls.clone(), target.database.clone())
+    }
 }

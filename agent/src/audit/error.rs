@@ -13,8 +13,24 @@ pub enum AuditError {
     ClickHouse { url: String, cause: String },
     #[error("a batch for ClickHouse must have at least one row")]
     ClickHouseBatch,
-    #[error("the ClickHouse database `{0}` is refused: use letters, digits and underscores, at most 64")]
+    #[error(
+        "the tables in the ClickHouse database {database} are not of the kind that `audit.clickhouse.cluster` asks for, one server or a cluster: give the other kind a database of its own, by `audit.clickhouse.database`"
+    )]
+    ClickHouseCluster { database: String },
+    #[error(
+        "the name `{0}` of a database or cluster of ClickHouse is refused: use letters, digits and underscores, at most 64"
+    )]
     ClickHouseDatabase(String),
+    #[error(
+        "ClickHouse has schema {found}, this program knows up to {known}: update it on this node; until then the journal keeps the records"
+    )]
+    ClickHouseNewer { found: u32, known: u32 },
+    #[error(
+        "ClickHouse has schema {found}, this program needs {known}: run `snowfence schema apply`, or set `audit.clickhouse.apply_schema`"
+    )]
+    ClickHouseOlder { found: u32, known: u32 },
+    #[error("TLS to ClickHouse cannot be set up: {0}")]
+    ClickHouseTls(Arc<crate::tls::TlsError>),
     #[error("the ClickHouse URL {url} is wrong: {problem}")]
     ClickHouseUrl { url: String, problem: &'static str },
     #[error("the journal is closed: the agent is ending")]

@@ -11,6 +11,7 @@ mod explain;
 mod export;
 mod replay;
 mod run;
+mod schema;
 mod show;
 mod table;
 mod verify;
@@ -93,6 +94,9 @@ Examples:
   sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 -i security.key --serve 127.0.0.1:8443 --ca-out replay-ca.pem"
     )]
     Replay(replay::ReplayArguments),
+    /// The schema in ClickHouse
+    #[command(subcommand)]
+    Schema(schema::Command),
     /// The internal certificate authority
     #[command(subcommand)]
     Ca(authority::Command),
@@ -159,6 +163,7 @@ pub fn main() -> ExitCode {
 
         Command::Audit(command) => audit::run(command),
         Command::Replay(arguments) => replay::replay(&arguments),
+        Command::Schema(command) => schema::run(command),
         Command::Ca(command) => authority::run(command),
         Command::Version(output) => version(output.format),
     };

@@ -12,7 +12,7 @@ use hyper::Uri;
 use super::document::Document;
 use super::{
     Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, Journal, KeySource,
-    Kubernetes, Payloads, PodSelector, Rule, Scope, Tls, is_under, raw,
+    Kubernetes, Payloads, PodSelector, RetentionDays, Rule, Scope, Tls, is_under, raw,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -392,7 +392,11 @@ impl Checker<'_> {
     fn clickhouse(&mut self, raw: raw::ClickHouse) -> ClickHouse {
         let is_http =
             |url: &Uri| matches!(url.scheme_str(), Some("http" | "https")) && url.authority().is_some();
-        if !raw.url.parse().is_ok_and(|url| is_http(&url)) {
+        let urls = match raw.url {
+            raw::Urls::One(url) => vec![url],
+            raw::Urls::Several(urls) => urls,
+        };
+        if urls.is_empty() || !urls.iter().all(|url| url.parse().is_ok_and(|url| is_http(&url))) {
             self.wrong(at!["audit", "clickhouse", "url"], "expected a URL such as `https://clickhouse:8443`");
         }
         let password = raw.password.and_then(|reference| match reference.parse() {
@@ -402,13 +406,40 @@ impl Checker<'_> {
                 None
             }
         });
-        let mut characters = raw.database.chars();
-        let identifier = characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
-            && characters.all(|other| other.is_ascii_alphanumeric() || other == '_');
-        if !identifier {
+        let identifier = |name: &str| {
+            let mut characters = name.chars();
+            characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+                && characters.all(|other| other.is_ascii_alphanumeric() || other == '_')
+        };
+        if !identifier(&raw.database) {
             self.wrong(at!["audit", "clickhouse", "database"], "expected letters, digits and underscores");
         }
-        ClickHouse { url: raw.url, database: raw.database, user: raw.user, password }
+        if !raw.cluster.as_deref().is_none_or(identifier) {
+            self.wrong(at!["audit", "clickhouse", "cluster"], "expected letters, digits and underscores");
+        }
+        let RetentionDays { sessions, statements, sensitive_statements, events, payloads } =
+            raw.retention_days;
+        for (name, days) in [
+            ("sessions", sessions),
+            ("statements", statements),
+            ("sensitive_statements", sensitive_statements),
+            ("events", events),
+            ("payloads", payloads),
+        ] {
+            if days.is_some_and(|days| !(1..=36_500).contains(&days)) {
+                self.wrong(at!["audit", "clickhouse", "retention_days", name], "expected 1 to 36500 days");
+            }
+        }
+        ClickHouse {
+            urls,
+            ca_bundle: raw.ca_bundle,
+            database: raw.database,
+            cluster: raw.cluster,
+            user: raw.user,
+            password,
+            apply_schema: raw.apply_schema,
+            retention_days: raw.retention_days,
+        }
     }
 
     fn journal(

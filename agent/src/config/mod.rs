@@ -20,8 +20,8 @@ use ipnet::IpNet;
 
 pub use document::{Problem, position};
 pub use raw::{
-    CredentialType, Mode, QueryTag, RawSockets, SiemFormat, SiemRecords, SiemVerdict, Telemetry, WhenFull,
-    schema,
+    CredentialType, Mode, QueryTag, RawSockets, RetentionDays, SiemFormat, SiemRecords, SiemVerdict,
+    Telemetry, WhenFull, schema,
 };
 pub use secret::{Secret, SecretError, SecretReference};
 pub use siem::{Siem, SiemTarget};
@@ -190,10 +190,14 @@ pub struct Credential {
 
 #[derive(Debug, Clone)]
 pub struct ClickHouse {
-    pub url: String,
+    pub urls: Vec<String>,
+    pub ca_bundle: Option<PathBuf>,
     pub database: String,
+    pub cluster: Option<String>,
     pub user: Option<String>,
     pub password: Option<SecretReference>,
+    pub apply_schema: bool,
+    pub retention_days: RetentionDays,
 }
 
 /// What stays in the journal.

@@ -401,13 +401,47 @@ pub struct Kubernetes {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClickHouse {
-    /// The HTTP interface, for example `https://clickhouse:8443`.
-    pub url: String,
+    /// The HTTP interface, for example `https://clickhouse:8443`; or a list of them, replicas of one ClickHouse, of which
+    /// the next is used when one fails.
+    pub url: Urls,
+    /// Root certificates (PEM) for it. Default: the system's.
+    pub ca_bundle: Option<PathBuf>,
     #[serde(default = "database")]
     pub database: String,
+    /// The name of a cluster of ClickHouse: tables are replicated and sharded over it. Default: one server.
+    pub cluster: Option<String>,
     pub user: Option<String>,
     /// `file:PATH` or `env:NAME`.
     pub password: Option<String>,
+    /// Apply the schema before delivering. Without it, `snowfence schema apply` must have been run.
+    #[serde(default = "yes")]
+    pub apply_schema: bool,
+    #[serde(default)]
+    pub retention_days: RetentionDays,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a URL, or a list of URLs")]
+pub enum Urls {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// Days that records are kept in ClickHouse. What has no number is kept for ever.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionDays {
+    pub sessions: Option<u32>,
+    /// Statements that were allowed and are not sensitive.
+    pub statements: Option<u32>,
+    /// Statements that were refused or held, or that administer, destroy, carry data out or are opaque.
+    pub sensitive_statements: Option<u32>,
+    pub events: Option<u32>,
+    pub payloads: Option<u32>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn database() -> String {

@@ -319,3 +319,24 @@ verdicts = ["maybe"]
     );
     assert!(found.iter().all(|(_, _, message)| !message.contains("hunter2")), "the secret is not repeated");
 }
+
+#[test]
+fn clickhouse_has_one_url_or_several() {
+    let with = |text: &str| parse(Path::new("t.toml"), &format!("{GOOD}\n[audit.clickhouse]\n{text}"));
+    let urls = |text: &str| with(text).unwrap().clickhouse.unwrap().urls;
+    assert_eq!(urls(r#"url = "http://a:8123""#), ["http://a:8123"]);
+    assert_eq!(urls(r#"url = ["http://a:8123", "https://b"]"#), ["http://a:8123", "https://b"]);
+    let clickhouse = with("url = 'http://a'\nretention_days = { events = 7 }").unwrap().clickhouse.unwrap();
+    assert!(clickhouse.apply_schema);
+    assert_eq!((clickhouse.retention_days.events, clickhouse.retention_days.sessions), (Some(7), None));
+    for (text, key) in [
+        ("url = []", "audit.clickhouse.url"),
+        (r#"url = ["http://a", "b"]"#, "audit.clickhouse.url"),
+        ("url = 'http://a'\ncluster = 'a b'", "audit.clickhouse.cluster"),
+        ("url = 'http://a'\nretention_days = { events = 0 }", "audit.clickhouse.retention_days.events"),
+    ] {
+        let found = problems(&format!("{GOOD}\n[audit.clickhouse]\n{text}"));
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert_eq!(found[0].1, key, "{text}");
+    }
+}

@@ -55,7 +55,7 @@ impl Trail {
 }
 
 fn retention(keep: Option<Duration>, sinks: &[&str]) -> Retention {
-    Retention { keep, sinks: sinks.iter().map(|sink| (*sink).to_owned()).collect() }
+    Retention { keep, sinks: sinks.iter().map(|sink| watch::channel(Some((*sink).to_owned())).1).collect() }
 }
 
 #[tokio::test]
