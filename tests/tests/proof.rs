@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use sandbox::{Environment, Sandbox};
+use sandbox::{Environment, Sandbox, network};
 use serde_json::Value;
 
 use common::reader::{Reader, program};
-use common::{client, journal};
+use common::{client, eventually, journal};
 
 /// What a session of a pod is made of.
 const SESSION: &str = r#"
@@ -154,6 +154,13 @@ fn an_exported_session_carries_its_proof() -> Result<()> {
     assert!(records[0]["statements"].as_u64() >= Some(4), "{records:?}");
     let content = fs::read_to_string(&file)?;
     assert!(!content.contains("theirs"), "it holds what is another session's");
+
+    eventually("ClickHouse proves what it has", || {
+        let arguments = ["audit", "verify", "--clickhouse", "--key", &key, "--format", "json"];
+        let said = network::inside(&network::outside(sandbox.id()), || sandbox.snowfence(arguments))?;
+        let report: Value = serde_json::from_str(said.stdout.trim()).unwrap_or_default();
+        Ok(said.succeeded() && report["verified"].as_u64() >= verdicts.own["verified"].as_u64())
+    })?;
 
     fs::write(&file, content.replacen("drop table customers", "drop table customerz", 1))?;
     let verdicts = verify(&sandbox, "export", &file, &key)?;

@@ -144,7 +144,7 @@ fn recorded(sandbox: &Sandbox, from: &str) -> Result<Vec<i64>> {
 
 const ALL: &str =
     "SELECT seq FROM sessions UNION ALL SELECT seq FROM statements UNION ALL SELECT seq FROM outcomes
-    UNION ALL SELECT seq FROM running UNION ALL SELECT seq FROM events UNION ALL SELECT seq FROM payloads";
+    UNION ALL SELECT seq FROM running UNION ALL SELECT seq FROM events UNION ALL SELECT seq FROM payloads UNION ALL SELECT seq FROM checkpoints";
 const POISON: &str = "SELECT seq FROM statements WHERE sql LIKE '%poison%'
     UNION ALL SELECT o.seq FROM outcomes o JOIN statements s ON s.id = o.statement WHERE s.sql LIKE '%poison%'";
 

@@ -27,11 +27,12 @@ const WHY: &str = "testing the whole system (network namespaces, control groups,
 /// The package whose integration tests need root.
 const END_TO_END: &str = "snowfence-tests";
 /// Tests of the agent that are ignored unless they are asked for by name.
-const ROOT_TESTS: [&str; 13] = [
+const ROOT_TESTS: [&str; 14] = [
     "audit::clickhouse::tests::engine::a_range_that_is_sent_twice_is_stored_once",
     "audit::clickhouse::tests::engine::another_journal_of_the_same_node_does_not_collide",
     "audit::clickhouse::tests::engine::killed_at_any_moment_each_record_arrives_exactly_once",
     "audit::clickhouse::tests::engine::records_of_any_kind_arrive_as_they_are",
+    "audit::clickhouse::tests::proof::what_was_changed_there_is_found_there",
     "audit::clickhouse::tests::questions::each_question_has_the_known_answer",
     "audit::clickhouse::tests::schema_in_engine::a_cluster_has_distributed_tables_and_answers_the_same",
     "audit::clickhouse::tests::schema_in_engine::a_schema_is_taken_over_with_its_cursor_by_any_url",

@@ -9,7 +9,7 @@ use uuid::Uuid;
 /// Why the trail could not be written or read. Cheap to clone: one failure answers every append that waited for it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AuditError {
-    #[error("cannot deliver to ClickHouse at {url}: {cause}")]
+    #[error("ClickHouse at {url}: {cause}")]
     ClickHouse { url: String, cause: String },
     #[error("a batch for ClickHouse must have at least one row")]
     ClickHouseBatch,

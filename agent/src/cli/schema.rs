@@ -138,7 +138,7 @@ fn as_text(out: &mut impl Write, report: &Report) -> io::Result<()> {
     table::print(out, &["object", "expected", "found"].map(String::from), &rows)
 }
 
-fn settings(config: &ConfigFile) -> Result<Settings, Failure> {
+pub(super) fn settings(config: &ConfigFile) -> Result<Settings, Failure> {
     let config = config.load()?;
     app::clickhouse_settings(&config).map_err(|error| Failure::Usage(error.into()))?.ok_or_else(missing)
 }
@@ -147,6 +147,6 @@ fn missing() -> Failure {
     Failure::Usage(anyhow!("the configuration has no [audit.clickhouse]"))
 }
 
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
+pub(super) fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

@@ -211,7 +211,7 @@ impl Verification {
             let checkpoint = self.checkpoints.get(&proof.checkpoint)?;
             let index = u64::try_from(seq.checked_sub(checkpoint.first_seq)?).ok()?;
             let size = Some(checkpoint.size()).filter(|size| *size <= LONGEST as u64)?;
-            let leaf = tree::leaf(&canonical::encode(members));
+            let leaf = canonical::leaf(members);
             let root = tree::root_by_path(leaf, index, size, &proof.digests()?)?;
             Some(Some(root) == digest(&checkpoint.root))
         };

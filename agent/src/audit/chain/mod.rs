@@ -13,7 +13,7 @@ mod notary;
 mod tree;
 mod verify;
 
-pub(super) use canonical::Members;
+pub(super) use canonical::{Leaf, Members, leaf, members};
 pub use checkpoint::Checkpoint;
 pub(super) use export::Line;
 pub use export::{ExportError, Exported, export, is_signed};

@@ -93,11 +93,16 @@ impl Connection {
             let cells: Vec<String> = serde_json::from_slice(line).ok()?;
             <[String; COLUMNS]>::try_from(cells).ok()
         });
-        rows.collect::<Option<_>>().ok_or_else(|| AuditError::ClickHouse {
+        rows.collect::<Option<_>>().ok_or_else(|| self.unintelligible())
+    }
+
+    /// The error for an answer that ClickHouse would not give.
+    pub(super) fn unintelligible(&self) -> AuditError {
+        AuditError::ClickHouse {
             url: self.endpoint().url.clone(),
             cause: "what answers there is not ClickHouse, or something on the way changes its answers"
                 .to_owned(),
-        })
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod connection;
 mod ddl;
 mod deployed;
 mod migrations;
+mod proof;
 mod retention;
 mod roles;
 mod tables;
@@ -35,6 +36,7 @@ use super::{AuditError, Journal, Written, schema};
 use crate::config::{RetentionDays, Secret};
 
 pub use self::deployed::{Applied, Finding, Report, apply, print, status};
+pub use self::proof::{Delivered, DeliveredSource, delivered};
 
 /// How long ClickHouse has for one request.
 const REQUEST: Duration = Duration::from_mins(2);

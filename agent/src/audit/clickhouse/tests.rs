@@ -1,4 +1,5 @@
 mod engine;
+mod proof;
 mod questions;
 mod schema_in_engine;
 mod server;
@@ -101,7 +102,7 @@ async fn a_dead_clickhouse_holds_nothing_up_and_keeps_the_range() {
     timeout(Duration::from_secs(30), writer.run(appended)).await.unwrap();
     let status = monitor.status();
     assert_eq!((status.delivered, status.pending), (0, 200));
-    assert!(monitor.status().error.unwrap().contains("cannot deliver to ClickHouse"));
+    assert!(monitor.status().error.unwrap().contains("ClickHouse at http"));
 }
 
 /// A range that was begun is sent unchanged, whatever the settings are by then, and by whichever endpoint.

@@ -50,7 +50,8 @@ impl Trail {
     }
 
     fn verify(&self) -> Report {
-        verify(&mut JournalSource::open(&self.path()).unwrap(), &[self.key.public()], |_, _| {}).unwrap()
+        verify(&mut JournalSource::open(&self.path()).unwrap(), &[self.key.public()], None, |_, _| {})
+            .unwrap()
     }
 }
 
