@@ -8,12 +8,14 @@ use std::io::{self, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use snowfence::audit::chain::{JournalSource, Notary, SigningKey, verify};
 use snowfence::audit::clickhouse::{Settings, Writer};
+use snowfence::audit::delivery::Monitor;
 use snowfence::audit::{Caller, Journal, Outcome, OutcomeStatus, Record, Statement, Verdict, Workload, now};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -166,10 +168,11 @@ fn deliver(
     let url = format!("http://127.0.0.1:{port}");
     runtime.block_on(answers(&url))?;
     let writer = Writer::new(journal.clone(), Settings::new(vec![url.clone()], "snowfence"))?;
-    let monitor = writer.monitor();
+    let progress = Arc::default();
+    let monitor = Monitor::new("clickhouse", journal, &progress);
     let began = Instant::now();
     let last = journal.written().borrow().last_seq;
-    runtime.block_on(writer.run(async {
+    runtime.block_on(writer.run(progress, async {
         while monitor.status().delivered < last {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
