@@ -288,8 +288,14 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     background.spawn(Arc::clone(&proxy).ask_suspects(suspects));
     if let Some(listener) = metrics_listener {
         let payloads = proxy.payloads.as_ref();
-        let metrics =
-            Metrics::new(&proxy.counts, payloads, &capture, capture.endpoints(), delivery.monitors(&journal));
+        let metrics = Metrics::new(
+            &proxy.counts,
+            &journal,
+            payloads,
+            &capture,
+            capture.endpoints(),
+            delivery.monitors(&journal),
+        );
         background.spawn_on(metrics.serve(listener), control);
     }
     let (succession_sender, succession) = mpsc::channel(1);

@@ -149,6 +149,8 @@ def verify_export(path: str, key: str) -> dict[str, Any]:
                         last = record["seq"]
                     if record["table"] == "payloads":
                         payloads[record["id"]] = (record, [])
+                case {"record": record, "proof": None}:
+                    wrong.append(f"record {record['seq']} is not signed")
                 case {"payload": payload, "piece": piece}:
                     entry = base64.b64decode(piece)
                     head_of, sealed = entry[:72], entry[104:]

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use super::status::EndpointCounts;
 use crate::audit::delivery::{Monitor, Status};
 use crate::audit::payload::Payloads;
+use crate::audit::{Journal, Written};
 use crate::capture::{AttemptKind, Capture, Endpoints};
 use crate::proxy::Counts;
 
@@ -42,6 +43,7 @@ pub struct Metrics {
 impl Metrics {
     pub fn new(
         counts: &Counts,
+        journal: &Journal,
         payloads: Option<&Arc<Payloads>>,
         capture: &Arc<Capture>,
         endpoints: Endpoints,
@@ -53,6 +55,7 @@ impl Metrics {
             "Events of the trail, by kind, with those that came too fast to be recorded one by one",
             counts.events.clone(),
         );
+        registry.register_collector(Box::new(Trail(journal.clone())));
         if let Some(payloads) = payloads {
             registry.register_collector(Box::new(Spool(Arc::clone(payloads))));
         }
@@ -118,6 +121,35 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// The journal, and whether it takes what begins.
+#[derive(Debug)]
+struct Trail(Journal);
+
+impl Collector for Trail {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Written { last_seq, bytes, failing, full, .. } = *self.0.written().borrow();
+        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        for (name, help, value) in [
+            ("journal_last_seq", "The last record of the journal", last_seq),
+            ("journal_bytes", "Records in the journal", number(bytes)),
+            (
+                "journal_limit_bytes",
+                "Room for records: beyond it, statements are refused",
+                number(self.0.limit()),
+            ),
+            (
+                "journal_refuses",
+                "Whether statements are refused, as they cannot be recorded",
+                i64::from(failing || full),
+            ),
+        ] {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
 }
 
 /// Where payloads are.

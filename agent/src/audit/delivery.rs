@@ -177,7 +177,6 @@ impl<S: Sink> Delivery<S> {
         self.progress.send_modify(|progress| {
             progress.cursor = Some(name.clone());
             progress.delivered = cursor.delivered;
-            progress.error = None;
         });
         let end = if S::SAME_AGAIN && cursor.sending > cursor.delivered {
             cursor.sending

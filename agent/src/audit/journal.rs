@@ -58,7 +58,7 @@ impl Journal {
     /// Opens the journal and creates it where there is none. `node` goes into every row. Blocks: it reads the whole file
     /// to find damage, and gives an outcome to the statements that an agent before this one left without.
     pub fn open(path: &Path, node: &str) -> Result<Self, AuditError> {
-        let (mut file, open) = JournalFile::open(path, node)?;
+        let (mut file, open) = JournalFile::open(path, node, true)?;
         if !open.is_empty() {
             warn!(
                 statements = open.len(),
@@ -72,7 +72,8 @@ impl Journal {
     /// Opens the journal of an agent that has handed it over and goes on: also returns the statements that are without an
     /// outcome now, which come later, or are to be settled when that agent has ended.
     pub fn take_over(path: &Path, node: &str) -> Result<(Self, Vec<Uuid>), AuditError> {
-        let (file, open) = JournalFile::open(path, node)?;
+        // Its agent has checked it, and statements wait.
+        let (file, open) = JournalFile::open(path, node, false)?;
         Ok((Self::start(file)?, open))
     }
 
@@ -229,9 +230,9 @@ struct JournalFile {
 
 impl JournalFile {
     /// Also returns the statements without an outcome.
-    fn open(path: &Path, node: &str) -> Result<(Self, Vec<Uuid>), AuditError> {
+    fn open(path: &Path, node: &str, check: bool) -> Result<(Self, Vec<Uuid>), AuditError> {
         let lock = schema::prepare(path)?;
-        let connection = schema::open(path)?;
+        let connection = schema::open(path, check)?;
         let id = schema::identifier(&connection)?;
         let store = Store::new(connection, node.to_owned());
         let open = store.open_statements()?;
@@ -312,7 +313,7 @@ impl Writer {
                 (path.clone(), node.clone())
             }
         };
-        let (file, _) = JournalFile::open(&path, &node)?;
+        let (file, _) = JournalFile::open(&path, &node, false)?;
         self.place = Place::Here(Box::new(file));
         let Place::Here(file) = &mut self.place else { return Err(AuditError::Closed) };
         match file.store.commit(writes) {

@@ -19,11 +19,13 @@ use super::{AuditError, Event, EventKind, Journal, now, schema, store};
 
 /// How often it is looked for what can go.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Between two removals, in microseconds, where there is room.
+const REST: i64 = 60 * 60 * 1_000_000;
 /// Records that are removed at once: others wait to be written meanwhile.
 const STEP: i64 = 5_000;
 /// Of the journal's limit, in tenths: from here on, records go before their time.
 const CROWDED: u64 = 9;
-/// The part of the journal that goes then.
+/// The part of the journal that goes at once.
 const PART: i64 = 5;
 
 /// What stays, and for how long.
@@ -48,7 +50,10 @@ pub struct Removal {
 /// A removal, and the record that says so.
 pub struct Announced {
     pub seq: i64,
+    pub time: i64,
     pub removal: Removal,
+    /// Nothing of it is there any more.
+    pub is_done: bool,
 }
 
 impl Retention {
@@ -83,17 +88,22 @@ impl Retention {
         let retention = self.clone();
         let task = tokio::task::spawn_blocking(move || {
             let connection = schema::open_read_only(&path)?;
-            let due = due(&connection).map_err(read_error)?;
+            let announced = latest(&connection, i64::MAX).map_err(read_error)?;
+            let due = due(&connection, announced.as_ref()).map_err(read_error)?;
+            let is_pending = announced.as_ref().is_some_and(|announced| !announced.is_done);
+            let is_soon = announced.is_some_and(|announced| now().saturating_sub(announced.time) < REST);
             let next = match &due {
-                Some(_) => None,
-                None => retention.choose(&connection, id, is_crowded).map_err(read_error)?,
+                None if !is_pending && (is_crowded || !is_soon) => {
+                    retention.choose(&connection, id, is_crowded).map_err(read_error)?
+                }
+                _ => None,
             };
             Ok((due, next))
         });
         // It is cancelled only when the runtime ends.
         let (due, next) = task.await.unwrap_or(Err(AuditError::Closed))?;
         if let Some(Due { first, through }) = due {
-            let mut to = first;
+            let mut to = first - 1;
             while to < through {
                 to = through.min(to.saturating_add(STEP));
                 journal.remove(to).await?;
@@ -117,28 +127,29 @@ impl Retention {
             let Some(cursor) = sink.borrow().cursor().map(ToOwned::to_owned) else { return Ok(None) };
             delivered = delivered.min(store::delivered(connection, &cursor)?);
         }
+        let Some(first) = schema::first_seq(connection)? else { return Ok(None) };
+        let last: i64 = connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0))?;
+        // No step takes more, whatever the clock says.
+        let part = first.saturating_add(last.saturating_sub(first) / PART);
         let newest = |condition: &str, bound: i64| {
             let sql = format!(
-                "SELECT * FROM checkpoints WHERE last_seq <= ?1 AND {condition} ORDER BY number DESC LIMIT 1"
+                "SELECT * FROM checkpoints WHERE last_seq <= ?1 AND last_seq >= ?2
+                 AND number <= (SELECT coalesce(min(number), (SELECT max(number) FROM checkpoints)) FROM checkpoints WHERE last_seq >= ?3)
+                 AND {condition} ORDER BY number DESC LIMIT 1"
             );
-            connection.query_row(&sql, [delivered, bound], Checkpoint::read).optional()
+            connection.query_row(&sql, [delivered, first, part, bound], Checkpoint::read).optional()
         };
-        let mut chosen = None;
-        if let Some(keep) = self.keep {
-            let keep = i64::try_from(keep.as_micros()).unwrap_or(i64::MAX);
-            chosen = newest("time < ?2", now().saturating_sub(keep))?;
-        }
-        if chosen.is_none() && is_crowded && !self.sinks.is_empty() {
-            let (first, last): (i64, i64) = connection.query_row(
-                "SELECT coalesce(min(first_seq), 0), coalesce(max(last_seq), 0) FROM checkpoints",
-                [],
-                |row| Ok((row.get(0)?, row.get(1)?)),
-            )?;
-            chosen = newest(
-                "number <= (SELECT min(number) FROM checkpoints WHERE last_seq >= ?2)",
-                first + (last - first) / PART,
-            )?;
-        }
+        let by_age = match self.keep {
+            Some(keep) => {
+                let keep = i64::try_from(keep.as_micros()).unwrap_or(i64::MAX);
+                // A clock that was wrong for a while makes nothing older than what came before it.
+                let young = "number < (SELECT coalesce(min(number), 9223372036854775807) FROM checkpoints WHERE time >= ?4)";
+                newest(young, now().saturating_sub(keep))?
+            }
+            None => None,
+        };
+        let for_room = if is_crowded && !self.sinks.is_empty() { newest("?4 = 0", 0)? } else { None };
+        let chosen = by_age.into_iter().chain(for_room).max_by_key(|checkpoint| checkpoint.number);
         Ok(chosen.map(|checkpoint| Removal {
             through: checkpoint.last_seq,
             checkpoint: checkpoint.number,
@@ -154,26 +165,26 @@ struct Due {
 }
 
 /// What was announced, is signed, and is still there.
-fn due(connection: &Connection) -> rusqlite::Result<Option<Due>> {
-    let Some(Announced { seq, removal: Removal { through, .. } }) = latest(connection)? else {
+fn due(connection: &Connection, announced: Option<&Announced>) -> rusqlite::Result<Option<Due>> {
+    let Some(Announced { seq, removal: Removal { through, .. }, is_done: false, .. }) = announced else {
         return Ok(None);
     };
     let is_signed =
         connection.prepare("SELECT 1 FROM checkpoints WHERE last_seq >= ?1 LIMIT 1")?.exists([seq])?;
-    let first = schema::first_seq(connection)?.filter(|first| is_signed && *first <= through);
-    Ok(first.map(|first| Due { first, through }))
+    let first = schema::first_seq(connection)?.filter(|_| is_signed);
+    Ok(first.map(|first| Due { first, through: *through }))
 }
 
-/// The last removal that was announced.
-pub(super) fn latest(connection: &Connection) -> rusqlite::Result<Option<Announced>> {
+/// The last removal that was announced up to this record.
+pub(super) fn latest(connection: &Connection, signed: i64) -> rusqlite::Result<Option<Announced>> {
+    let sql = "SELECT seq, time, detail FROM events WHERE kind = 'records_removed' AND seq <= ?1 ORDER BY seq DESC LIMIT 1";
     let found = connection
-        .query_row(
-            "SELECT seq, detail FROM events WHERE kind = 'records_removed' ORDER BY seq DESC LIMIT 1",
-            [],
-            |row| Ok((row.get(0)?, row.get::<_, String>(1)?)),
-        )
+        .query_row(sql, [signed], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))
         .optional()?;
-    Ok(found.and_then(|(seq, detail)| Some(Announced { seq, removal: serde_json::from_str(&detail).ok()? })))
+    let Some((seq, time, detail)) = found else { return Ok(None) };
+    let Ok(removal) = serde_json::from_str::<Removal>(&detail) else { return Ok(None) };
+    let is_done = schema::first_seq(connection)?.is_none_or(|first| first > removal.through);
+    Ok(Some(Announced { seq, time, removal, is_done }))
 }
 
 fn read_error(error: rusqlite::Error) -> AuditError {

@@ -1,5 +1,6 @@
 //! The tables of the journal, and how its file is opened.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -219,12 +220,14 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, AuditError> {
     Ok(Lock { _file: lock })
 }
 
-/// Opens the journal to write it; creates the tables in an empty file.
-pub(super) fn open(path: &Path) -> Result<Connection, AuditError> {
+/// Opens the journal to write it; creates the tables in an empty file. `check` reads the whole of it, to find damage.
+pub(super) fn open(path: &Path, check: bool) -> Result<Connection, AuditError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(|error| unreadable(path, error))?;
     configure(&connection).map_err(|error| unreadable(path, error))?;
-    check_damage(path, &connection)?;
+    if check {
+        check_damage(path, &connection)?;
+    }
     let found = version(path, &connection)?;
     let brought_up = match found {
         None => create(&mut connection),
@@ -330,15 +333,34 @@ fn version(path: &Path, connection: &Connection) -> Result<Option<i64>, AuditErr
     }
 }
 
-fn create(connection: &mut Connection) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute_batch(TABLES)?;
-    transaction.execute_batch(SECOND)?;
-    transaction.execute_batch(THIRD)?;
-    transaction.execute_batch(&format!(
+/// The tables, views and indexes that are not as [`create`] makes them.
+pub(super) fn foreign(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let all = |connection: &Connection| {
+        let mut query =
+            connection.prepare("SELECT type || ' ' || name, sql FROM sqlite_master ORDER BY 1")?;
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect::<rusqlite::Result<BTreeSet<(String, Option<String>)>>>()
+    };
+    let model = Connection::open_in_memory()?;
+    create_tables(&model)?;
+    let (found, expected) = (all(connection)?, all(&model)?);
+    let names = found.symmetric_difference(&expected).map(|(name, _)| name.clone());
+    Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
+}
+
+fn create_tables(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(TABLES)?;
+    connection.execute_batch(SECOND)?;
+    connection.execute_batch(THIRD)?;
+    connection.execute_batch(&format!(
         "CREATE VIEW trail AS SELECT {TRAIL} FROM statements s
          LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session"
-    ))?;
+    ))
+}
+
+fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    create_tables(&transaction)?;
     transaction.execute(
         "INSERT INTO journal (id, created, last_seq) VALUES (?1, ?2, 0)",
         (Uuid::new_v4().to_string(), now()),

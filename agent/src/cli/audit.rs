@@ -198,6 +198,11 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 }
 
 impl Source {
+    /// Whether it is the journal that the configuration names.
+    pub(super) fn is_own(&self) -> bool {
+        self.journal.is_none()
+    }
+
     pub(super) fn config(&self) -> &ConfigFile {
         &self.config
     }

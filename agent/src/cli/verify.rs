@@ -54,8 +54,10 @@ pub(super) fn run(arguments: &VerifyArguments) -> Result<(), Failure> {
         return delivered(arguments);
     }
     let journal = arguments.source.journal()?;
-    let keys = keys(&arguments.keys, journal.parent())?;
-    judge(one(arguments, &mut JournalSource::open(&journal)?, &keys)?)
+    // Whoever made a copy of a journal could have put another key beside it.
+    let own = if arguments.source.is_own() { journal.parent() } else { None };
+    let keys = keys(&arguments.keys, own)?;
+    judge(one(arguments, &mut JournalSource::open(&journal)?, &keys)?.is_good())
 }
 
 /// All journals in ClickHouse, or those of one node.
@@ -71,22 +73,26 @@ fn delivered(arguments: &VerifyArguments) -> Result<(), Failure> {
     let mut good = true;
     for Delivered { journal, .. } in journals {
         let mut source = DeliveredSource::new(&settings, journal, &runtime)?;
-        good &= one(arguments, &mut source, &keys)?;
+        let report = one(arguments, &mut source, &keys)?;
+        if report.checkpoints == 0 {
+            eprintln!("snowfence: nothing proves the journal {journal}: it has no checkpoints");
+        }
+        good &= report.is_good() && report.checkpoints > 0;
     }
     judge(good)
 }
 
-/// Verifies and tells. Says whether all is good.
+/// Verifies and tells.
 fn one(
     arguments: &VerifyArguments,
     source: &mut impl chain::Source,
     keys: &[String],
-) -> Result<bool, Failure> {
+) -> Result<Report, Failure> {
     let mut progress = Progress::new("records verified");
     let report = verify(source, keys, arguments.from, |now, last| progress.show(now, last))?;
     progress.end();
     print(&report, arguments.output.format)?;
-    Ok(report.is_good())
+    Ok(report)
 }
 
 fn exported(arguments: &VerifyArguments, path: &Path) -> Result<(), Failure> {
@@ -110,7 +116,6 @@ fn exported(arguments: &VerifyArguments, path: &Path) -> Result<(), Failure> {
             report.payloads
         )?;
         for (count, what) in [
-            (report.unsigned, "records were not signed yet when it was exported"),
             (report.open, "statements have no outcome: it was not known then, or was left out"),
             (report.incomplete, "payloads are not whole: their pieces were no longer kept, or were left out"),
         ] {

@@ -111,8 +111,9 @@ fn columns(row: &Row<'_>, names: &[String]) -> rusqlite::Result<Vec<(String, Val
         let value = match row.get_ref(index)? {
             ValueRef::Integer(number) => number.into(),
             ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned().into(),
-            // No table has a column of these.
-            ValueRef::Null | ValueRef::Real(_) | ValueRef::Blob(_) => Value::Null,
+            ValueRef::Null => Value::Null,
+            // No table has a column of these: whoever put one there changed the record.
+            ValueRef::Real(_) | ValueRef::Blob(_) => Value::Object(serde_json::Map::new()),
         };
         Ok((name.clone(), value))
     };

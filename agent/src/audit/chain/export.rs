@@ -19,7 +19,7 @@ use super::canonical::{self, Members};
 use super::checkpoint::Checkpoint;
 use super::{digest, tree};
 use crate::audit::payload::{self, Place, SpoolError, hexadecimal};
-use crate::audit::{AuditError, now, schema};
+use crate::audit::{AuditError, now, retention, schema};
 
 /// The form of the file.
 pub(super) const VERSION: u32 = 1;
@@ -102,9 +102,16 @@ pub fn export(
     // All of it as it is at one moment.
     let connection = connection.unchecked_transaction().map_err(read_error)?;
     let journal = schema::identifier(&connection)?;
-    let records = records(&connection, session).map_err(read_error)?;
+    let mut records = records(&connection, session).map_err(read_error)?;
     if records.is_empty() {
         return Err(ExportError::Unknown(session));
+    }
+    if !records.iter().any(|(_, table)| *table == "sessions")
+        && let Some(removal) = retention::latest(&connection, i64::MAX).map_err(read_error)?
+    {
+        // It says where the beginning of the session is.
+        records.push((removal.seq, "events"));
+        records.sort_unstable();
     }
     let mut file = File { out };
     file.line(&Line::Head { snowfence_export: VERSION, session, journal, time: now() })?;

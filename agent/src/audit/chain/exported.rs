@@ -15,6 +15,7 @@ use super::checkpoint::Checkpoint;
 use super::export::{Line, Proof, VERSION};
 use super::verify::Problem;
 use super::{LONGEST, digest, tree};
+use crate::audit::Removal;
 use crate::audit::payload::{self, hexadecimal};
 
 /// No line is longer: a piece has at most 16 MiB.
@@ -28,8 +29,6 @@ pub struct ExportReport {
     pub journal: Uuid,
     /// Records that are signed, and as they were signed.
     pub verified: u64,
-    /// Records that were not signed yet.
-    pub unsigned: u64,
     /// Statements without an outcome.
     pub open: u64,
     pub payloads: u64,
@@ -120,9 +119,12 @@ struct Verification {
     keys: Vec<String>,
     checkpoints: BTreeMap<u64, Checkpoint>,
     seqs: HashSet<i64>,
-    unsigned: Vec<i64>,
     /// The last record that others are linked to.
     last: i64,
+    /// Records that do not follow the one before them, and what they say that they follow.
+    unlinked: Vec<(i64, i64)>,
+    /// The last record that has left the journal.
+    removed: i64,
     statements: HashSet<Uuid>,
     ended: HashSet<Uuid>,
     pieces: HashMap<Uuid, Pieces>,
@@ -143,7 +145,6 @@ impl Verification {
             node: String::new(),
             journal,
             verified: 0,
-            unsigned: 0,
             open: 0,
             payloads: 0,
             incomplete: 0,
@@ -156,8 +157,9 @@ impl Verification {
             keys: keys.to_vec(),
             checkpoints: BTreeMap::new(),
             seqs: HashSet::new(),
-            unsigned: Vec::new(),
             last: 0,
+            unlinked: Vec::new(),
+            removed: 0,
             statements: HashSet::new(),
             ended: HashSet::new(),
             pieces: HashMap::new(),
@@ -198,10 +200,15 @@ impl Verification {
             return self.add(Problem::Twice { seq });
         }
         match proof {
-            None => self.unsigned.push(seq),
+            None => return self.add(Problem::NotSigned { seq }),
             Some(proof) if self.is_proven(members, seq, proof) => self.report.verified += 1,
-            // It has its place all the same: what follows it is judged by itself.
-            Some(_) => self.add(Problem::Changed { seq }),
+            Some(_) => {
+                self.add(Problem::Changed { seq });
+                // It has its place all the same, so that what follows it is judged by itself; but it says nothing.
+                if text(members, "table") == Some("events") {
+                    return;
+                }
+            }
         }
         self.place(members, seq);
     }
@@ -238,6 +245,14 @@ impl Verification {
                 self.ended.insert(statement);
                 self.statements.contains(&statement)
             }
+            Some("events") => {
+                let removal =
+                    text(members, "detail").and_then(|detail| serde_json::from_str::<Removal>(detail).ok());
+                // What it says is of records before it.
+                let removal = removal.filter(|removal| removal.through < seq);
+                self.removed = removal.as_ref().map_or(self.removed, |removal| removal.through);
+                text(members, "kind") == Some("records_removed") && removal.is_some()
+            }
             Some("running") => self::id(members, "statement").is_some_and(|id| self.statements.contains(&id)),
             _ => false,
         };
@@ -249,7 +264,7 @@ impl Verification {
     /// Whether a record follows the one that is said to be before it; says itself if one is missing.
     fn link(&mut self, seq: i64, previous: i64) -> bool {
         if previous != self.last {
-            self.add(Problem::Unlinked { seq, previous });
+            self.unlinked.push((seq, previous));
         }
         self.last = seq;
         true
@@ -281,15 +296,12 @@ impl Verification {
     }
 
     fn end(mut self) -> ExportReport {
-        let signed =
-            self.checkpoints.values().map(|checkpoint| checkpoint.last_seq).max().unwrap_or_default();
-        for seq in std::mem::take(&mut self.unsigned) {
-            if seq > signed {
-                self.report.unsigned += 1;
-            } else {
-                // Its proof was taken away.
-                self.add(Problem::Changed { seq });
-            }
+        // What came before left the journal, as a signed record says.
+        let removed = self.removed;
+        let unlinked = std::mem::take(&mut self.unlinked);
+        for (seq, previous) in unlinked.into_iter().filter(|(_, previous)| !(1..=removed).contains(previous))
+        {
+            self.add(Problem::Unlinked { seq, previous });
         }
         self.report.open = self.statements.difference(&self.ended).count() as u64;
         let mut pieces: Vec<(Uuid, Pieces)> = self.pieces.drain().collect();

@@ -16,6 +16,9 @@ use crate::audit::{AuditError, Journal, schema};
 /// No record waits longer for a signature while the agent works.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// Checkpoints that are made at the end, at most: whoever stops the agent waits.
+const LAST: usize = 16;
+
 /// Signs the journal's records as they come.
 #[derive(Debug)]
 pub struct Notary {
@@ -34,23 +37,35 @@ impl Notary {
         Self { journal, key }
     }
 
-    /// Signs until `stop` is done, and then once more what there is by then.
+    /// Signs until `stop` is done, and then what there is by then, as far as that is no backlog.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
-        let mut failing = false;
+        let (mut failing, mut more) = (false, false);
         loop {
+            let pause = if more { Duration::ZERO } else { INTERVAL };
             let stopped = tokio::select! {
+                biased;
                 () = &mut stop => true,
-                () = sleep(INTERVAL) => false,
+                () = sleep(pause) => false,
             };
-            match self.sign().await {
-                Err(AuditError::Closed) => return,
-                Err(error) if !failing => {
-                    tracing::error!(%error, "the records cannot be signed; it is tried again");
-                    failing = true;
+            for _ in 0..if stopped { LAST } else { 1 } {
+                more = match self.step().await {
+                    Err(AuditError::Closed) => return,
+                    Err(error) => {
+                        if !failing {
+                            tracing::error!(%error, "the records cannot be signed; it is tried again");
+                        }
+                        failing = true;
+                        false
+                    }
+                    Ok(more) => {
+                        failing = false;
+                        more
+                    }
+                };
+                if !more {
+                    break;
                 }
-                Err(_) => {}
-                Ok(()) => failing = false,
             }
             if stopped {
                 return;
@@ -59,26 +74,28 @@ impl Notary {
     }
 
     /// Signs all that there is.
+    #[cfg(test)]
     pub(in crate::audit) async fn sign(&self) -> Result<(), AuditError> {
-        let mut last = self.journal.written().borrow().last_seq;
-        loop {
-            let path = self.journal.path().to_owned();
-            let id = self.journal.id();
-            let task =
-                tokio::task::spawn_blocking(move || pending(&schema::open_read_only(&path)?, id, last));
-            // It is cancelled only when the runtime ends.
-            let Pending { before, leaves } = task.await.unwrap_or(Err(AuditError::Closed))?;
-            // A checkpoint alone needs none: there would never be an end.
-            if leaves.iter().all(|leaf| leaf.is_checkpoint) {
-                return Ok(());
-            }
-            let node = self.journal.node();
-            let Some(checkpoint) = Checkpoint::sign(id, node, before.as_ref(), &leaves, &self.key) else {
-                return Ok(());
-            };
-            last = last.max(checkpoint.last_seq);
-            self.journal.append(vec![checkpoint.into()]).await?;
+        while self.step().await? {}
+        Ok(())
+    }
+
+    /// Makes one checkpoint. Says whether there may be more to sign.
+    async fn step(&self) -> Result<bool, AuditError> {
+        let last = self.journal.written().borrow().last_seq;
+        let (path, id) = (self.journal.path().to_owned(), self.journal.id());
+        let task = tokio::task::spawn_blocking(move || pending(&schema::open_read_only(&path)?, id, last));
+        // It is cancelled only when the runtime ends.
+        let Pending { before, leaves } = task.await.unwrap_or(Err(AuditError::Closed))?;
+        // A checkpoint alone needs none: there would never be an end.
+        if leaves.iter().all(|leaf| leaf.is_checkpoint) {
+            return Ok(false);
         }
+        let node = self.journal.node();
+        let checkpoint = Checkpoint::sign(id, node, before.as_ref(), &leaves, &self.key);
+        let Some(checkpoint) = checkpoint else { return Ok(false) };
+        self.journal.append(vec![checkpoint.into()]).await?;
+        Ok(true)
     }
 }
 
@@ -88,7 +105,8 @@ fn pending(connection: &Connection, journal: uuid::Uuid, last: i64) -> Result<Pe
     let signed = before.as_ref().map_or(0, |before| before.last_seq);
     let first = schema::first_after(connection, signed).map_err(|error| AuditError::Read(Arc::new(error)))?;
     let Some(first) = first else { return Ok(Pending { before, leaves: Vec::new() }) };
-    let mut leaves = canonical::leaves(connection, journal, first - 1, last, LONGEST)?;
+    let end = last.min(first.saturating_add(i64::try_from(LONGEST).unwrap_or(i64::MAX) - 1));
+    let mut leaves = canonical::leaves(connection, journal, first - 1, end, LONGEST)?;
     // What is missing is between two checkpoints, and shows.
     let whole = leaves.iter().zip(first..).take_while(|(leaf, seq)| leaf.seq == *seq).count();
     leaves.truncate(whole);

@@ -12,7 +12,7 @@ use super::canonical::{self, Leaf};
 use super::checkpoint::Checkpoint;
 use super::tree::Digest;
 use super::{LONGEST, digest};
-use crate::audit::retention::{self, Announced};
+use crate::audit::retention::{self, Announced, Removal};
 use crate::audit::{AuditError, schema};
 
 /// Problems that are listed; more are counted.
@@ -30,8 +30,14 @@ pub trait Source {
     /// The first and the last record; `None` if there is none.
     fn range(&mut self) -> Result<Option<(i64, i64)>, AuditError>;
 
-    /// The last removal of old records that was announced.
-    fn removal(&mut self) -> Result<Option<Announced>, AuditError>;
+    /// What is not as it should be where the records are.
+    fn problems(&mut self) -> Result<Vec<Problem>, AuditError>;
+
+    /// The last record that a checkpoint covers.
+    fn signed(&mut self) -> Result<i64, AuditError>;
+
+    /// The last removal of old records that was announced up to this record.
+    fn removal(&mut self, signed: i64) -> Result<Option<Announced>, AuditError>;
 
     /// Some of the checkpoints after this number, by their numbers; none if there are none.
     fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError>;
@@ -64,9 +70,13 @@ pub enum Problem {
         seq: i64,
         previous: i64,
     },
-    /// It says that older records were removed, and is not signed itself.
-    RemovalUnsigned {
+    /// It is not signed: a whole export is.
+    NotSigned {
         seq: i64,
+    },
+    /// A table or view of the journal is not as this program makes it: it may show what nobody recorded.
+    Schema {
+        name: String,
     },
     /// The pieces are not those that were kept.
     PayloadChanged {
@@ -158,22 +168,11 @@ pub fn verify(
     let range = source.range()?;
     let mut verification = Verification::new(source.journal(), keys, range.map(|(first, _)| first));
     let Some((first, last)) = range else { return Ok(verification.report) };
-    verification.next = first.min(1);
-    // One that was announced, but not begun, changes nothing.
-    let removal = if first > 1 && from.is_none() { source.removal()? } else { None };
-    if let Some(from) = from {
-        let before = from.saturating_sub(1);
-        let Some(first) = source.checkpoints(before)?.into_iter().find(|first| first.number == from) else {
-            verification.report.add(Problem::CheckpointMissing { first: from, last: from });
-            return Ok(verification.report);
-        };
-        verification.next = first.first_seq;
-        verification.before = Before { number: before, digest: digest(&first.previous).unwrap_or_default() };
+    for problem in source.problems()? {
+        verification.report.add(problem);
     }
-    if let Some(Announced { removal, .. }) = &removal {
-        verification.next = removal.through.saturating_add(1);
-        verification.before =
-            Before { number: removal.checkpoint, digest: digest(&removal.digest).unwrap_or_default() };
+    if !verification.begin(source, first, from)? {
+        return Ok(verification.report);
     }
     loop {
         let checkpoints = source.checkpoints(verification.before.number)?;
@@ -186,13 +185,6 @@ pub fn verify(
         }
     }
     verification.tail(source)?;
-    if let Some(Announced { seq, removal }) = removal {
-        if seq <= verification.report.signed {
-            verification.report.removed_through = Some(removal.through);
-        } else {
-            verification.report.add(Problem::RemovalUnsigned { seq });
-        }
-    }
     progress(last, last);
     Ok(verification.report)
 }
@@ -210,6 +202,8 @@ struct Verification {
     before: Before,
     /// The record that the next checkpoint begins with.
     next: i64,
+    /// What may be missing, as a signed record says that it was removed.
+    removed: Option<Removal>,
 }
 
 impl Verification {
@@ -229,7 +223,51 @@ impl Verification {
             problems: Vec::new(),
             more_problems: 0,
         };
-        Self { report, keys: keys.to_vec(), before: Before::default(), next: 1 }
+        Self { report, keys: keys.to_vec(), before: Before::default(), next: 1, removed: None }
+    }
+
+    /// Where to begin: at the first checkpoint that is there, if what is before it may be missing, or at `from`, if that is
+    /// there.
+    fn begin(&mut self, source: &mut impl Source, first: i64, from: Option<u64>) -> Result<bool, AuditError> {
+        self.next = first.min(1);
+        if let Some(from) = from {
+            let before = from.saturating_sub(1);
+            let found = source.checkpoints(before)?.into_iter().find(|found| found.number == from);
+            match &found {
+                Some(found) => self.trust(found),
+                None => self.report.add(Problem::CheckpointMissing { first: from, last: from }),
+            }
+            return Ok(found.is_some());
+        }
+        // What it excuses comes before it, so that it is itself among what is compared.
+        let signed = source.signed()?;
+        let announced = source.removal(signed)?.filter(|announced| announced.seq > announced.removal.through);
+        let Some(Announced { removal, .. }) = announced else { return Ok(true) };
+        if first > 1 {
+            self.report.removed_through = Some(removal.through);
+        }
+        let oldest = source.checkpoints(0)?.into_iter().next();
+        if let Some(oldest) = oldest.filter(|oldest| (2..=removal.checkpoint).contains(&oldest.number)) {
+            self.trust(&oldest);
+            self.next = first.min(oldest.first_seq);
+        }
+        self.removed = Some(removal);
+        Ok(true)
+    }
+
+    /// Takes a checkpoint's word for what is before it.
+    fn trust(&mut self, checkpoint: &Checkpoint) {
+        self.next = checkpoint.first_seq;
+        let digest = digest(&checkpoint.previous).unwrap_or_default();
+        self.before = Before { number: checkpoint.number.saturating_sub(1), digest };
+    }
+
+    /// Notes what is missing, unless it was removed in its time.
+    fn missing(&mut self, first: i64, last: i64) {
+        let removed = self.removed.as_ref().map_or(i64::MIN, |removal| removal.through);
+        if last > removed {
+            self.report.add(Problem::Missing { first: first.max(removed.saturating_add(1)), last });
+        }
     }
 
     fn checkpoint(&mut self, source: &mut impl Source, checkpoint: &Checkpoint) -> Result<(), AuditError> {
@@ -260,6 +298,11 @@ impl Verification {
         if number == expected && digest(&checkpoint.previous) != Some(self.before.digest) {
             self.report.add(Problem::CheckpointOutOfChain { number });
         }
+        if let Some(removal) = self.removed.as_ref().filter(|removal| removal.checkpoint == number)
+            && digest(&removal.digest) != Some(checkpoint.digest(journal))
+        {
+            self.report.add(Problem::CheckpointOutOfChain { number });
+        }
         self.report.checkpoints += 1;
         if is_sound {
             self.records(source, checkpoint)?;
@@ -284,7 +327,7 @@ impl Verification {
         self.report.node.clone_from(&checkpoint.node);
         match checkpoint.leaves() {
             Some(signed) => {
-                let found = source.leaves(first - 1, last, 2 * LONGEST)?;
+                let found = source.leaves(first.saturating_sub(1), last, 2 * LONGEST)?;
                 self.compare(&signed, first, &found);
             }
             None => self.report.add(Problem::CheckpointDigests { number, first, last }),
@@ -297,7 +340,7 @@ impl Verification {
         let mut missing = Run::default();
         for (signed, seq) in signed.iter().zip(first..) {
             let Some(leaf) = found.next_if(|leaf| leaf.seq == seq) else {
-                missing.add(seq, &mut self.report);
+                missing.add(seq, self);
                 continue;
             };
             if leaf.digest == *signed {
@@ -309,12 +352,12 @@ impl Verification {
                 self.report.add(Problem::Twice { seq });
             }
         }
-        missing.end(&mut self.report);
+        missing.end(self);
     }
 
     /// What is not signed yet must at least be whole.
     fn tail(&mut self, source: &mut impl Source) -> Result<(), AuditError> {
-        let mut after = self.next - 1;
+        let mut after = self.next.saturating_sub(1);
         loop {
             let found = source.leaves(after, i64::MAX, TAIL)?;
             let Some(last) = found.last() else { return Ok(()) };
@@ -322,7 +365,7 @@ impl Verification {
                 match leaf.seq.checked_sub(after) {
                     Some(1) => {}
                     Some(0) => self.report.add(Problem::Twice { seq: leaf.seq }),
-                    _ => self.report.add(Problem::Missing { first: after + 1, last: leaf.seq - 1 }),
+                    _ => self.missing(after.saturating_add(1), leaf.seq.saturating_sub(1)),
                 }
                 self.report.unsigned += u64::from(!leaf.is_checkpoint);
                 after = leaf.seq;
@@ -337,19 +380,19 @@ impl Verification {
 struct Run(Option<(i64, i64)>);
 
 impl Run {
-    fn add(&mut self, seq: i64, report: &mut Report) {
+    fn add(&mut self, seq: i64, verification: &mut Verification) {
         match &mut self.0 {
-            Some((_, last)) if *last + 1 == seq => *last = seq,
+            Some((_, last)) if last.saturating_add(1) == seq => *last = seq,
             _ => {
-                self.end(report);
+                self.end(verification);
                 self.0 = Some((seq, seq));
             }
         }
     }
 
-    fn end(&mut self, report: &mut Report) {
+    fn end(&mut self, verification: &mut Verification) {
         if let Some((first, last)) = self.0.take() {
-            report.add(Problem::Missing { first, last });
+            verification.missing(first, last);
         }
     }
 }
@@ -381,8 +424,18 @@ impl Source for JournalSource {
         ends.map_err(read_error)
     }
 
-    fn removal(&mut self) -> Result<Option<Announced>, AuditError> {
-        retention::latest(&self.connection).map_err(read_error)
+    fn problems(&mut self) -> Result<Vec<Problem>, AuditError> {
+        let names = schema::foreign(&self.connection).map_err(read_error)?;
+        Ok(names.into_iter().map(|name| Problem::Schema { name }).collect())
+    }
+
+    fn signed(&mut self) -> Result<i64, AuditError> {
+        let sql = "SELECT coalesce(max(last_seq), 0) FROM checkpoints";
+        self.connection.query_row(sql, [], |row| row.get(0)).map_err(read_error)
+    }
+
+    fn removal(&mut self, signed: i64) -> Result<Option<Announced>, AuditError> {
+        retention::latest(&self.connection, signed).map_err(read_error)
     }
 
     fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError> {
@@ -423,8 +476,14 @@ impl fmt::Display for Problem {
                     "record {seq} comes after record {previous} of the session, which is missing or stands elsewhere"
                 )
             }
-            Self::RemovalUnsigned { seq } => {
-                write!(f, "record {seq} says that older records were removed, but is not signed")
+            Self::NotSigned { seq } => {
+                write!(f, "record {seq} is not signed: export it again when the agent has run")
+            }
+            Self::Schema { name } => {
+                write!(
+                    f,
+                    "`{name}` of the journal is not as this program makes it: it may show what nobody recorded"
+                )
             }
             Self::PayloadChanged { payload } => write!(f, "payload {payload} is not what was kept"),
             Self::Unsigned { first, last } => {

@@ -8,6 +8,7 @@ use rusqlite::types::{FromSql, Type};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::super::schema;
 use super::super::store::read_list;
 use super::AuditError;
 
@@ -380,6 +381,9 @@ impl JournalRow<'_, '_> {
 }
 
 fn choose(connection: &Connection, after: i64, rows: u32, bytes: u64) -> rusqlite::Result<i64> {
+    // What has left the journal is stepped over.
+    let Some(first) = schema::first_after(connection, after)? else { return Ok(after) };
+    let after = first - 1;
     // 512 stands for what is short in a row. octet_length() reads no more than the row's header.
     let mut query = connection.prepare_cached(
         "SELECT seq, 512 + octet_length(client) + octet_length(groups) FROM sessions WHERE seq > ?1 AND seq <= ?2
@@ -419,4 +423,24 @@ fn not_understood(error: impl std::error::Error + Send + Sync + 'static) -> rusq
 
 fn read_error(error: rusqlite::Error) -> AuditError {
     AuditError::Read(Arc::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::samples::event;
+    use crate::audit::{EventKind, Journal};
+
+    #[tokio::test]
+    async fn what_has_left_the_journal_is_stepped_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.db");
+        let journal = Journal::open(&path, "node").unwrap();
+        let events = (0..9).map(|_| event(EventKind::NoFlow).into()).collect();
+        journal.append(events).await.unwrap();
+        journal.remove(7).await.unwrap();
+        let connection = schema::open_read_only(&path).unwrap();
+        assert_eq!(choose_end(&connection, 0, 3, u64::MAX).unwrap(), 9);
+        assert_eq!(choose_end(&connection, 9, 3, u64::MAX).unwrap(), 9, "there is nothing after it");
+    }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::connection::Connection;
 use super::ddl::Target;
 use super::{AuditError, Settings};
-use crate::audit::chain::{Checkpoint, Leaf, Source, leaf, members};
+use crate::audit::chain::{Checkpoint, Leaf, Problem, Source, leaf, members};
 use crate::audit::retention::Announced;
 use crate::audit::schema::RECORDS;
 
@@ -42,13 +42,14 @@ struct Window {
     leaves: Vec<Leaf>,
 }
 
-/// The journals that ClickHouse has checkpoints of.
+/// The journals that ClickHouse has records of.
 pub async fn delivered(settings: &Settings) -> Result<Vec<Delivered>, AuditError> {
     let connection = Connection::new(settings)?;
-    let table = settings.target()?.named("checkpoints");
-    let rows = connection
-        .rows(&format!("SELECT DISTINCT node, journal FROM {table} ORDER BY node, journal"))
-        .await?;
+    let target = settings.target()?;
+    let tables = RECORDS.map(|table| format!("SELECT DISTINCT node, journal FROM {}", target.named(table)));
+    let sql =
+        format!("SELECT DISTINCT node, journal FROM ({}) ORDER BY node, journal", tables.join(" UNION ALL "));
+    let rows = connection.rows(&sql).await?;
     let journals = rows
         .into_iter()
         .filter_map(|[node, journal]| Some(Delivered { node, journal: journal.parse().ok()? }));
@@ -74,6 +75,21 @@ impl<'r> DeliveredSource<'r> {
         leaves.sort_by_key(|leaf| leaf.seq);
         self.window = Window { after, end, leaves };
         Ok(())
+    }
+
+    /// The first record after this one.
+    fn first_after(&self, seq: i64) -> Result<Option<i64>, AuditError> {
+        let firsts = RECORDS.map(|table| {
+            let (table, journal) = (self.target.named(table), self.journal);
+            format!("SELECT min(seq) AS first, count() AS rows FROM {table} WHERE journal = '{journal}' AND seq > {seq}")
+        });
+        let sql = format!(
+            "SELECT min(first) FROM ({}) WHERE rows > 0 HAVING count() > 0",
+            firsts.join(" UNION ALL ")
+        );
+        let rows = self.runtime.block_on(self.connection.rows(&sql))?;
+        // What is beyond all numbers of a journal is none of its.
+        Ok(rows.first().and_then(|[first]: &[String; 1]| first.parse().ok()))
     }
 
     /// Hands over the rows of a table that are of this journal.
@@ -140,8 +156,21 @@ impl Source for DeliveredSource<'_> {
         }
     }
 
+    /// What the schema is, `snowfence schema status` says.
+    fn problems(&mut self) -> Result<Vec<Problem>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    fn signed(&mut self) -> Result<i64, AuditError> {
+        let table = self.target.named("checkpoints");
+        let sql = format!("SELECT toString(max(last_seq)) FROM {table} WHERE journal = '{}'", self.journal);
+        let rows = self.runtime.block_on(self.connection.rows(&sql))?;
+        let signed = rows.first().and_then(|[signed]: &[String; 1]| signed.parse().ok());
+        signed.ok_or_else(|| self.connection.unintelligible())
+    }
+
     /// What left the node's journal in its time is here all the same.
-    fn removal(&mut self) -> Result<Option<Announced>, AuditError> {
+    fn removal(&mut self, _signed: i64) -> Result<Option<Announced>, AuditError> {
         Ok(None)
     }
 
@@ -159,15 +188,17 @@ impl Source for DeliveredSource<'_> {
         {
             self.load(after)?;
         }
-        let wanted = |leaf: &&Leaf| leaf.seq > after && leaf.seq <= end;
-        let found: Vec<Leaf> = self.window.leaves.iter().filter(wanted).take(most).copied().collect();
-        if !found.is_empty() || end <= self.window.end {
-            return Ok(found);
-        }
-        // Far behind the last one there may be others.
-        match self.range()? {
-            Some((_, last)) if last > self.window.end => self.leaves(self.window.end, end, most),
-            _ => Ok(found),
+        loop {
+            let wanted = |leaf: &&Leaf| leaf.seq > after && leaf.seq <= end;
+            let found: Vec<Leaf> = self.window.leaves.iter().filter(wanted).take(most).copied().collect();
+            if !found.is_empty() || end <= self.window.end {
+                return Ok(found);
+            }
+            // Far behind the last one there may be others.
+            match self.first_after(self.window.end)? {
+                Some(first) if first <= end => self.load(first - 1)?,
+                _ => return Ok(found),
+            }
         }
     }
 }

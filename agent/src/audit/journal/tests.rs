@@ -348,7 +348,7 @@ fn a_commit_reaches_the_disk() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("journal.db");
     let _lock = schema::prepare(&path).unwrap();
-    let connection = schema::open(&path).unwrap();
+    let connection = schema::open(&path, true).unwrap();
     let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
     let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
     assert_eq!((mode.as_str(), synchronous), ("wal", 2), "2 is FULL");

@@ -289,6 +289,15 @@ pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() 
     let connection = schema::open_read_only(journal)?;
     let read = |error| AuditError::Read(Arc::new(error));
     let mut known = connection.prepare("SELECT 1 FROM payloads WHERE id = ?1").map_err(read)?;
+    // Rows of what is older have left the journal in their time.
+    let removed: i64 = connection
+        .query_row(
+            "SELECT coalesce(max(c.time), 0) FROM checkpoints c JOIN events e ON e.kind = 'records_removed'
+             WHERE c.number = json_extract(e.detail, '$.checkpoint')",
+            [],
+            |row| row.get(0),
+        )
+        .map_err(read)?;
     for ended in &ended {
         let mut failure = None;
         let wants = |id: Uuid| match known.exists([id.to_string()]) {
@@ -299,6 +308,9 @@ pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() 
             }
         };
         ended.entries(wants, |entry, written| {
+            if entry.time <= removed {
+                return;
+            }
             let (payload, digest) = lost.entry(entry.payload).or_insert_with(|| {
                 let payload = Payload {
                     id: entry.payload,

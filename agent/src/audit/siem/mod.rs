@@ -157,12 +157,16 @@ impl Sink {
 
     /// Whether it takes a record that has nothing from outside in it: that this agent has started, once more.
     async fn takes_anything(&self, http: &Http) -> Result<bool, AuditError> {
-        const STARTED: &str = "SELECT coalesce(max(seq), 0) FROM events WHERE kind = 'agent_started'";
+        const STARTED: &str =
+            "SELECT coalesce(max(seq), 0) FROM events WHERE kind IN ('agent_started', 'records_removed')";
         let seq: i64 = delivery::read(&self.journal, |connection| {
             let found = connection.query_row(STARTED, [], |row| row.get(0));
             found.map_err(|error| AuditError::Read(Arc::new(error)))
         })
         .await?;
+        if seq == 0 {
+            return Ok(false);
+        }
         let filter = Filter { only: Some(vec![SiemRecords::Events]), verdicts: None };
         let started = self.events(filter, seq - 1, seq).await?;
         let answered = http.send(&started).await.map_err(|error| self.failed(error))?;
