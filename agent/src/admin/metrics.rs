@@ -24,6 +24,7 @@ use super::status::EndpointCounts;
 use crate::audit::payload::Payloads;
 use crate::capture::{AttemptKind, Capture, Endpoints};
 use crate::proxy::Counts;
+use crate::reconcile;
 
 /// Scrapes that are answered at a time.
 const AT_ONCE: usize = 16;
@@ -56,6 +57,11 @@ impl Metrics {
         }
         registry.register_collector(Box::new(Kernel { capture: Arc::clone(capture), endpoints }));
         Self { registry }
+    }
+
+    /// Adds what comparisons with Snowflake's history count.
+    pub fn reconcile(&mut self, counts: &reconcile::Counts) {
+        counts.register(&mut self.registry);
     }
 
     /// Serves scrapes until it is aborted.

@@ -38,7 +38,7 @@ impl Delivery {
     }
 }
 
-fn settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
+pub(super) fn settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
     let Some(target) = &config.clickhouse else { return Ok(None) };
     let password = target.password.as_ref().map(SecretReference::read).transpose();
     let password = password.map_err(AppError::ClickHousePassword)?;

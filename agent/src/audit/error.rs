@@ -11,6 +11,8 @@ use uuid::Uuid;
 pub enum AuditError {
     #[error("cannot deliver to ClickHouse at {url}: {cause}")]
     ClickHouse { url: String, cause: String },
+    #[error("cannot ask ClickHouse at {url}: {cause}")]
+    ClickHouseRead { url: String, cause: String },
     #[error("a batch for ClickHouse must have at least one row")]
     ClickHouseBatch,
     #[error("the ClickHouse database `{0}` is refused: use letters, digits and underscores, at most 64")]

@@ -11,6 +11,7 @@ pub mod payload;
 pub mod query;
 pub mod summary;
 pub mod tail;
+pub mod trail;
 
 mod error;
 mod filter;

@@ -9,6 +9,7 @@ mod doctor;
 mod endpoints;
 mod explain;
 mod export;
+mod reconcile;
 mod run;
 mod show;
 mod table;

@@ -12,7 +12,7 @@ use hyper::Uri;
 use super::document::Document;
 use super::{
     Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, Journal, KeySource,
-    Kubernetes, Payloads, PodSelector, Rule, Scope, Tls, is_under, raw,
+    Kubernetes, Payloads, PodSelector, Rule, Scope, Tls, is_under, raw, reconcile,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -27,6 +27,13 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
     let journal = checker.journal(&raw.audit.journal, clickhouse.is_some(), raw.audit.payloads.as_ref());
     let payloads = raw.audit.payloads.map(|raw| checker.payloads(&raw));
+    let known = reconcile::Known {
+        accounts: &accounts,
+        credentials: &credentials,
+        rules: &rules,
+        has_clickhouse: clickhouse.is_some(),
+    };
+    let reconcile = raw.audit.reconcile.map(|raw| reconcile::check(raw, &known, checker.document));
     let needs_pods = capture.scopes.iter().any(|scope| scope.pods.is_some());
     let kubernetes = needs_pods.then(|| checker.kubernetes(raw.kubernetes)).flatten();
     let metrics = raw.metrics.listen.and_then(|address| checker.metrics(&address));
@@ -46,6 +53,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         clickhouse,
         journal,
         payloads,
+        reconcile,
         metrics,
         kubernetes,
     }

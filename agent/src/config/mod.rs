@@ -7,6 +7,7 @@
 mod check;
 mod document;
 mod raw;
+mod reconcile;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use ipnet::IpNet;
 
 pub use document::{Problem, position};
 pub use raw::{CredentialType, Mode, QueryTag, RawSockets, Telemetry, WhenFull, schema};
+pub use reconcile::{Against, Covered, History, Reconcile};
 pub use secret::{Secret, SecretError, SecretReference};
 
 /// The checked configuration.
@@ -46,6 +48,8 @@ pub struct Config {
     /// What is kept of requests and answers; `None`: nothing.
     pub journal: Journal,
     pub payloads: Option<Payloads>,
+    /// `None`: the trail is not compared with Snowflake's history.
+    pub reconcile: Option<Reconcile>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// Where pods are asked for; `None` where no scope needs them.

@@ -8,6 +8,7 @@
 mod actions;
 mod api;
 mod credential;
+pub mod history;
 mod json;
 mod login;
 mod mcp;
@@ -30,7 +31,7 @@ pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, qu
 pub use mcp::{Ask, McpError, McpRequest};
 pub use metadata::{Metadata, UnreadableEncryption};
 pub use operation::{KnownQuery, Operation, QueryId, UnknownOperation, classify};
-pub use parts::{InParts, LEASE};
+pub use parts::{InParts, LEASE, rows_of_part};
 pub use query::{QueryRequest, aborted_request};
 pub use refusal::Refusal;
 pub use reply::{Ending, Leads, Reply, secret_of_objects};

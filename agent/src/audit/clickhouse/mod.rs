@@ -27,7 +27,7 @@ use super::{AuditError, Journal, Written, schema};
 use crate::config::Secret;
 
 /// How long ClickHouse has for one request.
-const REQUEST: Duration = Duration::from_mins(2);
+pub(super) const REQUEST: Duration = Duration::from_mins(2);
 const CONNECT: Duration = Duration::from_secs(10);
 
 const FIRST_DELAY: Duration = Duration::from_millis(500);
@@ -280,6 +280,14 @@ struct Progress {
     error: Option<String>,
 }
 
+/// Asks questions about the database.
+pub(super) fn reader(settings: &Settings) -> Result<Client, AuditError> {
+    if !is_identifier(&settings.database) {
+        return Err(AuditError::ClickHouseDatabase(settings.database.clone()));
+    }
+    Ok(client(settings)?.with_database(&settings.database))
+}
+
 fn client(settings: &Settings) -> Result<Client, AuditError> {
     let wrong = |problem| AuditError::ClickHouseUrl { url: settings.url.clone(), problem };
     let Some((scheme, rest)) = settings.url.split_once("://") else {
@@ -339,7 +347,7 @@ fn delay(tries: u32) -> Duration {
 }
 
 /// ClickHouse's errors have many lines; the log gets the beginning of the first one.
-fn one_line(error: &::clickhouse::error::Error) -> String {
+pub(super) fn one_line(error: &::clickhouse::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
