@@ -2,7 +2,6 @@
 
 mod delivery;
 mod signals;
-mod signing;
 mod supervisor;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,9 +19,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::delivery::{Delivery, settings as clickhouse_settings};
+use self::delivery::Delivery;
+pub use self::delivery::{settings as clickhouse_settings, without_password as clickhouse_without_password};
 use self::signals::{Signals, Told};
-use self::signing::Signing;
 use crate::admin::metrics::{self, Metrics};
 use crate::admin::succession::{Predecessor, Remains, receive_legacy};
 use crate::admin::{self, AdminError, Succession};
@@ -57,6 +56,8 @@ pub enum AppError {
     Credential { name: String, source: SecretError },
     #[error("the password for ClickHouse cannot be read: {0}")]
     ClickHousePassword(SecretError),
+    #[error("the token for the SIEM sink `{sink}` cannot be read: {source}")]
+    SiemToken { sink: String, source: SecretError },
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error(transparent)]
@@ -157,7 +158,7 @@ pub struct RunOptions {
 
 /// Runs the agent until it is told to stop.
 pub fn run(config: Config, options: RunOptions) -> Result<(), AppError> {
-    // Delivery to ClickHouse, metrics and questions have a thread of their own, so that the data path never waits for them.
+    // Delivery, metrics and questions have a thread of their own, so that the data path never waits for them.
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")
@@ -184,7 +185,6 @@ struct Running {
     capture: Arc<Capture>,
     proxy: Arc<Proxy>,
     journal: Journal,
-    signing: Signing,
     delivery: Delivery,
     serving: tokio::task::JoinHandle<()>,
     /// What looks after things, and ends with the agent.
@@ -207,7 +207,6 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     let listed = if config.revocation_list { Listed::AtItsHost } else { Listed::Nowhere };
     let server_tls = tls::server_config(Arc::clone(&authority), listed)?;
     let upstream_tls = tls::client_config(config.tls.upstream_ca_bundle.as_deref(), &[b"h2", b"http/1.1"])?;
-    let mut signing = Signing::new(&state.signing_key(), control)?;
     let mut delivery = Delivery::new(&config, control)?;
     let metrics_listener = match config.metrics {
         Some(address) => {
@@ -289,7 +288,6 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         }
         None => None,
     };
-    signing.start(&journal);
     delivery.start(&journal)?;
     let Captured { accepted, told, suspects } = captured;
     let serving = tokio::spawn(Arc::clone(&proxy).serve(accepted));
@@ -300,7 +298,9 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         background.spawn_on(Arc::clone(reconciler).run(), control);
     }
     if let Some(listener) = metrics_listener {
-        let mut metrics = Metrics::new(&proxy.counts, proxy.payloads.as_ref(), &capture, capture.endpoints());
+        let payloads = proxy.payloads.as_ref();
+        let mut metrics =
+            Metrics::new(&proxy.counts, payloads, &capture, capture.endpoints(), delivery.monitors(&journal));
         if let Some(reconciler) = &reconciler {
             metrics.reconcile(&reconciler.counts);
         }
@@ -313,6 +313,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         proxy: Arc::clone(&proxy),
         reconciler,
         since: admin::status::now(),
+        sinks: delivery.monitors(&journal),
         allowlist: state.allowlist(),
         succession: succession_sender,
     };
@@ -335,18 +336,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     // After it knows that it is relieved: who waits for this file may stop it then.
     write_ready(&state)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.agent.node, "ready");
-    Ok(Running {
-        config,
-        capture,
-        proxy,
-        journal,
-        signing,
-        delivery,
-        serving,
-        background,
-        signals,
-        succession,
-    })
+    Ok(Running { config, capture, proxy, journal, delivery, serving, background, signals, succession })
 }
 
 impl Running {
@@ -359,15 +349,11 @@ impl Running {
                 biased;
                 Some(step) = self.succession.recv() => match step {
                     Succession::Begins(ended) => {
-                        self.signing.stop().await;
                         self.delivery.stop().await;
                         // Whoever asked may have gone.
                         let _ = ended.send(());
                     }
-                    Succession::Fails => {
-                        self.signing.start(&self.journal);
-                        self.delivery.start(&self.journal)?;
-                    }
+                    Succession::Fails => self.delivery.start(&self.journal)?,
                     Succession::Done { pid } => break Some(pid),
                 },
                 told = self.signals.next() => match told {
@@ -409,7 +395,6 @@ impl Running {
             None => format!("drained: {drained}"),
         };
         note(&self.journal, EventKind::AgentStopped, detail).await?;
-        self.signing.stop().await;
         // What is not delivered stays in the journal for the next start.
         self.delivery.stop().await;
         match self.capture.counters() {
@@ -477,7 +462,7 @@ fn reconciler(proxy: &Arc<Proxy>, state: &State<'_>) -> Result<Option<Arc<Reconc
         Against::Journal => None,
     };
     let trail = match central {
-        Some(central) => Trail::of_all(state.journal(), central)?,
+        Some(central) => Trail::of_all(state.journal(), &central)?,
         None => Trail::of_node(state.journal()),
     };
     Ok(Some(Arc::new(Reconciler::new(Arc::clone(proxy), settings, trail, state.reconciled()))))

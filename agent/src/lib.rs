@@ -14,6 +14,7 @@ pub mod kubernetes;
 pub mod policy;
 pub mod proxy;
 pub mod reconcile;
+pub mod replay;
 pub mod snowflake;
 pub mod sql;
 pub mod tls;

@@ -77,9 +77,9 @@ class Result:
 class Engine:
     """The one chdb session. Not thread-safe: all calls come from one thread."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, config: Path | None = None) -> None:
         self._data = data
-        self._session = Session(str(data))
+        self._session = Session(f"{data}?config-file={config}" if config else str(data))
 
     def close(self) -> None:
         """Closes the session; its data stays."""
@@ -124,8 +124,8 @@ class Engine:
             found = ERROR.search(text)
             raise QueryError(int(found[1]) if found else 1002, text) from None
         counts = {
-            "read_rows": str(result.rows_read()),
-            "read_bytes": str(result.bytes_read()),
+            "read_rows": str(result.storage_rows_read()),
+            "read_bytes": str(result.storage_bytes_read()),
             "written_rows": str(result.rows_written()),
             "written_bytes": str(result.bytes_written()),
         }
@@ -313,7 +313,7 @@ async def main(options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="chdb") as thread:
         try:
             options.data.mkdir(parents=True, exist_ok=True)
-            engine = await loop.run_in_executor(thread, Engine, options.data)
+            engine = await loop.run_in_executor(thread, Engine, options.data, options.config)
         except Exception as error:  # whatever it is, the data directory cannot be used
             raise program.StartError(f"cannot open the data in {options.data}: {error}") from None
         # After the engine has started: it installs handlers of its own.
@@ -327,4 +327,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--listen", action="append", required=True, metavar="ADDR:PORT", help="repeat for several")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the tables are kept")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a configuration of ClickHouse, in XML")
     program.run(main(parser.parse_args()))

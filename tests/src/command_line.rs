@@ -51,6 +51,9 @@ enum Job {
         /// Pairs of each figure.
         #[arg(long, default_value_t = 200)]
         pairs: usize,
+        /// Statements that questions are asked about.
+        #[arg(long, default_value_t = 4_000_000)]
+        rows: u64,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -94,6 +97,8 @@ enum Job {
 enum Measured {
     /// The kernel programs.
     Capture,
+    /// Questions in ClickHouse.
+    Questions,
     /// Large results.
     Results,
 }
@@ -161,10 +166,11 @@ impl Arguments {
                 Ok(0)
             }
             Job::Demo { binary } => demo::run(binary, say).map(|all_held| u8::from(!all_held)),
-            Job::Bench { what, pairs, json, binary } => {
-                let plan = Plan { pairs, json, binary, say };
+            Job::Bench { what, pairs, rows, json, binary } => {
+                let plan = Plan { pairs, rows, json, binary, say };
                 match what {
                     Measured::Capture => bench::capture(&plan),
+                    Measured::Questions => bench::questions(&plan),
                     Measured::Results => bench::results(&plan),
                 }
                 .map(|()| 0)

@@ -52,6 +52,8 @@ pub enum Environment {
     Connector5,
     /// The checkers of what `deploy/` ships.
     Deploy,
+    /// What checks events against the schema of OCSF.
+    Ocsf,
     /// What reads payloads, and verifies the trail, as another program than the agent does.
     Payloads,
     /// Snowpark, on the connector 4.x, with pandas.
@@ -63,13 +65,14 @@ pub enum Environment {
 }
 
 impl Environment {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Adbc,
         Self::Cli,
         Self::ClickHouse,
         Self::Connector4,
         Self::Connector5,
         Self::Deploy,
+        Self::Ocsf,
         Self::Payloads,
         Self::Snowpark,
         Self::SqlAlchemy,
@@ -84,6 +87,7 @@ impl Environment {
             Self::Connector4 => "connector4",
             Self::Connector5 => "connector5",
             Self::Deploy => "deploy",
+            Self::Ocsf => "ocsf",
             Self::Payloads => "payloads",
             Self::Snowpark => "snowpark",
             Self::SqlAlchemy => "sqlalchemy",

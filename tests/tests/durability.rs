@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sandbox::Sandbox;
-use serde_json::Value;
 
-use common::{arrived, client, eventually, journal, source};
+use common::{arrived, client, delivered_once, eventually, journal, source};
 
 /// Runs numbered statements, one after the other, and connects again whenever that fails.
 const WORKER: &str = r#"
@@ -193,22 +192,4 @@ impl Drop for SmallDisk<'_> {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.0).status();
     }
-}
-
-/// Waits until ClickHouse has what the journal has, and checks that it has nothing twice.
-fn delivered_once(sandbox: &Sandbox) -> Result<()> {
-    for table in ["sessions", "statements", "outcomes", "events"] {
-        let seqs = |rows: Vec<Value>| -> Vec<i64> {
-            rows.iter()
-                .filter_map(|row| row["seq"].as_i64().or_else(|| row["seq"].as_str()?.parse().ok()))
-                .collect()
-        };
-        let question = format!("SELECT seq FROM {table} ORDER BY seq");
-        eventually(&format!("ClickHouse has the {table}"), || {
-            let there = sandbox.clickhouse_rows(&format!("SELECT seq FROM snowfence.{table} ORDER BY seq"));
-            let here = seqs(journal(sandbox, &question)?);
-            Ok(there.is_ok_and(|there| seqs(there) == here))
-        })?;
-    }
-    Ok(())
 }

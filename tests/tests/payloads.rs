@@ -10,49 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use sandbox::{Builder, Credential, Environment, Sandbox};
+use sandbox::Credential;
 use serde_json::{Value, json};
 
+use common::reader::Reader;
 use common::{RAW, client, eventually, journal};
-
-/// Who may read, and how the agent is told of it.
-struct Reader {
-    identity: String,
-    recipient: String,
-}
-
-fn program(arguments: &[&str]) -> Result<String> {
-    common::reader("payloads.py", arguments)
-}
-
-impl Reader {
-    fn new() -> Result<Self> {
-        sandbox::python::prepare(&[Environment::Payloads], &|_| {})?;
-        let keys: Value = serde_json::from_str(&program(&["keys"])?)?;
-        let text = |key: &str| keys[key].as_str().map(ToOwned::to_owned).context("a key");
-        Ok(Self { identity: text("identity")?, recipient: text("recipient")? })
-    }
-
-    /// A sandbox whose agent keeps payloads for this reader.
-    fn sandbox(&self, settings: &str) -> Result<Builder> {
-        Ok(Sandbox::builder().payloads(&self.recipient, toml::from_str(settings)?))
-    }
-
-    /// All payloads, each digest checked on the way.
-    fn read(&self, sandbox: &Sandbox) -> Result<Vec<Value>> {
-        let state = sandbox.agent_state();
-        let (journal, spool) = (state.join("journal.db"), state.join("spool"));
-        let text = |path: &Path| path.display().to_string();
-        let said = program(&["read", &text(&journal), &text(&spool), &self.identity])?;
-        said.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
-    }
-
-    fn identity_file(&self, sandbox: &Sandbox) -> Result<String> {
-        let path = sandbox.agent_state().join("security.key");
-        fs::write(&path, format!("# the security team's\n{}\n", self.identity))?;
-        Ok(path.display().to_string())
-    }
-}
 
 fn body(payload: &Value, key: &str) -> Result<Vec<u8>> {
     Ok(STANDARD.decode(payload[key].as_str().context("a body")?)?)

@@ -7,10 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use sandbox::{Environment, Sandbox};
+use sandbox::{Environment, Sandbox, network};
 use serde_json::Value;
 
-use common::{client, journal, reader};
+use common::reader::{Reader, program};
+use common::{client, eventually, journal};
 
 /// What a session of a pod is made of.
 const SESSION: &str = r#"
@@ -23,12 +24,8 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// A sandbox whose agent keeps payloads, for nobody in particular.
 fn sandbox() -> Result<Sandbox> {
-    sandbox::python::prepare(&[Environment::Payloads], &|_| {})?;
-    let keys: Value = serde_json::from_str(&reader("payloads.py", &["keys"])?)?;
-    let recipient = keys["recipient"].as_str().context("a recipient")?;
-    Sandbox::builder().payloads(recipient, toml::Table::new()).start()
+    Reader::new()?.sandbox("")?.start()
 }
 
 fn key(sandbox: &Sandbox) -> Result<String> {
@@ -58,7 +55,7 @@ fn verify(sandbox: &Sandbox, kind: &str, file: &Path, key: &str) -> Result<Verdi
     let own = sandbox.snowfence(arguments)?;
     let value: Value = serde_json::from_str(own.stdout.trim()).with_context(|| own.stderr.clone())?;
     ensure!(own.succeeded() == (value["good"] == true), "the exit code says otherwise: {value}");
-    let other = serde_json::from_str(&reader("proof.py", &[kind, &text(file), key])?)?;
+    let other = serde_json::from_str(&program("proof.py", &[kind, &text(file), key])?)?;
     Ok(Verdicts { own: value, other })
 }
 
@@ -157,6 +154,13 @@ fn an_exported_session_carries_its_proof() -> Result<()> {
     assert!(records[0]["statements"].as_u64() >= Some(4), "{records:?}");
     let content = fs::read_to_string(&file)?;
     assert!(!content.contains("theirs"), "it holds what is another session's");
+
+    eventually("ClickHouse proves what it has", || {
+        let arguments = ["audit", "verify", "--clickhouse", "--key", &key, "--format", "json"];
+        let said = network::inside(&network::outside(sandbox.id()), || sandbox.snowfence(arguments))?;
+        let report: Value = serde_json::from_str(said.stdout.trim()).unwrap_or_default();
+        Ok(said.succeeded() && report["verified"].as_u64() >= verdicts.own["verified"].as_u64())
+    })?;
 
     fs::write(&file, content.replacen("drop table customers", "drop table customerz", 1))?;
     let verdicts = verify(&sandbox, "export", &file, &key)?;

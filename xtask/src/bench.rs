@@ -20,6 +20,9 @@ pub struct Options {
     /// Pairs of each figure. Default: 200 of what takes microseconds, 20 of what takes seconds.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: Option<u32>,
+    /// Statements in ClickHouse that questions are asked about.
+    #[arg(long, default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    rows: u64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -29,16 +32,19 @@ pub struct Options {
 enum Measured {
     /// What the kernel programs cost connections that are not to Snowflake.
     Capture,
+    /// How long the questions of deploy/clickhouse.md take, and how much of the tables they read.
+    Questions,
     /// What large results cost the agent's memory, and what keeping them as payloads costs.
     Results,
 }
 
 impl Measured {
-    const ALL: [Self; 2] = [Self::Capture, Self::Results];
+    const ALL: [Self; 3] = [Self::Capture, Self::Questions, Self::Results];
 
     fn name(self) -> &'static str {
         match self {
             Self::Capture => "capture",
+            Self::Questions => "questions",
             Self::Results => "results",
         }
     }
@@ -46,7 +52,7 @@ impl Measured {
     fn pairs(self) -> u32 {
         match self {
             Self::Capture => 200,
-            Self::Results => 20,
+            Self::Questions | Self::Results => 20,
         }
     }
 }
@@ -63,7 +69,9 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     for what in all {
         let pairs = options.pairs.unwrap_or(what.pairs()).to_string();
         let mut command = privilege.command(&sandbox, &setup::variables_for_root());
-        command.args(["bench", what.name(), "--pairs", &pairs, "--binary"]).arg(&agent);
+        command
+            .args(["bench", what.name(), "--pairs", &pairs, "--rows", &options.rows.to_string(), "--binary"])
+            .arg(&agent);
         if options.json {
             command.arg("--json");
         }

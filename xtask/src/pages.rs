@@ -85,10 +85,12 @@ Examples:
 pub const BENCH: &str = "\
 Figures come in pairs, with Snowfence and without it, by turns, on an otherwise idle machine. They
 are told as differences and as ratios of a pair, with the smallest, the median and the largest:
-what they are on another machine is another matter.
+what they are on another machine is another matter. `questions` has no pairs, but rows and bytes
+that ClickHouse read.
 
 Examples:
   cargo xtask bench capture
+  cargo xtask bench questions --rows 10000000
   cargo xtask bench capture --pairs 1000 --json > capture.json";
 
 pub const FUZZ: &str = "\

@@ -27,12 +27,20 @@ const WHY: &str = "testing the whole system (network namespaces, control groups,
 /// The package whose integration tests need root.
 const END_TO_END: &str = "snowfence-tests";
 /// Tests of the agent that are ignored unless they are asked for by name.
-const ROOT_TESTS: [&str; 6] = [
+const ROOT_TESTS: [&str; 14] = [
     "audit::clickhouse::tests::engine::a_range_that_is_sent_twice_is_stored_once",
     "audit::clickhouse::tests::engine::another_journal_of_the_same_node_does_not_collide",
     "audit::clickhouse::tests::engine::killed_at_any_moment_each_record_arrives_exactly_once",
     "audit::clickhouse::tests::engine::records_of_any_kind_arrive_as_they_are",
+    "audit::clickhouse::tests::proof::what_was_changed_there_is_found_there",
+    "audit::clickhouse::tests::questions::each_question_has_the_known_answer",
+    "audit::clickhouse::tests::schema_in_engine::a_cluster_has_distributed_tables_and_answers_the_same",
+    "audit::clickhouse::tests::schema_in_engine::a_schema_is_taken_over_with_its_cursor_by_any_url",
+    "audit::clickhouse::tests::schema_in_engine::all_ddl_is_what_the_engine_parses",
+    "audit::clickhouse::tests::schema_in_engine::retention_follows_the_configuration_and_keeps_what_is_sensitive",
+    "audit::clickhouse::tests::schema_in_engine::several_apply_at_once_and_each_may_be_interrupted",
     "audit::journal::tests::faults::a_full_disk_refuses_and_recovers",
+    "audit::siem::tests::what_is_sent_is_valid_by_the_published_schema",
     "capture::endpoints::tests::a_hundred_thousand_learnt_names_push_out_the_oldest_and_never_what_is_known",
 ];
 /// How often a long step says that it is alive: on a terminal, and in a log.
@@ -249,7 +257,7 @@ impl Report {
         Ok(tests)
     }
 
-    /// The agent's tests that need root or the ClickHouse engine. Plain `cargo test` leaves them out.
+    /// The agent's tests that need root, the ClickHouse engine or the schema of OCSF. Plain `cargo test` leaves them out.
     fn agent_as_root(
         &mut self,
         privilege: &Privilege,
@@ -257,16 +265,20 @@ impl Report {
         tests: &[TestProgram],
         interpreters: &BTreeMap<String, PathBuf>,
     ) -> Result<()> {
-        let step = "tests of the agent with the ClickHouse engine, a full disk, and full maps";
+        let step =
+            "tests of the agent with the ClickHouse engine, the schema of OCSF, a full disk, and full maps";
         let Some(agent) = tests.iter().find(|test| test.name == "snowfence (lib)") else {
             self.fail(step, "the agent's tests did not build");
             return Ok(());
         };
-        let python = interpreters.get("clickhouse").context("find the Python of ClickHouse")?;
-        let mut clickhouse = python.clone().into_os_string();
-        clickhouse.push(" ");
-        clickhouse.push(root.join("tests/python/clickhouse.py"));
-        let variables = [(OsString::from("SNOWFENCE_TEST_CLICKHOUSE"), clickhouse)];
+        let mut variables = Vec::new();
+        for name in ["clickhouse", "ocsf"] {
+            let python = interpreters.get(name).with_context(|| format!("find the Python of {name}"))?;
+            let mut program = python.clone().into_os_string();
+            program.push(" ");
+            program.push(root.join(format!("tests/python/{name}.py")));
+            variables.push((OsString::from(format!("SNOWFENCE_TEST_{}", name.to_uppercase())), program));
+        }
         let mut command = privilege.command(&agent.program, &variables);
         command
             .args(["--ignored", "--exact", "--test-threads=1"])

@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 
 use super::status::EndpointCounts;
+use crate::audit::delivery::{Monitor, Status};
 use crate::audit::payload::Payloads;
 use crate::capture::{AttemptKind, Capture, Endpoints};
 use crate::proxy::Counts;
@@ -45,6 +46,7 @@ impl Metrics {
         payloads: Option<&Arc<Payloads>>,
         capture: &Arc<Capture>,
         endpoints: Endpoints,
+        sinks: Vec<Monitor>,
     ) -> Self {
         let mut registry = Registry::with_prefix("snowfence");
         registry.register(
@@ -54,6 +56,9 @@ impl Metrics {
         );
         if let Some(payloads) = payloads {
             registry.register_collector(Box::new(Spool(Arc::clone(payloads))));
+        }
+        if !sinks.is_empty() {
+            registry.register_collector(Box::new(Sinks(sinks)));
         }
         registry.register_collector(Box::new(Kernel { capture: Arc::clone(capture), endpoints }));
         Self { registry }
@@ -137,6 +142,40 @@ impl Collector for Spool {
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// How far the SIEM sinks are.
+#[derive(Debug)]
+struct Sinks(Vec<Monitor>);
+
+impl Collector for Sinks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let sinks: Vec<Status> = self.0.iter().map(Monitor::status).collect();
+        let label = |sink: &Status| [("sink", sink.name.clone())];
+        let gauge = ConstGauge::new(0_i64).metric_type();
+        let help = "The last record of the journal that has arrived, by sink";
+        let mut family = encoder.encode_descriptor("siem_delivered_seq", help, None, gauge)?;
+        for sink in &sinks {
+            ConstGauge::new(sink.delivered).encode(family.encode_family(&label(sink))?)?;
+        }
+        let help = "Records that have not arrived, by sink";
+        let mut family = encoder.encode_descriptor("siem_pending_records", help, None, gauge)?;
+        for sink in &sinks {
+            ConstGauge::new(sink.pending).encode(family.encode_family(&label(sink))?)?;
+        }
+        let counter = ConstCounter::new(0_u64).metric_type();
+        let help = "Tries to deliver that failed, by sink";
+        let mut family = encoder.encode_descriptor("siem_errors", help, None, counter)?;
+        for sink in &sinks {
+            ConstCounter::new(sink.errors).encode(family.encode_family(&label(sink))?)?;
+        }
+        let help = "Records that were refused for good, by sink";
+        let mut family = encoder.encode_descriptor("siem_given_up_records", help, None, counter)?;
+        for sink in &sinks {
+            ConstCounter::new(sink.given_up).encode(family.encode_family(&label(sink))?)?;
         }
         Ok(())
     }

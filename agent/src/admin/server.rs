@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::status::EndpointCounts;
 use super::succession::{Step, send_inheritance, send_streams};
 use super::{AdminError, Answer, Request, Status, SyncedAccount};
+use crate::audit::delivery::Monitor;
 use crate::audit::{AuditError, Event};
 use crate::capture::{Capture, Names};
 use crate::proxy::{AllowedHost, Proxy};
@@ -35,6 +36,7 @@ pub struct Agent {
     pub proxy: Arc<Proxy>,
     pub reconciler: Option<Arc<Reconciler>>,
     pub since: u64,
+    pub sinks: Vec<Monitor>,
     /// Where the names that Snowflake has told are kept.
     pub allowlist: PathBuf,
     /// What a successor asks of the wiring.
@@ -131,6 +133,7 @@ impl Agent {
             since: self.since,
             endpoints: EndpointCounts::of(endpoints.iter().map(|endpoint| endpoint.class)),
             coverage: self.capture.coverage().await?,
+            sinks: self.sinks.iter().map(Monitor::status).collect(),
         })
     }
 

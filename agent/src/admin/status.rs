@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::delivery;
 use crate::capture::{CoverageState, EndpointClass};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,6 +16,9 @@ pub struct Status {
     pub since: u64,
     pub endpoints: EndpointCounts,
     pub coverage: CoverageState,
+    /// Where the trail is delivered, besides ClickHouse.
+    #[serde(default)]
+    pub sinks: Vec<delivery::Status>,
 }
 
 /// How many networks are in the endpoint sets, and why.

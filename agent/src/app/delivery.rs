@@ -1,49 +1,106 @@
-//! Delivery to ClickHouse: begun, and ended when the journal goes to a successor.
+//! What becomes of the journal's records: they are signed, delivered to ClickHouse and to SIEM sinks, and removed in their time.
+//! All of it begins with the journal, and ends when that goes to a successor.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::AppError;
-use crate::audit::{AuditError, Journal, clickhouse};
-use crate::config::{Config, SecretReference};
+use super::{AppError, State};
+use crate::audit::chain::{Notary, SigningKey};
+use crate::audit::delivery::{Monitor, Progress};
+use crate::audit::{Journal, Retention, clickhouse, siem};
+use crate::config::{ClickHouse, Config, SecretReference, Siem, SiemTarget};
 
 pub struct Delivery {
-    settings: Option<clickhouse::Settings>,
+    key: SigningKey,
+    keep: Option<Duration>,
+    limit: u64,
+    clickhouse: Option<clickhouse::Settings>,
+    siem: Vec<(Arc<Siem>, Arc<watch::Sender<Progress>>)>,
     control: Handle,
-    running: Option<(CancellationToken, JoinHandle<()>)>,
+    running: Option<(CancellationToken, JoinSet<()>)>,
 }
 
 impl Delivery {
     pub fn new(config: &Config, control: &Handle) -> Result<Self, AppError> {
-        let settings = settings(config)?;
-        Ok(Self { settings, control: control.clone(), running: None })
+        // What cannot be used is found at the start.
+        for sink in &config.siem {
+            siem::check(sink)?;
+            if let SiemTarget::Http { token: Some(token), .. } = &sink.target {
+                token.read().map_err(|source| AppError::SiemToken { sink: sink.name.clone(), source })?;
+            }
+        }
+        let siem = config.siem.iter().map(|sink| (Arc::new(sink.clone()), Arc::default())).collect();
+        Ok(Self {
+            key: SigningKey::open(&State(&config.agent.state_dir).signing_key())?,
+            keep: config.journal.keep,
+            limit: config.journal.limit,
+            clickhouse: settings(config)?,
+            siem,
+            control: control.clone(),
+            running: None,
+        })
     }
 
     /// Begins where it ended.
-    pub fn start(&mut self, journal: &Journal) -> Result<(), AuditError> {
-        let Some(settings) = &self.settings else { return Ok(()) };
+    pub fn start(&mut self, journal: &Journal) -> Result<(), AppError> {
         let end = CancellationToken::new();
-        let writer = clickhouse::Writer::new(journal.clone(), settings.clone())?;
-        self.running = Some((end.clone(), self.control.spawn(writer.run(end.cancelled_owned()))));
+        let mut running = JoinSet::new();
+        let mut sinks = Vec::new();
+        journal.set_limit(self.limit);
+        let notary = Notary::new(journal.clone(), self.key.clone());
+        running.spawn_on(notary.run(end.clone().cancelled_owned()), &self.control);
+        if let Some(settings) = &self.clickhouse {
+            let writer = clickhouse::Writer::new(journal.clone(), settings.clone())?;
+            sinks.push(writer.cursor());
+            running.spawn_on(writer.run(end.clone().cancelled_owned()), &self.control);
+        }
+        for (settings, progress) in &self.siem {
+            sinks.push(watch::channel(Some(siem::cursor(settings))).1);
+            let sink = siem::Sink::new(journal, settings)?;
+            let delivering = sink.run(Arc::clone(progress), end.clone().cancelled_owned());
+            running.spawn_on(delivering, &self.control);
+        }
+        let retention = Retention { keep: self.keep, sinks };
+        running.spawn_on(retention.run(journal.clone(), end.clone().cancelled_owned()), &self.control);
+        self.running = Some((end, running));
         Ok(())
     }
 
-    /// Ends, and waits for the end.
+    /// Ends, and waits for the end: what there is by then is signed.
     pub async fn stop(&mut self) {
-        if let Some((end, running)) = self.running.take() {
+        if let Some((end, mut running)) = self.running.take() {
             end.cancel();
-            let _ = running.await;
+            while running.join_next().await.is_some() {}
         }
+    }
+
+    /// How far the SIEM sinks are, from now on.
+    pub fn monitors(&self, journal: &Journal) -> Vec<Monitor> {
+        self.siem.iter().map(|(sink, progress)| Monitor::new(&sink.name, journal, progress)).collect()
     }
 }
 
-pub(super) fn settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
+/// Where ClickHouse is and what it is to have, with the password; `None` where there is none.
+pub fn settings(config: &Config) -> Result<Option<clickhouse::Settings>, AppError> {
     let Some(target) = &config.clickhouse else { return Ok(None) };
     let password = target.password.as_ref().map(SecretReference::read).transpose();
     let password = password.map_err(AppError::ClickHousePassword)?;
-    let mut settings = clickhouse::Settings::new(target.url.clone(), target.database.clone());
-    settings.user.clone_from(&target.user);
-    settings.password = password;
-    Ok(Some(settings))
+    Ok(Some(clickhouse::Settings { password, ..without_password(target) }))
+}
+
+/// The same without the password, for what asks ClickHouse nothing.
+pub fn without_password(target: &ClickHouse) -> clickhouse::Settings {
+    clickhouse::Settings {
+        ca_bundle: target.ca_bundle.clone(),
+        cluster: target.cluster.clone(),
+        user: target.user.clone(),
+        apply_schema: target.apply_schema,
+        retention: target.retention_days,
+        ..clickhouse::Settings::new(target.urls.clone(), target.database.clone())
+    }
 }

@@ -9,14 +9,30 @@ use uuid::Uuid;
 /// Why the trail could not be written or read. Cheap to clone: one failure answers every append that waited for it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AuditError {
-    #[error("cannot deliver to ClickHouse at {url}: {cause}")]
+    #[error("ClickHouse at {url}: {cause}")]
     ClickHouse { url: String, cause: String },
     #[error("cannot ask ClickHouse at {url}: {cause}")]
     ClickHouseRead { url: String, cause: String },
     #[error("a batch for ClickHouse must have at least one row")]
     ClickHouseBatch,
-    #[error("the ClickHouse database `{0}` is refused: use letters, digits and underscores, at most 64")]
+    #[error(
+        "the tables in the ClickHouse database {database} are not of the kind that `audit.clickhouse.cluster` asks for, one server or a cluster: give the other kind a database of its own, by `audit.clickhouse.database`"
+    )]
+    ClickHouseCluster { database: String },
+    #[error(
+        "the name `{0}` of a database or cluster of ClickHouse is refused: use letters, digits and underscores, at most 64"
+    )]
     ClickHouseDatabase(String),
+    #[error(
+        "ClickHouse has schema {found}, this program knows up to {known}: update it on this node; until then the journal keeps the records"
+    )]
+    ClickHouseNewer { found: u32, known: u32 },
+    #[error(
+        "ClickHouse has schema {found}, this program needs {known}: run `snowfence schema apply`, or set `audit.clickhouse.apply_schema`"
+    )]
+    ClickHouseOlder { found: u32, known: u32 },
+    #[error("TLS to ClickHouse cannot be set up: {0}")]
+    ClickHouseTls(Arc<crate::tls::TlsError>),
     #[error("the ClickHouse URL {url} is wrong: {problem}")]
     ClickHouseUrl { url: String, problem: &'static str },
     #[error("the journal is closed: the agent is ending")]
@@ -37,6 +53,10 @@ pub enum AuditError {
     Interrupted,
     #[error("another agent has the journal {0} open: stop it first, or give this one a state_dir of its own")]
     Locked(PathBuf),
+    #[error(
+        "the session {0} has too many statements to be loaded at once: `snowfence audit show` shows each"
+    )]
+    LongSession(Uuid),
     #[error("no journal at {0}: is the agent's state_dir right, and has the agent run once?")]
     Missing(PathBuf),
     #[error(
@@ -55,6 +75,8 @@ pub enum AuditError {
     Sql(String),
     #[error("the agent that has taken over cannot write the journal: {0}")]
     Successor(String),
+    #[error("cannot deliver to the SIEM sink `{sink}`: {cause}")]
+    Siem { sink: String, cause: String },
     #[error("cannot start the journal's thread: {0}; is the limit of processes or memory too low?")]
     Thread(Arc<io::Error>),
     #[error("the query took longer than {0} seconds: narrow it down, for example by time or with LIMIT")]

@@ -7,8 +7,10 @@
 
 pub mod chain;
 pub mod clickhouse;
+pub mod delivery;
 pub mod payload;
 pub mod query;
+pub mod siem;
 pub mod summary;
 pub mod tail;
 pub mod trail;
@@ -18,6 +20,7 @@ mod filter;
 mod journal;
 mod owners;
 mod record;
+mod recording;
 mod retention;
 mod schema;
 mod store;
@@ -34,5 +37,6 @@ pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
     now,
 };
+pub use recording::{ExportFileError, RecordedSession, RecordedStatement};
 pub use retention::{Announced, Removal, Retention};
 pub use successor::serve as serve_predecessor;

@@ -201,6 +201,8 @@ pub enum EventKind {
     PerimeterDropped,
     /// A raw or packet socket in a container.
     RawSocketRefused,
+    /// A SIEM sink refuses a record for good: which, and why. It stays in the journal.
+    RecordGivenUp,
     /// Records have left the journal; [`Removal`](super::Removal) is its detail.
     RecordsRemoved,
     /// A body or header beyond the limit.
@@ -293,6 +295,7 @@ impl EventKind {
             Self::PayloadsRead => "payloads_read",
             Self::PerimeterDropped => "perimeter_dropped",
             Self::RawSocketRefused => "raw_socket_refused",
+            Self::RecordGivenUp => "record_given_up",
             Self::RecordsRemoved => "records_removed",
             Self::RequestTooLarge => "request_too_large",
             Self::SessionClosed => "session_closed",

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::chain::Checkpoint;
@@ -29,8 +30,9 @@ const PART: i64 = 5;
 pub struct Retention {
     /// `None`: until there is no more room.
     pub keep: Option<Duration>,
-    /// The cursors that records must have passed. Where there are none, records go by their age alone.
-    pub sinks: Vec<String>,
+    /// The cursors that records must have passed, as soon as their names are known. Where there are none, records go by their
+    /// age alone.
+    pub sinks: Vec<watch::Receiver<Option<String>>>,
 }
 
 /// The detail of the event `records_removed`.
@@ -112,7 +114,8 @@ impl Retention {
     ) -> rusqlite::Result<Option<Removal>> {
         let mut delivered = i64::MAX;
         for sink in &self.sinks {
-            delivered = delivered.min(store::delivered(connection, sink)?);
+            let Some(sink) = sink.borrow().clone() else { return Ok(None) };
+            delivered = delivered.min(store::delivered(connection, &sink)?);
         }
         let newest = |condition: &str, bound: i64| {
             let sql = format!(

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::chain::Checkpoint;
 use super::payload::{Ending, Payload, Place};
 use super::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
@@ -120,6 +121,21 @@ pub(super) fn payload(session: Uuid, statement: Uuid) -> Payload {
         run: Uuid::from_u128(7),
         places: vec![Place { segment: 1, offset: 0, length: 900 }],
         digest: "00ff".to_owned(),
+    }
+}
+
+pub(super) fn checkpoint(number: u64) -> Checkpoint {
+    Checkpoint {
+        node: "node".to_owned(),
+        number,
+        time: TIME,
+        first_seq: 1,
+        last_seq: 1,
+        root: "ab".repeat(32),
+        previous: "00".repeat(32),
+        key: "cd".repeat(32),
+        signature: "ef".repeat(64),
+        digests: "ab".repeat(32),
     }
 }
 

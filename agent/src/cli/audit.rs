@@ -69,6 +69,7 @@ What came after the last checkpoint is not signed yet: while the agent works, th
 
 Examples:
   sudo snowfence audit verify
+  snowfence audit verify --clickhouse --key keys
   snowfence audit verify --export 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11.jsonl --key keys
   snowfence audit verify --journal copy/journal.db --key 5f3a…c2 --format json | jq .problems"
     )]
@@ -208,6 +209,10 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 }
 
 impl Source {
+    pub(super) fn config(&self) -> &ConfigFile {
+        &self.config
+    }
+
     pub(super) fn journal(&self) -> Result<PathBuf, Failure> {
         match &self.journal {
             Some(path) => Ok(path.clone()),

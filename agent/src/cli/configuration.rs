@@ -6,19 +6,20 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::{ConfigFile, Failure, Format, Output};
-use crate::config::{self, Config, ConfigError, schema};
+use crate::audit::siem;
+use crate::config::{self, Config, ConfigError, SiemTarget, schema};
 use crate::policy::Policy;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Check the configuration file, the policy that it names, and that its secrets can be read
+    /// Check the configuration file, the policy that it names, and that its secrets, and the certificates for sinks, can be read
     #[command(after_help = "Example:\n  snowfence config check --config snowfence.toml")]
     Check {
         #[command(flatten)]
         config: ConfigFile,
         #[command(flatten)]
         output: Output,
-        /// Do not read the secrets: for checking a file on another machine than the agent's
+        /// Do not read secrets and certificates: for checking a file on another machine than the agent's
         #[arg(long)]
         without_secrets: bool,
     },
@@ -86,6 +87,17 @@ fn check(file: &ConfigFile, without_secrets: bool) -> Result<Config, ConfigError
         if let Some(Err(error)) = password.map(config::SecretReference::read) {
             let path = ["audit", "clickhouse", "password"].map(ToOwned::to_owned).to_vec();
             unusable.push((path, error.to_string()));
+        }
+        for (index, sink) in config.siem.iter().enumerate() {
+            if let Err(error) = siem::check(sink) {
+                unusable
+                    .push((vec!["siem".into(), index.to_string(), "ca_bundle".into()], error.to_string()));
+            }
+            if let SiemTarget::Http { token: Some(token), .. } = &sink.target
+                && let Err(error) = token.read()
+            {
+                unusable.push((vec!["siem".into(), index.to_string(), "token".into()], error.to_string()));
+            }
         }
     }
     if unusable.is_empty() { Ok(config) } else { Err(config::unusable(&file.config, &unusable)) }

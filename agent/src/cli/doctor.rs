@@ -12,8 +12,8 @@ use serde_json::json;
 use super::{ConfigFile, Failure, Format, table};
 use crate::admin::{AdminError, Answer, Client, Request, Status};
 use crate::app::State;
-use crate::audit::AuditError;
 use crate::audit::query::{Limits, query};
+use crate::audit::{AuditError, delivery};
 use crate::capture::doctor::{Examination, Finding, Health, examine};
 use crate::config::Places;
 use crate::tls::trust::TRUST;
@@ -142,7 +142,7 @@ fn failed_handshakes(journal: &Path) -> Result<Vec<FailedHandshake>, AuditError>
 }
 
 fn tell_of_agent(out: &mut impl Write, status: &Status) -> io::Result<()> {
-    let Status { version, pid, node, endpoints, coverage, .. } = status;
+    let Status { version, pid, node, endpoints, coverage, sinks, .. } = status;
     writeln!(out, "The agent {version} runs on {node} as process {pid}.")?;
     writeln!(
         out,
@@ -163,6 +163,17 @@ fn tell_of_agent(out: &mut impl Write, status: &Status) -> io::Result<()> {
     writeln!(out, "  perimeter:  {perimeter}")?;
     for device in &coverage.unguarded {
         writeln!(out, "              not on {device}")?;
+    }
+    for sink in sinks {
+        let delivery::Status { name, delivered, pending, given_up, error, .. } = sink;
+        let given_up = match given_up {
+            0 => String::new(),
+            given_up => format!(", {given_up} given up"),
+        };
+        writeln!(out, "  sink {name}: {delivered} records delivered, {pending} pending{given_up}")?;
+        if let Some(error) = error {
+            writeln!(out, "              {}", table::harmless(error).collect::<String>())?;
+        }
     }
     Ok(())
 }

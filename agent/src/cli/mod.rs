@@ -10,7 +10,9 @@ mod endpoints;
 mod explain;
 mod export;
 mod reconcile;
+mod replay;
 mod run;
+mod schema;
 mod show;
 mod table;
 mod verify;
@@ -81,6 +83,21 @@ enum Command {
     /// Read the journal of this node
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Show a recorded session as its client saw it, or answer a driver with it: needs an identity that payloads are sealed to
+    #[command(
+        after_help = "On a terminal it plays: space pauses, n or → goes on at once, + and - change the speed, / searches, q ends.
+Each replay is itself an event of the trail (`payloads_read`).
+
+Examples:
+  sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 --identity security.key --speed 4
+  sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 -i security.key --format json | jq -r .asked
+  snowfence replay --export 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11.jsonl --key keys -i security.key
+  sudo snowfence replay 0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11 -i security.key --serve 127.0.0.1:8443 --ca-out replay-ca.pem"
+    )]
+    Replay(replay::ReplayArguments),
+    /// The schema in ClickHouse
+    #[command(subcommand)]
+    Schema(schema::Command),
     /// The internal certificate authority
     #[command(subcommand)]
     Ca(authority::Command),
@@ -146,6 +163,8 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => explain::run(command),
 
         Command::Audit(command) => audit::run(command),
+        Command::Replay(arguments) => replay::replay(&arguments),
+        Command::Schema(command) => schema::run(command),
         Command::Ca(command) => authority::run(command),
         Command::Version(output) => version(output.format),
     };

@@ -15,6 +15,7 @@ pub(super) fn run(config: &ConfigFile, take_over: bool) -> Result<(), Failure> {
     app::run(config, RunOptions { take_over }).map_err(|error| match error {
         AppError::Credential { .. }
         | AppError::ClickHousePassword(_)
+        | AppError::SiemToken { .. }
         | AppError::Policy(_)
         | AppError::Keys(_) => Failure::Usage(error.into()),
         _ => Failure::Failed(error.into()),
@@ -42,7 +43,7 @@ pub(super) fn detach(config: &ConfigFile, format: Format) -> Result<(), Failure>
 }
 
 /// Logs to standard error: for people on a terminal, as JSON elsewhere. `SNOWFENCE_LOG` says how much.
-fn log() {
+pub(super) fn log() {
     let filter = EnvFilter::try_from_env("SNOWFENCE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     if io::stderr().is_terminal() { builder.init() } else { builder.json().flatten_event(true).init() }

@@ -13,7 +13,9 @@ use super::audit::Source;
 use super::{Failure, Format, Output, table};
 use crate::admin::{AdminError, Client, Request};
 use crate::app::State;
-use crate::audit::payload::{Content, Found, Message, Payload, ReadError, find, identities, read};
+use crate::audit::payload::{
+    Content, Found, Message, Payload, ReadError, SpoolFolder, find, identities, read,
+};
 use crate::audit::{Event, EventKind, Journal};
 
 /// What is shown of a body, in bytes.
@@ -50,9 +52,9 @@ pub(super) fn run(arguments: &ShowArguments) -> Result<(), Failure> {
     note(&journal, state, &arguments.id, payloads.len())?;
     let limit = if arguments.whole { usize::MAX } else { SHOWN };
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let mut failures = 0;
+    let (spool, mut failures) = (SpoolFolder(State(state).spool()), 0);
     for Found { payload, time } in &payloads {
-        let content = read(&State(state).spool(), payload, &identities, limit);
+        let content = read(&spool, payload, &identities, limit);
         failures += usize::from(content.is_err());
         match arguments.output.format {
             Format::Json => writeln!(out, "{}", as_json(payload, &content))?,
@@ -67,7 +69,7 @@ pub(super) fn run(arguments: &ShowArguments) -> Result<(), Failure> {
 }
 
 /// That somebody looks is on record before there is anything to see.
-fn note(journal: &Path, state: &Path, id: &str, payloads: usize) -> Result<(), Failure> {
+pub(super) fn note(journal: &Path, state: &Path, id: &str, payloads: usize) -> Result<(), Failure> {
     let by = std::env::var("SUDO_USER").map(|user| format!(", for {user}")).unwrap_or_default();
     let uid = rustix::process::getuid().as_raw();
     let detail = format!("uid {uid}{by}: {payloads} payloads of {id}");

@@ -10,9 +10,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::audit::Source;
-use super::{ConfigFile, Failure, Format, Output};
+use super::{ConfigFile, Failure, Format, Output, schema};
 use crate::app::State;
-use crate::audit::chain::{JournalSource, Report, SigningKey, verify, verify_export};
+use crate::audit::chain::{self, JournalSource, Report, SigningKey, verify, verify_export};
+use crate::audit::clickhouse::{self, Delivered, DeliveredSource};
 
 #[derive(Args)]
 pub(super) struct VerifyArguments {
@@ -21,6 +22,15 @@ pub(super) struct VerifyArguments {
     /// Verify a session that was exported instead
     #[arg(long, value_name = "FILE", conflicts_with = "journal")]
     export: Option<PathBuf>,
+    /// Verify what ClickHouse has, of all nodes
+    #[arg(long, conflicts_with_all = ["journal", "export"])]
+    clickhouse: bool,
+    /// Of what ClickHouse has, only this node's
+    #[arg(long, value_name = "NODE", requires = "clickhouse")]
+    node: Option<String>,
+    /// Begin with this checkpoint, and trust what it says of those before it
+    #[arg(long, value_name = "NUMBER", conflicts_with = "export")]
+    from: Option<u64>,
     /// A public key that is trusted, as `snowfence audit key` prints it, or a file of such keys; this node's where none is given
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
@@ -40,13 +50,43 @@ pub(super) fn run(arguments: &VerifyArguments) -> Result<(), Failure> {
     if let Some(file) = &arguments.export {
         return exported(arguments, file);
     }
+    if arguments.clickhouse {
+        return delivered(arguments);
+    }
     let journal = arguments.source.journal()?;
     let keys = keys(&arguments.keys, journal.parent())?;
+    judge(one(arguments, &mut JournalSource::open(&journal)?, &keys)?)
+}
+
+/// All journals in ClickHouse, or those of one node.
+fn delivered(arguments: &VerifyArguments) -> Result<(), Failure> {
+    let settings = schema::settings(arguments.source.config())?;
+    let keys = keys(&arguments.keys, None)?;
+    let runtime = schema::runtime()?;
+    let mut journals = runtime.block_on(clickhouse::delivered(&settings))?;
+    journals.retain(|delivered| arguments.node.as_ref().is_none_or(|node| *node == delivered.node));
+    if journals.is_empty() {
+        return Err(Failure::Failed(anyhow!("ClickHouse has no checkpoints of such a node")));
+    }
+    let mut good = true;
+    for Delivered { journal, .. } in journals {
+        let mut source = DeliveredSource::new(&settings, journal, &runtime)?;
+        good &= one(arguments, &mut source, &keys)?;
+    }
+    judge(good)
+}
+
+/// Verifies and tells. Says whether all is good.
+fn one(
+    arguments: &VerifyArguments,
+    source: &mut impl chain::Source,
+    keys: &[String],
+) -> Result<bool, Failure> {
     let mut progress = Progress::new("records verified");
-    let report = verify(&mut JournalSource::open(&journal)?, &keys, |now, last| progress.show(now, last))?;
+    let report = verify(source, keys, arguments.from, |now, last| progress.show(now, last))?;
     progress.end();
     print(&report, arguments.output.format)?;
-    judge(report.is_good())
+    Ok(report.is_good())
 }
 
 fn exported(arguments: &VerifyArguments, path: &Path) -> Result<(), Failure> {
@@ -94,7 +134,7 @@ fn name(node: &str) -> &str {
 }
 
 /// Without a key from elsewhere the proof is of less.
-fn tell_keys(out: &mut impl Write, is_known: bool, keys: &[String]) -> io::Result<()> {
+pub(super) fn tell_keys(out: &mut impl Write, is_known: bool, keys: &[String]) -> io::Result<()> {
     if is_known || keys.is_empty() {
         return Ok(());
     }
@@ -125,7 +165,7 @@ pub(super) fn key(arguments: &KeyArguments) -> Result<(), Failure> {
 }
 
 /// The keys that are trusted: those that are named, else the one beside the journal, else none.
-fn keys(named: &[String], state: Option<&Path>) -> Result<Vec<String>, Failure> {
+pub(super) fn keys(named: &[String], state: Option<&Path>) -> Result<Vec<String>, Failure> {
     let mut keys = Vec::new();
     for name in named {
         if is_key(name) {

@@ -12,7 +12,7 @@ use hyper::Uri;
 use super::document::Document;
 use super::{
     Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, Journal, KeySource,
-    Kubernetes, Payloads, PodSelector, Rule, Scope, Tls, is_under, raw, reconcile,
+    Kubernetes, Payloads, PodSelector, RetentionDays, Rule, Scope, Tls, is_under, raw, reconcile,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -25,7 +25,11 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let credentials = checker.credentials(raw.credentials);
     let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
-    let journal = checker.journal(&raw.audit.journal, clickhouse.is_some(), raw.audit.payloads.as_ref());
+    let journal = checker.journal(
+        &raw.audit.journal,
+        clickhouse.is_some() || !raw.siem.is_empty(),
+        raw.audit.payloads.as_ref(),
+    );
     let payloads = raw.audit.payloads.map(|raw| checker.payloads(&raw));
     let known = reconcile::Known {
         accounts: &accounts,
@@ -34,6 +38,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         has_clickhouse: clickhouse.is_some(),
     };
     let reconcile = raw.audit.reconcile.map(|raw| reconcile::check(raw, &known, checker.document));
+    let siem = super::siem::check(raw.siem, checker.document);
     let needs_pods = capture.scopes.iter().any(|scope| scope.pods.is_some());
     let kubernetes = needs_pods.then(|| checker.kubernetes(raw.kubernetes)).flatten();
     let metrics = raw.metrics.listen.and_then(|address| checker.metrics(&address));
@@ -54,6 +59,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         journal,
         payloads,
         reconcile,
+        siem,
         metrics,
         kubernetes,
     }
@@ -247,7 +253,7 @@ impl Checker<'_> {
             }
             let keys = match (issuer.jwks_url, issuer.jwks_file) {
                 (None, Some(file)) => Some(KeySource::File(file)),
-                (Some(url), None) => match key_url(&url, issuer.allow_http) {
+                (Some(url), None) => match protected_url(&url, issuer.allow_http) {
                     Ok(url) => Some(KeySource::Url(url)),
                     Err(expected) => {
                         self.wrong(at!["issuers", index, "jwks_url"], expected);
@@ -394,7 +400,11 @@ impl Checker<'_> {
     fn clickhouse(&mut self, raw: raw::ClickHouse) -> ClickHouse {
         let is_http =
             |url: &Uri| matches!(url.scheme_str(), Some("http" | "https")) && url.authority().is_some();
-        if !raw.url.parse().is_ok_and(|url| is_http(&url)) {
+        let urls = match raw.url {
+            raw::Urls::One(url) => vec![url],
+            raw::Urls::Several(urls) => urls,
+        };
+        if urls.is_empty() || !urls.iter().all(|url| url.parse().is_ok_and(|url| is_http(&url))) {
             self.wrong(at!["audit", "clickhouse", "url"], "expected a URL such as `https://clickhouse:8443`");
         }
         let password = raw.password.and_then(|reference| match reference.parse() {
@@ -404,13 +414,40 @@ impl Checker<'_> {
                 None
             }
         });
-        let mut characters = raw.database.chars();
-        let identifier = characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
-            && characters.all(|other| other.is_ascii_alphanumeric() || other == '_');
-        if !identifier {
+        let identifier = |name: &str| {
+            let mut characters = name.chars();
+            characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
+                && characters.all(|other| other.is_ascii_alphanumeric() || other == '_')
+        };
+        if !identifier(&raw.database) {
             self.wrong(at!["audit", "clickhouse", "database"], "expected letters, digits and underscores");
         }
-        ClickHouse { url: raw.url, database: raw.database, user: raw.user, password }
+        if !raw.cluster.as_deref().is_none_or(identifier) {
+            self.wrong(at!["audit", "clickhouse", "cluster"], "expected letters, digits and underscores");
+        }
+        let RetentionDays { sessions, statements, sensitive_statements, events, payloads } =
+            raw.retention_days;
+        for (name, days) in [
+            ("sessions", sessions),
+            ("statements", statements),
+            ("sensitive_statements", sensitive_statements),
+            ("events", events),
+            ("payloads", payloads),
+        ] {
+            if days.is_some_and(|days| !(1..=36_500).contains(&days)) {
+                self.wrong(at!["audit", "clickhouse", "retention_days", name], "expected 1 to 36500 days");
+            }
+        }
+        ClickHouse {
+            urls,
+            ca_bundle: raw.ca_bundle,
+            database: raw.database,
+            cluster: raw.cluster,
+            user: raw.user,
+            password,
+            apply_schema: raw.apply_schema,
+            retention_days: raw.retention_days,
+        }
     }
 
     fn journal(
@@ -485,10 +522,10 @@ fn host_name(text: &str) -> Option<String> {
     (name.len() <= 253 && name.contains('.') && name.split('.').all(label)).then_some(name)
 }
 
-/// Keys decide who is let in, so they come over TLS, from this machine, or with the operator's word.
-fn key_url(text: &str, allow_http: bool) -> Result<Uri, &'static str> {
-    let url: Uri = text.parse().map_err(|_| "expected a URL such as `https://idp.example/jwks`")?;
-    let host = url.host().ok_or("expected a URL with a host, such as `https://idp.example/jwks`")?;
+/// What decides who is let in, or has to stay as it is, goes over TLS, inside this machine, or with the operator's word.
+pub(super) fn protected_url(text: &str, allow_http: bool) -> Result<Uri, &'static str> {
+    let url: Uri = text.parse().map_err(|_| "expected a URL such as `https://host.example/path`")?;
+    let host = url.host().ok_or("expected a URL with a host, such as `https://host.example/path`")?;
     let loopback = host == "localhost"
         || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     match url.scheme_str() {

@@ -9,6 +9,7 @@ mod document;
 mod raw;
 mod reconcile;
 mod secret;
+mod siem;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,9 +20,13 @@ use globset::GlobSet;
 use ipnet::IpNet;
 
 pub use document::{Problem, position};
-pub use raw::{CredentialType, Mode, QueryTag, RawSockets, Telemetry, WhenFull, schema};
+pub use raw::{
+    CredentialType, Mode, QueryTag, RawSockets, RetentionDays, SiemFormat, SiemRecords, SiemVerdict,
+    Telemetry, WhenFull, schema,
+};
 pub use reconcile::{Against, Covered, History, Reconcile};
 pub use secret::{Secret, SecretError, SecretReference};
+pub use siem::{Siem, SiemTarget};
 
 /// The checked configuration.
 #[derive(Debug, Clone)]
@@ -50,6 +55,8 @@ pub struct Config {
     pub payloads: Option<Payloads>,
     /// `None`: the trail is not compared with Snowflake's history.
     pub reconcile: Option<Reconcile>,
+    /// Where else the trail is delivered.
+    pub siem: Vec<Siem>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// Where pods are asked for; `None` where no scope needs them.
@@ -187,10 +194,14 @@ pub struct Credential {
 
 #[derive(Debug, Clone)]
 pub struct ClickHouse {
-    pub url: String,
+    pub urls: Vec<String>,
+    pub ca_bundle: Option<PathBuf>,
     pub database: String,
+    pub cluster: Option<String>,
     pub user: Option<String>,
     pub password: Option<SecretReference>,
+    pub apply_schema: bool,
+    pub retention_days: RetentionDays,
 }
 
 /// What stays in the journal.

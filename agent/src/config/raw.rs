@@ -37,6 +37,9 @@ pub struct Raw {
     pub policy: Policy,
     #[serde(default)]
     pub audit: Audit,
+    /// Where the trail is delivered as OCSF events. Each sink has a cursor of its own, by its name.
+    #[serde(default)]
+    pub siem: Vec<Siem>,
     #[serde(default)]
     pub metrics: Metrics,
     #[serde(default)]
@@ -400,15 +403,141 @@ pub struct Kubernetes {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClickHouse {
-    /// The HTTP interface, for example `https://clickhouse:8443`.
-    pub url: String,
+    /// The HTTP interface, for example `https://clickhouse:8443`; or a list of them, replicas of one ClickHouse, of which
+    /// the next is used when one fails.
+    pub url: Urls,
+    /// Root certificates (PEM) for it. Default: the system's.
+    pub ca_bundle: Option<PathBuf>,
     #[serde(default = "database")]
     pub database: String,
+    /// The name of a cluster of ClickHouse: tables are replicated and sharded over it. Default: one server.
+    pub cluster: Option<String>,
     pub user: Option<String>,
     /// `file:PATH` or `env:NAME`.
     pub password: Option<String>,
+    /// Apply the schema before delivering. Without it, `snowfence schema apply` must have been run.
+    #[serde(default = "yes")]
+    pub apply_schema: bool,
+    #[serde(default)]
+    pub retention_days: RetentionDays,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a URL, or a list of URLs")]
+pub enum Urls {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// Days that records are kept in ClickHouse. What has no number is kept for ever.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionDays {
+    pub sessions: Option<u32>,
+    /// Statements that were allowed and are not sensitive.
+    pub statements: Option<u32>,
+    /// Statements that were refused or held, or that administer, destroy, carry data out or are opaque.
+    pub sensitive_statements: Option<u32>,
+    pub events: Option<u32>,
+    pub payloads: Option<u32>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn database() -> String {
     "snowfence".into()
+}
+
+/// Where security teams keep their events. Which of the keys have a meaning depends on `kind`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Siem {
+    /// Lower-case letters, digits, `-` and `_`. A sink of another name begins with the first record of the journal.
+    pub name: String,
+    pub kind: SiemKind,
+    /// Only these records. Default: all.
+    pub only: Option<Vec<SiemRecords>>,
+    /// Only statements, and what became of them, with one of these verdicts. Default: all.
+    pub verdicts: Option<Vec<SiemVerdict>>,
+    /// `file`: where to write, one JSON object a line.
+    pub path: Option<PathBuf>,
+    /// `file`: the size at which a new file is begun. Default: 100.
+    pub max_mebibytes: Option<u64>,
+    /// `file`: how many older files (`PATH.1`, `PATH.2` …) are kept. Default: 5.
+    pub keep_files: Option<u32>,
+    /// `syslog`: `tls://HOST:PORT`, or `tcp://HOST:PORT` for a network that you trust. `http`: where to post.
+    pub url: Option<String>,
+    /// `syslog` and `http`: root certificates (PEM). Default: the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// `syslog`: most bytes of a message; of a longer one the longest texts are cut, and it says so. Default: 8192, which
+    /// every receiver takes.
+    pub max_message_bytes: Option<usize>,
+    /// `http`: how a batch is written.
+    pub format: Option<SiemFormat>,
+    /// `http`: `file:PATH` or `env:NAME`.
+    pub token: Option<String>,
+    /// `http`: post without TLS to an address that is not loopback. Only for a network that you trust.
+    pub allow_http: Option<bool>,
+    /// `http`: whether requests are compressed. Default: false.
+    pub gzip: Option<bool>,
+    /// `http`: most records of a request. Default: 500.
+    pub batch_records: Option<u32>,
+    /// `http`: most KiB of a request, before compression; a record that has more goes alone. Default: 512.
+    pub batch_kibibytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SiemKind {
+    /// JSON lines, for a collector on this host.
+    File,
+    /// RFC 5424 over TLS (RFC 5425).
+    Syslog,
+    Http,
+}
+
+/// Records of the trail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SiemRecords {
+    Events,
+    /// Where payloads are, not what is in them.
+    Payloads,
+    Sessions,
+    /// With their outcomes.
+    Statements,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SiemVerdict {
+    Allow,
+    Deny,
+    Hold,
+}
+
+impl SiemVerdict {
+    /// As it stands in the journal.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Hold => "hold",
+        }
+    }
+}
+
+/// How a batch is written into a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SiemFormat {
+    /// An array; the token is a bearer's.
+    #[default]
+    Json,
+    /// An object a line; the token is a bearer's.
+    Ndjson,
+    /// Splunk's HTTP Event Collector.
+    SplunkHec,
 }

@@ -263,3 +263,109 @@ fn what_is_compared_is_checked() {
         with("").replace("credential = \"svc\"\nuser = \"auditor\"", "credential = \"no\"\nuser = \"\"");
     assert_eq!(problems(&strange).len(), 2);
 }
+
+#[test]
+fn sinks_have_their_defaults_and_say_what_is_wrong_with_them() {
+    let good = r#"
+[[siem]]
+name = "lines"
+kind = "file"
+path = "/var/log/trail.jsonl"
+
+[[siem]]
+name = "syslog"
+kind = "syslog"
+url = "tls://[fd00::1]"
+
+[[siem]]
+name = "splunk"
+kind = "http"
+url = "https://splunk.example:8088/services/collector/event"
+format = "splunk_hec"
+token = "env:SPLUNK_TOKEN"
+"#;
+    let config = parse(Path::new("t.toml"), &format!("{GOOD}{good}")).unwrap();
+    let [lines, syslog, splunk] = config.siem.as_slice() else { panic!("three sinks") };
+    assert!(matches!(lines.target, SiemTarget::File { max_bytes: 104_857_600, keep_files: 5, .. }));
+    let SiemTarget::Syslog { host, port: 6514, tls: true, max_message_bytes: 8192, .. } = &syslog.target
+    else {
+        panic!("{syslog:?}")
+    };
+    assert_eq!(host, "fd00::1");
+    assert!(matches!(splunk.target, SiemTarget::Http { format: SiemFormat::SplunkHec, gzip: false, .. }));
+
+    let wrong = r#"
+[[siem]]
+name = "Lines"
+kind = "file"
+path = "trail.jsonl"
+token = "env:T"
+only = []
+
+[[siem]]
+name = "a"
+kind = "syslog"
+url = "udp://syslog.example:514"
+max_message_bytes = 100
+
+[[siem]]
+name = "a"
+kind = "http"
+url = "http://splunk.example:8088/"
+format = "splunk_hec"
+keep_files = 3
+
+[[siem]]
+name = "b"
+kind = "http"
+url = "https://user:hunter2@splunk.example:8088/"
+token = "hunter2"
+batch_records = 0
+verdicts = ["maybe"]
+"#;
+    let text = format!("{GOOD}{wrong}");
+    assert_eq!(problems(&text)[0].1, "siem[3].verdicts[0]");
+    let found = problems(&text.replace("verdicts = [\"maybe\"]", ""));
+    let keys: Vec<_> = found.iter().map(|(_, key, _)| key.as_str()).collect();
+    assert_eq!(
+        keys,
+        [
+            "siem[0].name",
+            "siem[0].path",
+            "siem[0].token",
+            "siem[0].only",
+            "siem[1].url",
+            "siem[1].max_message_bytes",
+            "siem[2].token",
+            "siem[2].name",
+            "siem[2].url",
+            "siem[2].keep_files",
+            "siem[3].url",
+            "siem[3].token",
+            "siem[3].batch_records",
+        ],
+        "{found:?}"
+    );
+    assert!(found.iter().all(|(_, _, message)| !message.contains("hunter2")), "the secret is not repeated");
+}
+
+#[test]
+fn clickhouse_has_one_url_or_several() {
+    let with = |text: &str| parse(Path::new("t.toml"), &format!("{GOOD}\n[audit.clickhouse]\n{text}"));
+    let urls = |text: &str| with(text).unwrap().clickhouse.unwrap().urls;
+    assert_eq!(urls(r#"url = "http://a:8123""#), ["http://a:8123"]);
+    assert_eq!(urls(r#"url = ["http://a:8123", "https://b"]"#), ["http://a:8123", "https://b"]);
+    let clickhouse = with("url = 'http://a'\nretention_days = { events = 7 }").unwrap().clickhouse.unwrap();
+    assert!(clickhouse.apply_schema);
+    assert_eq!((clickhouse.retention_days.events, clickhouse.retention_days.sessions), (Some(7), None));
+    for (text, key) in [
+        ("url = []", "audit.clickhouse.url"),
+        (r#"url = ["http://a", "b"]"#, "audit.clickhouse.url"),
+        ("url = 'http://a'\ncluster = 'a b'", "audit.clickhouse.cluster"),
+        ("url = 'http://a'\nretention_days = { events = 0 }", "audit.clickhouse.retention_days.events"),
+    ] {
+        let found = problems(&format!("{GOOD}\n[audit.clickhouse]\n{text}"));
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert_eq!(found[0].1, key, "{text}");
+    }
+}

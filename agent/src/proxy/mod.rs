@@ -59,6 +59,7 @@ use crate::tls::Authority;
 use noise::{Source, Suppressed};
 
 pub use allowlist::{AllowedHost, AllowlistError};
+pub use body::inflated;
 pub use callers::Callers;
 pub use counts::Counts;
 pub use dial::Dialer;
@@ -66,6 +67,7 @@ pub use foreign::{Foreign, Owner};
 pub use noise::Noise;
 pub use own::{Asker, OwnError, OwnSession, Row};
 pub use revocation::PORT as REVOCATION_PORT;
+pub use service::{Reaction, json_answer, plain, refused};
 pub use sessions::{Legacy, Sessions};
 pub use share::Shares;
 pub use upstream::Upstream;

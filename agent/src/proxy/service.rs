@@ -342,15 +342,7 @@ impl Exchange<'_> {
 
     /// Says no, as the clients of the operation understand it.
     pub fn refuse(&self, refusal: &Refusal) -> Reaction {
-        match self.operation {
-            _ if self.operation.is_of_rest() => with_status(refusal.status, refusal.body_of_rest().into()),
-            // What is said with status 200 would be taken for the part.
-            Operation::Part(_) => plain(refusal.status, &refusal.message),
-            _ if self.operation.is_of_api() => {
-                with_status(refusal.status, refusal.body_of_api(audit::now() / 1000).into())
-            }
-            _ => json_answer(refusal.body()),
-        }
+        refused(Some(&self.operation), refusal)
     }
 
     /// Reads the answer to a statement.
@@ -488,6 +480,22 @@ pub fn withheld(key: &str) -> String {
     format!(
         "Snowfence withheld Snowflake's answer: it carries `{key}`, a secret or the way to storage outside the account's host"
     )
+}
+
+/// A refusal, as the clients of an operation understand it; of an unknown one, as whoever speaks HTTP does.
+pub fn refused(operation: Option<&Operation>, refusal: &Refusal) -> Reaction {
+    match operation {
+        None => plain(StatusCode::NOT_FOUND, &refusal.message),
+        Some(operation) if operation.is_of_rest() => {
+            with_status(refusal.status, refusal.body_of_rest().into())
+        }
+        // What is said with status 200 would be taken for the part.
+        Some(Operation::Part(_)) => plain(refusal.status, &refusal.message),
+        Some(operation) if operation.is_of_api() => {
+            with_status(refusal.status, refusal.body_of_api(audit::now() / 1000).into())
+        }
+        Some(_) => json_answer(refusal.body()),
+    }
 }
 
 pub fn json_answer(body: Vec<u8>) -> Reaction {

@@ -204,6 +204,19 @@ impl LoginAnswer {
     }
 }
 
+/// An answer to a login or a renewal as a client got it, with other tokens in the place of those that it was given.
+pub fn reissued(answer: &[u8], session: &ClientToken, master: &ClientToken) -> Result<Vec<u8>, Malformed> {
+    let mut body = Object::parse(answer)?;
+    let mut data = body.object("data")?;
+    for (field, token) in [("token", session), ("sessionToken", session), ("masterToken", master)] {
+        if data.raw(field).is_some() {
+            data.set(field, &token.as_str());
+        }
+    }
+    body.set("data", &data);
+    Ok(body.to_vec())
+}
+
 /// The body of a renewal. Only `RENEW` exists for clients: `ISSUE` would mint a further token.
 pub fn renewal_body(client_body: &[u8], old_session_token: &Secret) -> Result<Vec<u8>, Malformed> {
     let body = Object::parse(client_body)?;
@@ -343,6 +356,15 @@ mod tests {
                 && text.contains(master.as_str())
                 && text.contains("12345678901234567890")
         );
+    }
+
+    #[test]
+    fn a_recorded_answer_gets_other_tokens_and_is_else_the_same() {
+        let answer = r#"{"data":{"token":"old-s","sessionId":12345678901234567890,"masterToken":"old-m","parameters":[{"name":"a","value":1.0}]},"code":null,"success":true}"#;
+        let (session, master) = (ClientToken::random().unwrap(), ClientToken::random().unwrap());
+        let told = String::from_utf8(reissued(answer.as_bytes(), &session, &master).unwrap()).unwrap();
+        assert_eq!(told.replace(session.as_str(), "old-s").replace(master.as_str(), "old-m"), answer);
+        assert!(!told.contains("old-"), "{told}");
     }
 
     #[test]

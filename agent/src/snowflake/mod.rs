@@ -27,11 +27,13 @@ mod transfer;
 pub use api::are_ours;
 pub use credential::{CredentialError, Proof};
 pub use json::{Malformed, Object};
-pub use login::{LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, query_tag, renewal_body};
+pub use login::{
+    LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, query_tag, reissued, renewal_body,
+};
 pub use mcp::{Ask, McpError, McpRequest};
 pub use metadata::{Metadata, UnreadableEncryption};
 pub use operation::{KnownQuery, Operation, QueryId, UnknownOperation, classify};
-pub use parts::{InParts, LEASE, rows_of_part};
+pub use parts::{InParts, LEASE, moved, rows_of_part};
 pub use query::{QueryRequest, aborted_request};
 pub use refusal::Refusal;
 pub use reply::{Ending, Leads, Reply, secret_of_objects};

@@ -111,6 +111,26 @@ pub fn rows_of_part(content: &[u8]) -> Result<Vec<Vec<Option<String>>>, Malforme
     serde_json::from_slice(&list).map_err(|_| Malformed::Field(CHUNKS))
 }
 
+/// An answer as a client got it, with its parts below another address than the account's: `https://host` without the path;
+/// `None` where it leads to no parts.
+pub fn moved(answer: &[u8], account: &str, to: &str) -> Option<Vec<u8>> {
+    let mut body = Object::parse(answer).ok()?;
+    let mut data = body.object("data").ok()?;
+    let mut parts: Vec<Object> = data.field(CHUNKS)?;
+    let own = format!("https://{account}{PATH}");
+    let mut is_moved = false;
+    for part in &mut parts {
+        let url: String = part.field(URL)?;
+        if let Some(name) = url.strip_prefix(&own) {
+            part.set(URL, &format!("{to}{PATH}{name}"));
+            is_moved = true;
+        }
+    }
+    data.set(CHUNKS, &parts);
+    body.set("data", &data);
+    is_moved.then(|| body.to_vec())
+}
+
 /// The name of a part as a client asks for it: nothing but letters, digits, hyphens and underscores.
 pub fn part_name(text: &str) -> Option<&str> {
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -133,6 +153,17 @@ mod tests {
             String::from_utf8(told).unwrap(),
             r#"{"data":{"total":12345678901234567890,"rowset":[["1"]],"chunks":[{"url":"https://acme.example/snowfence/parts/n31","rowCount":2,"uncompressedSize":20}],"chunkHeaders":{"x-snowfence-lease":"the-lease"},"queryId":"q"},"code":null,"success":true}"#
         );
+    }
+
+    #[test]
+    fn of_an_answer_that_moves_the_addresses_alone_change() {
+        let answer = r#"{"data":{"rowset":[["https://acme.example/snowfence/parts/x"]],"chunks":[{"url":"https://acme.example/snowfence/parts/n1","rowCount":2}],"total":12345678901234567890},"code":null,"success":true}"#;
+        let there = moved(answer.as_bytes(), "acme.example", "http://127.0.0.1:8080").unwrap();
+        let there = String::from_utf8(there).unwrap();
+        assert!(there.contains(r#"[["https://acme.example/snowfence/parts/x"]]"#), "{there}");
+        assert_eq!(there.replace(r#""http://127.0.0.1:8080/"#, r#""https://acme.example/"#), answer);
+        assert_eq!(moved(answer.as_bytes(), "other.example", "http://x"), None);
+        assert_eq!(moved(br#"{"data":null,"success":true}"#, "acme.example", "http://x"), None);
     }
 
     #[test]

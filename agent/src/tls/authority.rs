@@ -65,6 +65,17 @@ impl Authority {
         Ok(authority)
     }
 
+    /// One for some names, whose key is in memory alone.
+    pub fn ephemeral(names: &[String]) -> Result<Self, TlsError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = params_of_authority(names);
+        set_validity(&mut params, LEAF_LIFETIME);
+        let certificate = params.self_signed(&key)?;
+        let (certificate_pem, certificate) = (certificate.pem(), certificate.der().clone());
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
+        Ok(Self { certificate_pem, certificate, issuer, suffixes: names.to_vec() })
+    }
+
     /// The CA's certificate, for the clients' trust stores. Needs no access to the key.
     pub fn read_certificate(directory: &Path) -> Result<String, TlsError> {
         read(&certificate_path(directory))
@@ -97,15 +108,9 @@ impl Authority {
         name: &str,
         listed: Listed,
     ) -> Result<(Vec<CertificateDer<'static>>, KeyPair), TlsError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
-        params.distinguished_name = distinguished_name("Snowfence leaf");
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
+        let mut params = params_of_leaf(vec![name.to_owned()])?;
         params.crl_distribution_points = list_of(name, listed);
-        set_validity(&mut params, LEAF_LIFETIME);
-        let leaf = params.signed_by(&key, &self.issuer)?;
+        let (leaf, key) = self.sign(&params)?;
         let own = match listed {
             Listed::Nowhere => self.certificate.clone(),
             // The Python connector 5 wants a list for what it trusts, too, if it is part of the chain.
@@ -116,7 +121,22 @@ impl Authority {
                 params.self_signed(self.issuer.key())?.der().clone()
             }
         };
-        Ok((vec![leaf.der().clone(), own], key))
+        Ok((vec![leaf, own], key))
+    }
+
+    /// The same for several names and addresses.
+    pub(super) fn leaf_of_all(
+        &self,
+        names: Vec<String>,
+    ) -> Result<(Vec<CertificateDer<'static>>, KeyPair), TlsError> {
+        let (leaf, key) = self.sign(&params_of_leaf(names)?)?;
+        Ok((vec![leaf, self.certificate.clone()], key))
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Result<(CertificateDer<'static>, KeyPair), TlsError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let leaf = params.signed_by(&key, &self.issuer)?;
+        Ok((leaf.der().clone(), key))
     }
 
     fn from_files(directory: &Path, key: KeyPair, suffixes: Vec<String>) -> Result<Self, TlsError> {
@@ -181,6 +201,16 @@ fn create(directory: &Path, suffixes: &[String]) -> Result<(), TlsError> {
         written.map_err(|source| write_error(&path, source))?;
     }
     Ok(())
+}
+
+fn params_of_leaf(names: Vec<String>) -> Result<CertificateParams, TlsError> {
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = distinguished_name("Snowfence leaf");
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    set_validity(&mut params, LEAF_LIFETIME);
+    Ok(params)
 }
 
 fn params_of_authority(suffixes: &[String]) -> CertificateParams {

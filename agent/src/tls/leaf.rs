@@ -24,9 +24,24 @@ pub fn server_config(authority: Arc<Authority>, listed: Listed) -> Result<Arc<Se
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Leaves { authority, listed, made }));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols();
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     Ok(Arc::new(config))
+}
+
+/// The same with one leaf, for all of these names and addresses, whatever a client asks for.
+pub fn server_config_of(authority: &Authority, names: Vec<String>) -> Result<Arc<ServerConfig>, TlsError> {
+    let (chain, key) = authority.leaf_of_all(names)?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
+    config.alpn_protocols = protocols();
+    Ok(Arc::new(config))
+}
+
+fn protocols() -> Vec<Vec<u8>> {
+    vec![b"h2".to_vec(), b"http/1.1".to_vec()]
 }
 
 struct Leaves {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 pub use authority::{Authority, LIST, Listed};
 pub use hello::{Hello, HelloError, read_hello};
-pub use leaf::server_config;
+pub use leaf::{server_config, server_config_of};
 pub use names::{Peek, Peeker};
 pub use scan::{Hit, Scanner};
 pub use upstream::{certificate_names, client_config};

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each scenario file uses its own part of this")]
 
 pub mod curl;
+pub mod reader;
 
 use std::fs;
 use std::io::Read;
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use sandbox::process::Process;
 use sandbox::services::Service;
-use sandbox::{Environment, Pod, Sandbox, network};
+use sandbox::{Pod, Sandbox, network};
 use serde_json::Value;
 
 /// Python that every client begins with. `connect` is what the connector's manual shows; `attempt` prints how a
@@ -44,15 +45,6 @@ def attempt(action):
 def say(**facts):
     print(json.dumps(facts, default=str), flush=True)
 "#;
-
-/// What a program of the tests' own says that knows the trail by its documented format alone.
-pub fn reader(program: &str, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(Environment::Payloads.python()?);
-    command.arg(format!("{}/python/{program}", env!("CARGO_MANIFEST_DIR"))).args(arguments);
-    let output = command.output().context("start the reader")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
-}
 
 /// Shakes hands with `address` by the rules of nobody but itself, and says whose certificate it met.
 pub const HANDSHAKE: &str = r#"
@@ -147,9 +139,13 @@ pub fn client(pod: &Pod, source: &str) -> Result<Vec<Value>> {
 
 /// Runs JavaScript between connecting and closing; what it says comes back as one JSON value a line.
 pub fn by_node(pod: &Pod, source: &str) -> Result<Vec<Value>> {
-    let program = format!("{NODE}\n(async () => {{ await connect();\n{source}\nawait close(); }})();");
-    let output = pod.run(["node", "-e", &program])?.into_stdout()?;
+    let output = pod.run(["node", "-e", &node_program(source)])?.into_stdout()?;
     output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// The program that [`by_node`] runs.
+pub fn node_program(source: &str) -> String {
+    format!("{NODE}\n(async () => {{ await connect();\n{source}\nawait close(); }})();")
 }
 
 /// The same source as [`client`] runs, for a program that goes on by itself.
@@ -283,4 +279,22 @@ pub fn journal(sandbox: &Sandbox, sql: &str) -> Result<Vec<Value>> {
 pub fn events(sandbox: &Sandbox) -> Result<Vec<String>> {
     let rows = journal(sandbox, "SELECT DISTINCT kind FROM events ORDER BY kind")?;
     Ok(rows.iter().filter_map(|row| row["kind"].as_str().map(ToOwned::to_owned)).collect())
+}
+
+/// Waits until ClickHouse has what the journal has, and checks that it has nothing twice.
+pub fn delivered_once(sandbox: &Sandbox) -> Result<()> {
+    for table in ["sessions", "statements", "outcomes", "events"] {
+        let seqs = |rows: Vec<Value>| -> Vec<i64> {
+            rows.iter()
+                .filter_map(|row| row["seq"].as_i64().or_else(|| row["seq"].as_str()?.parse().ok()))
+                .collect()
+        };
+        let question = format!("SELECT seq FROM {table} ORDER BY seq");
+        eventually(&format!("ClickHouse has the {table}"), || {
+            let there = sandbox.clickhouse_rows(&format!("SELECT seq FROM snowfence.{table} ORDER BY seq"));
+            let here = seqs(journal(sandbox, &question)?);
+            Ok(there.is_ok_and(|there| seqs(there) == here))
+        })?;
+    }
+    Ok(())
 }

@@ -60,6 +60,11 @@ pub fn encode(members: &Members) -> Vec<u8> {
     serde_json::to_vec(members).unwrap_or_default()
 }
 
+/// The digest that stands for a record.
+pub fn leaf(members: &Members) -> Digest {
+    tree::leaf(&encode(members))
+}
+
 /// The first records of a journal in (`after`, `end`], in their order, no more than `most`.
 pub(super) fn leaves(
     connection: &Connection,
@@ -73,7 +78,7 @@ pub(super) fn leaves(
     for table in RECORDS {
         let sql = format!("SELECT * FROM {table} WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3");
         each(connection, journal, table, &sql, (after, end, limit), |seq, members| {
-            let digest = tree::leaf(&encode(&members));
+            let digest = leaf(&members);
             leaves.push(Leaf { seq, digest, is_checkpoint: table == "checkpoints" });
         })
         .map_err(|error| AuditError::Read(Arc::new(error)))?;

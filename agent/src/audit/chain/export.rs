@@ -27,7 +27,7 @@ pub(super) const VERSION: u32 = 1;
 /// A line of the file.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(untagged, deny_unknown_fields)]
-pub(super) enum Line {
+pub(in crate::audit) enum Line {
     Head {
         snowfence_export: u32,
         session: Uuid,
@@ -52,7 +52,7 @@ pub(super) enum Line {
 
 /// A record's way in its checkpoint's tree.
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) struct Proof {
+pub(in crate::audit) struct Proof {
     pub checkpoint: u64,
     pub path: Vec<String>,
 }

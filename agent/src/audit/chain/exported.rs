@@ -59,7 +59,7 @@ pub enum ExportedError {
 
 /// Verifies an export. `keys` are those that are trusted, hexadecimal; where there are none, the first checkpoint's is.
 pub fn verify_export(file: impl BufRead, keys: &[String]) -> Result<ExportReport, ExportedError> {
-    let mut lines = Lines { file, number: 0 };
+    let mut lines = Lines::new(file);
     let (session, journal) = match lines.next_line()? {
         Some(Line::Head { snowfence_export: VERSION, session, journal, .. }) => (session, journal),
         Some(Line::Head { snowfence_export: found, .. }) => return Err(ExportedError::Version { found }),
@@ -78,17 +78,28 @@ pub fn verify_export(file: impl BufRead, keys: &[String]) -> Result<ExportReport
 }
 
 /// Reads an export line by line.
-pub(super) struct Lines<F> {
+pub(in crate::audit) struct Lines<F> {
     file: F,
     /// Of the last one.
     number: u64,
+    position: u64,
 }
 
 impl<F: BufRead> Lines<F> {
-    pub(super) fn next_line(&mut self) -> Result<Option<Line>, ExportedError> {
+    pub(in crate::audit) fn new(file: F) -> Self {
+        Self { file, number: 0, position: 0 }
+    }
+
+    /// Where the next line begins.
+    pub(in crate::audit) fn position(&self) -> u64 {
+        self.position
+    }
+
+    pub(in crate::audit) fn next_line(&mut self) -> Result<Option<Line>, ExportedError> {
         let mut line = Vec::new();
         self.number += 1;
         (&mut self.file).take(LINE).read_until(b'\n', &mut line)?;
+        self.position += line.len() as u64;
         if line.is_empty() {
             return Ok(None);
         }
@@ -200,7 +211,7 @@ impl Verification {
             let checkpoint = self.checkpoints.get(&proof.checkpoint)?;
             let index = u64::try_from(seq.checked_sub(checkpoint.first_seq)?).ok()?;
             let size = Some(checkpoint.size()).filter(|size| *size <= LONGEST as u64)?;
-            let leaf = tree::leaf(&canonical::encode(members));
+            let leaf = canonical::leaf(members);
             let root = tree::root_by_path(leaf, index, size, &proof.digests()?)?;
             Some(Some(root) == digest(&checkpoint.root))
         };

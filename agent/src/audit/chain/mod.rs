@@ -13,8 +13,11 @@ mod notary;
 mod tree;
 mod verify;
 
+pub(super) use canonical::{Leaf, Members, leaf, members};
 pub use checkpoint::Checkpoint;
+pub(super) use export::Line;
 pub use export::{ExportError, Exported, export, is_signed};
+pub(super) use exported::Lines;
 pub use exported::{ExportReport, ExportedError, verify_export};
 pub use key::{KeyError, SigningKey};
 pub use notary::Notary;

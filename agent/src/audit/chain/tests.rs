@@ -59,7 +59,7 @@ impl Trail {
 
     fn verify_with(&self, keys: &[String]) -> Report {
         let mut seen = 0;
-        let report = verify(&mut JournalSource::open(&self.path()).unwrap(), keys, |now, _| {
+        let report = verify(&mut JournalSource::open(&self.path()).unwrap(), keys, None, |now, _| {
             assert!(now >= seen);
             seen = now;
         });
@@ -85,6 +85,21 @@ async fn an_untouched_trail_is_good() {
     let report = trail.verify_with(&[]);
     assert!(report.is_good() && !report.key_is_known);
     assert_eq!(report.keys, [trail.key.public()]);
+}
+
+#[tokio::test]
+async fn a_part_is_verified_from_a_checkpoint_on() {
+    let trail = Trail::new().await;
+    trail.change("DELETE FROM sessions");
+    let from = |number| {
+        let mut source = JournalSource::open(&trail.path()).unwrap();
+        verify(&mut source, &[trail.key.public()], Some(number), |_, _| {}).unwrap()
+    };
+    let report = from(2);
+    assert!(report.is_good(), "{:?}", report.problems);
+    assert_eq!((report.checkpoints, report.verified), (4, 20));
+    assert_eq!(from(1).problems, [Problem::Missing { first: 1, last: 1 }]);
+    assert_eq!(from(9).problems, [Problem::CheckpointMissing { first: 9, last: 9 }]);
 }
 
 #[tokio::test]
@@ -380,7 +395,7 @@ proptest! {
             Notary::new(journal.clone(), key.clone()).sign().await.unwrap();
             journal.close().await;
         });
-        let verify = || super::verify(&mut JournalSource::open(&path).unwrap(), &[key.public()], |_, _| {}).unwrap();
+        let verify = || super::verify(&mut JournalSource::open(&path).unwrap(), &[key.public()], None, |_, _| {}).unwrap();
         let report = verify();
         prop_assert!(report.is_good(), "{:?}", report.problems);
         prop_assert_eq!(report.verified, records.len() as u64);

@@ -146,11 +146,13 @@ impl Report {
     }
 }
 
-/// Verifies all records and checkpoints of a journal. `keys` are those that are trusted, hexadecimal; where there are none, the
-/// first checkpoint's is. `progress` is told the last record that was looked at, and the last one.
+/// Verifies the records and checkpoints of a journal, from a checkpoint on, or all. `keys` are those that are trusted,
+/// hexadecimal; where there are none, the first checkpoint's is. `progress` is told the last record that was looked at, and
+/// the last one.
 pub fn verify(
     source: &mut impl Source,
     keys: &[String],
+    from: Option<u64>,
     mut progress: impl FnMut(i64, i64),
 ) -> Result<Report, AuditError> {
     let range = source.range()?;
@@ -158,7 +160,16 @@ pub fn verify(
     let Some((first, last)) = range else { return Ok(verification.report) };
     verification.next = first.min(1);
     // One that was announced, but not begun, changes nothing.
-    let removal = if first > 1 { source.removal()? } else { None };
+    let removal = if first > 1 && from.is_none() { source.removal()? } else { None };
+    if let Some(from) = from {
+        let before = from.saturating_sub(1);
+        let Some(first) = source.checkpoints(before)?.into_iter().find(|first| first.number == from) else {
+            verification.report.add(Problem::CheckpointMissing { first: from, last: from });
+            return Ok(verification.report);
+        };
+        verification.next = first.first_seq;
+        verification.before = Before { number: before, digest: digest(&first.previous).unwrap_or_default() };
+    }
     if let Some(Announced { removal, .. }) = &removal {
         verification.next = removal.through.saturating_add(1);
         verification.before =

@@ -6,29 +6,42 @@
 //! have forgotten the token, the rows still have the same key (node, journal, seq), of which `FINAL` shows one.
 
 mod batch;
+mod central;
+mod connection;
+mod ddl;
+mod deployed;
+mod migrations;
+mod proof;
+mod retention;
+mod roles;
 mod tables;
+mod views;
 
 use std::collections::hash_map::RandomState;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use ::clickhouse::{Client, Row, RowOwned, RowWrite};
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use ::clickhouse::{Row, RowOwned, RowWrite};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use self::batch::Batch;
+use self::connection::Connection;
+use self::ddl::Target;
+use self::deployed::Deployed;
 use super::store::{self, Cursor};
 use super::{AuditError, Journal, Written, schema};
-use crate::config::Secret;
+use crate::config::{RetentionDays, Secret};
+
+pub(super) use self::central::Central;
+pub use self::deployed::{Applied, Finding, Report, apply, print, status};
+pub use self::proof::{Delivered, DeliveredSource, delivered};
 
 /// How long ClickHouse has for one request.
-pub(super) const REQUEST: Duration = Duration::from_mins(2);
-const CONNECT: Duration = Duration::from_secs(10);
+const REQUEST: Duration = Duration::from_mins(2);
 
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
@@ -36,10 +49,17 @@ const LONGEST_DELAY: Duration = Duration::from_secs(30);
 /// Where ClickHouse is, and how much goes there at once.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The HTTP interface, `http://host:port` or `https://host:port`.
-    pub url: String,
+    /// The HTTP interfaces of one ClickHouse, `http://host:port` or `https://host:port`: its replicas, the first one first.
+    pub urls: Vec<String>,
+    /// Root certificates (PEM); the system's where there is none.
+    pub ca_bundle: Option<PathBuf>,
     /// Letters, digits and underscores. It is created where it is missing.
     pub database: String,
+    /// The cluster of ClickHouse, where it is one: tables are replicated and sharded.
+    pub cluster: Option<String>,
+    /// Whether the schema is applied before anything is delivered, or must be there.
+    pub apply_schema: bool,
+    pub retention: RetentionDays,
     pub user: Option<String>,
     pub password: Option<Secret>,
     /// Most rows of a batch.
@@ -48,6 +68,8 @@ pub struct Settings {
     pub batch_bytes: u64,
     /// How long rows wait for others, so that ClickHouse gets few large inserts.
     pub interval: Duration,
+    /// How long ClickHouse has for one request.
+    pub request: Duration,
 }
 
 /// How far the delivery is.
@@ -73,26 +95,37 @@ pub struct Monitor {
 pub struct Writer {
     journal: Journal,
     settings: Settings,
-    /// For statements that name the database, as it may not be there yet.
-    server: Client,
-    /// For inserts.
-    database: Client,
-    /// Name of the cursor: another destination starts at the beginning.
-    sink: String,
+    connection: Connection,
     progress: watch::Sender<Progress>,
+    /// The name of its cursor in the journal, once ClickHouse has told.
+    cursor: watch::Sender<Option<String>>,
 }
 
 impl Settings {
-    pub fn new(url: impl Into<String>, database: impl Into<String>) -> Self {
+    pub fn new(urls: Vec<String>, database: impl Into<String>) -> Self {
         Self {
-            url: url.into(),
+            urls,
+            ca_bundle: None,
             database: database.into(),
+            cluster: None,
+            apply_schema: true,
+            retention: RetentionDays::default(),
             user: None,
             password: None,
             batch_rows: 20_000,
             batch_bytes: 16 << 20,
             interval: Duration::from_secs(1),
+            request: REQUEST,
         }
+    }
+
+    fn target(&self) -> Result<Target, AuditError> {
+        for name in [Some(&self.database), self.cluster.as_ref()].into_iter().flatten() {
+            if !is_identifier(name) {
+                return Err(AuditError::ClickHouseDatabase(name.clone()));
+            }
+        }
+        Ok(Target { database: self.database.clone(), cluster: self.cluster.clone() })
     }
 }
 
@@ -107,18 +140,18 @@ impl Monitor {
 impl Writer {
     /// Checks the settings. Sends nothing yet.
     pub fn new(journal: Journal, settings: Settings) -> Result<Self, AuditError> {
-        if !is_identifier(&settings.database) {
-            return Err(AuditError::ClickHouseDatabase(settings.database));
-        }
+        settings.target()?;
         if settings.batch_rows == 0 {
             return Err(AuditError::ClickHouseBatch);
         }
-        let server = client(&settings)?;
-        let database = server.clone().with_database(&settings.database);
-        let sink = format!("clickhouse {}/{}", settings.url.trim_end_matches('/'), settings.database);
-        let cursor = store::cursor(&schema::open_read_only(journal.path())?, &sink)?;
-        let progress = watch::Sender::new(Progress { delivered: cursor.delivered, error: None });
-        Ok(Self { journal, settings, server, database, sink, progress })
+        let connection = Connection::new(&settings)?;
+        let (progress, cursor) = (watch::Sender::default(), watch::Sender::default());
+        Ok(Self { journal, settings, connection, progress, cursor })
+    }
+
+    /// The name of its cursor in the journal, once ClickHouse has told.
+    pub fn cursor(&self) -> watch::Receiver<Option<String>> {
+        self.cursor.subscribe()
     }
 
     pub fn monitor(&self) -> Monitor {
@@ -136,9 +169,9 @@ impl Writer {
     async fn deliver(&self) {
         let mut written = self.journal.written();
         let mut tries = 0;
-        let mut has_tables = false;
+        let mut sink = None;
         loop {
-            match self.deliver_next(&mut written, &mut has_tables).await {
+            match self.deliver_next(&mut written, &mut sink).await {
                 Ok(()) => {
                     if tries > 0 {
                         info!("ClickHouse takes records again");
@@ -154,9 +187,12 @@ impl Writer {
                     }
                     self.progress.send_modify(|progress| progress.error = Some(error.to_string()));
                     // It may be another server by now.
-                    has_tables = false;
-                    self.database.clear_cached_metadata().await;
-                    sleep(delay(tries)).await;
+                    sink = None;
+                    self.connection.endpoint().database.clear_cached_metadata().await;
+                    // The others may be well: only when each had its turn is there reason to wait.
+                    if self.connection.next() {
+                        sleep(delay(tries)).await;
+                    }
                     tries = tries.saturating_add(1);
                 }
             }
@@ -167,26 +203,55 @@ impl Writer {
     async fn deliver_next(
         &self,
         written: &mut watch::Receiver<Written>,
-        has_tables: &mut bool,
+        sink: &mut Option<String>,
     ) -> Result<(), AuditError> {
-        if !*has_tables {
-            self.create_tables().await?;
-            *has_tables = true;
-            self.progress.send_modify(|progress| progress.error = None);
-        }
-        let cursor = self.read_cursor().await?;
+        let sink = match sink {
+            Some(sink) => sink,
+            None => sink.insert(self.prepare().await?),
+        };
+        let cursor = self.read_cursor(sink).await?;
+        self.progress.send_replace(Progress { delivered: cursor.delivered, error: None });
         let end = if cursor.sending > cursor.delivered {
             cursor.sending
         } else {
             self.wait_for_records(cursor.delivered, written).await;
             let end = self.choose_end(cursor.delivered).await?;
             let sending = Cursor { delivered: cursor.delivered, sending: end };
-            self.journal.save_cursor(&self.sink, sending).await?;
+            self.journal.save_cursor(sink, sending).await?;
             end
         };
         self.send(cursor.delivered, end).await?;
-        self.journal.save_cursor(&self.sink, Cursor { delivered: end, sending: end }).await?;
+        self.journal.save_cursor(sink, Cursor { delivered: end, sending: end }).await?;
         self.progress.send_replace(Progress { delivered: end, error: None });
+        Ok(())
+    }
+
+    /// Sees to the schema. Returns the name of the cursor: it is that of the ClickHouse, by whichever endpoint, so that
+    /// another one, or a new database in its place, gets everything from the beginning.
+    async fn prepare(&self) -> Result<String, AuditError> {
+        let deployed = Deployed::new(&self.connection, &self.settings)?;
+        let found = deployed.version().await?;
+        if self.settings.apply_schema {
+            deployed.apply(found, &|step| info!("ClickHouse: {step}")).await?;
+        } else {
+            Deployed::require_current(found)?;
+        }
+        let sink = format!("clickhouse {}", deployed.destination().await?);
+        if self.read_cursor(&sink).await? == Cursor::default() {
+            self.adopt_cursor(&sink, &deployed).await?;
+        }
+        self.cursor.send_replace(Some(sink.clone()));
+        Ok(sink)
+    }
+
+    /// Goes on where a version of this program was that named the cursor by the URL; if it was this ClickHouse: then it
+    /// has the last record of this journal that was delivered there.
+    async fn adopt_cursor(&self, sink: &str, deployed: &Deployed<'_>) -> Result<(), AuditError> {
+        let url = self.connection.endpoint().url.trim_end_matches('/');
+        let old = self.read_cursor(&format!("clickhouse {url}/{}", self.settings.database)).await?;
+        if old.delivered > 0 && deployed.last_seq(self.journal.id()).await? >= old.delivered {
+            self.journal.save_cursor(sink, old).await?;
+        }
         Ok(())
     }
 
@@ -202,15 +267,8 @@ impl Writer {
         }
     }
 
-    async fn create_tables(&self) -> Result<(), AuditError> {
-        for sql in tables::statements(&self.settings.database) {
-            self.answered(self.server.query(&sql).execute()).await?;
-        }
-        Ok(())
-    }
-
-    async fn read_cursor(&self) -> Result<Cursor, AuditError> {
-        let sink = self.sink.clone();
+    async fn read_cursor(&self, sink: &str) -> Result<Cursor, AuditError> {
+        let sink = sink.to_owned();
         self.read(move |connection| store::cursor(connection, &sink)).await
     }
 
@@ -241,25 +299,14 @@ impl Writer {
         }
         let token = format!("{} {table} {after} {end}", self.journal.id());
         let insert = async {
-            let insert = self.database.insert::<T>(table).await?;
+            let insert = self.connection.endpoint().database.insert::<T>(table).await?;
             let mut insert = insert.with_setting("insert_deduplication_token", token);
             for row in &rows {
                 insert.write(row).await?;
             }
             insert.end().await
         };
-        self.answered(insert).await
-    }
-
-    async fn answered(
-        &self,
-        request: impl Future<Output = ::clickhouse::error::Result<()>>,
-    ) -> Result<(), AuditError> {
-        let answer = timeout(REQUEST, request).await.unwrap_or(Err(::clickhouse::error::Error::TimedOut));
-        answer.map_err(|error| AuditError::ClickHouse {
-            url: self.settings.url.clone(),
-            cause: one_line(&error),
-        })
+        self.connection.answered(insert).await
     }
 
     /// Reads the journal on a thread where that may block.
@@ -280,57 +327,6 @@ struct Progress {
     error: Option<String>,
 }
 
-/// Asks questions about the database.
-pub(super) fn reader(settings: &Settings) -> Result<Client, AuditError> {
-    if !is_identifier(&settings.database) {
-        return Err(AuditError::ClickHouseDatabase(settings.database.clone()));
-    }
-    Ok(client(settings)?.with_database(&settings.database))
-}
-
-fn client(settings: &Settings) -> Result<Client, AuditError> {
-    let wrong = |problem| AuditError::ClickHouseUrl { url: settings.url.clone(), problem };
-    let Some((scheme, rest)) = settings.url.split_once("://") else {
-        return Err(wrong("it has no http:// or https://"));
-    };
-    if rest.contains(['@', '?', '#']) {
-        return Err(wrong(
-            "it must be a scheme, a host and a port only; user and password have keys of their own",
-        ));
-    }
-    let client = match scheme {
-        "http" => {
-            let mut connector = HttpConnector::new();
-            connector.set_connect_timeout(Some(CONNECT));
-            connector.set_keepalive(Some(Duration::from_mins(1)));
-            // ClickHouse closes idle connections after three seconds.
-            let idle = Duration::from_secs(2);
-            let http = HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(idle).build(connector);
-            Client::with_http_client(http)
-        }
-        // The crate's own client panics where the system has no roots.
-        "https" if rustls_native_certs::load_native_certs().certs.is_empty() => {
-            return Err(wrong("the system has no CA certificates to check it with: install ca-certificates"));
-        }
-        "https" => Client::default(),
-        _ => return Err(wrong("its scheme is neither http nor https")),
-    };
-    let mut client = client
-        .with_url(&settings.url)
-        .with_product_info("snowfence", env!("CARGO_PKG_VERSION"))
-        .with_setting("async_insert", "0")
-        .with_setting("insert_deduplicate", "1")
-        // A clock that jumped must not make a batch that can never be delivered.
-        .with_setting("max_partitions_per_insert_block", "0");
-    if let Some(user) = &settings.user {
-        client = client.with_user(user);
-    }
-    if let Some(password) = &settings.password {
-        client = client.with_password(password.expose());
-    }
-    Ok(client)
-}
-
 fn is_identifier(name: &str) -> bool {
     let mut characters = name.chars();
     name.len() <= 64
@@ -344,20 +340,6 @@ fn delay(tries: u32) -> Duration {
     let longest = FIRST_DELAY.saturating_mul(2_u32.saturating_pow(tries)).min(LONGEST_DELAY);
     let chance = RandomState::new().build_hasher().finish() % 1000;
     longest.mul_f64(1.0 - f64::from(u16::try_from(chance).unwrap_or(0)) / 2000.0)
-}
-
-/// ClickHouse's errors have many lines; the log gets the beginning of the first one.
-pub(super) fn one_line(error: &::clickhouse::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text.lines().next().unwrap_or_default().chars().take(300).collect()
 }
 
 #[cfg(test)]

@@ -1,14 +1,13 @@
-//! The tables in ClickHouse.
+//! The tables in ClickHouse, as the first migration makes them. What came later is in [`super::migrations`].
 //!
 //! The key of each ends in (node, journal, seq), which no two records share, so that a record that arrives twice becomes
-//! one. It begins with the day, as questions do.
+//! one. It begins with the day, as questions do. Sets of words, such as `verdict`, are `LowCardinality` and not `Enum`: it
+//! takes as little room, and a word that a newer agent adds does not stop the delivery of any.
 
-const ENGINE: &str = "ENGINE = ReplacingMergeTree
-PARTITION BY toYYYYMM(time)
-ORDER BY (toDate(time), node, journal, seq)
-SETTINGS non_replicated_deduplication_window = 1000";
+use super::ddl::Table;
 
-const KEY: &str = "
+/// Every record's.
+pub(super) const KEY: &str = "
     node    LowCardinality(String) COMMENT 'host that recorded it',
     journal UUID COMMENT 'journal file on that host',
     seq     UInt64 COMMENT 'position in that journal, without gaps over all tables',
@@ -106,53 +105,35 @@ const CHECKPOINT: &str = "
     signature String,
     digests   String CODEC(ZSTD(1)) COMMENT 'leaves of the tree'";
 
-/// What was added to tables later.
-const ADDED: [&str; 2] = [
-    "statements ADD COLUMN IF NOT EXISTS previous UInt64 COMMENT 'seq of the record before of the same session'",
-    "payloads ADD COLUMN IF NOT EXISTS previous UInt64 COMMENT 'seq of the record before of the same session'",
+/// In the order in which the first migration makes them.
+pub(super) const FIRST: [Table; 6] = [
+    Table {
+        name: "sessions",
+        comment: "Sessions with Snowflake; read it with FINAL",
+        columns: &[KEY, WORKLOAD, CALLER, SESSION],
+    },
+    Table {
+        name: "statements",
+        comment: "Requests to run SQL; read it with FINAL",
+        columns: &[KEY, WORKLOAD, CALLER, STATEMENT],
+    },
+    Table { name: "outcomes", comment: "How statements ended; read it with FINAL", columns: &[KEY, OUTCOME] },
+    Table { name: "events", comment: "What else happened; read it with FINAL", columns: &[KEY, EVENT] },
+    Table {
+        name: "running",
+        comment: "Statements that Snowflake went on running after its first answer; read it with FINAL",
+        columns: &[KEY, RUNNING],
+    },
+    Table {
+        name: "payloads",
+        comment: "Where requests and answers are kept, sealed; read it with FINAL",
+        columns: &[KEY, PAYLOAD],
+    },
 ];
 
-/// The columns of the journal's view of the same name.
-const TRAIL: &str = "
-SELECT s.seq AS seq, s.time AS time, s.node AS node, s.id AS id, s.session AS session, s.request_id AS request_id,
-       s.cgroup AS cgroup, s.pid AS pid, s.uid AS uid, s.comm AS comm, s.executable AS executable,
-       s.issuer AS issuer, s.subject AS subject, s.groups AS groups, s.account AS account,
-       n.rule AS rule, n.client AS client, s.user AS user, s.role AS role, s.sql AS sql, s.kind AS kind,
-       s.effect AS effect, s.actions AS actions, s.objects AS objects, s.features AS features,
-       s.verdict AS verdict, s.policy AS policy, s.describe_only AS describe_only, s.binds AS binds,
-       if(o.status = '', 'open', o.status) AS status, o.rows AS rows, o.query_id AS query_id, o.code AS code,
-       o.message AS message, if(o.status = '', NULL, o.duration_us) AS duration_us,
-       if(o.status = '', NULL, o.response_bytes) AS response_bytes
-FROM DB.statements AS s FINAL
-LEFT JOIN DB.outcomes AS o FINAL ON o.statement = s.id
-LEFT JOIN DB.sessions AS n FINAL ON n.id = s.session
-SETTINGS join_use_nulls = 0";
-
-/// What creates the database and its tables where they are missing. `database` is an identifier.
-pub(super) fn statements(database: &str) -> Vec<String> {
-    let table = |name: &str, comment: &str, columns: &[&str]| {
-        let columns = columns.concat();
-        format!("CREATE TABLE IF NOT EXISTS `{database}`.{name} ({columns}\n)\n{ENGINE}\nCOMMENT '{comment}'")
-    };
-    let added = ADDED.map(|column| format!("ALTER TABLE `{database}`.{column}"));
-    let mut statements = vec![
-        format!("CREATE DATABASE IF NOT EXISTS `{database}`"),
-        table("sessions", "Sessions with Snowflake; read it with FINAL", &[KEY, WORKLOAD, CALLER, SESSION]),
-        table("statements", "Requests to run SQL; read it with FINAL", &[KEY, WORKLOAD, CALLER, STATEMENT]),
-        table("outcomes", "How statements ended; read it with FINAL", &[KEY, OUTCOME]),
-        table("events", "What else happened; read it with FINAL", &[KEY, EVENT]),
-        table(
-            "running",
-            "Statements that Snowflake went on running after its first answer; read it with FINAL",
-            &[KEY, RUNNING],
-        ),
-        table("payloads", "Where requests and answers are kept, sealed; read it with FINAL", &[KEY, PAYLOAD]),
-        table("checkpoints", "What the records were signed by; read it with FINAL", &[KEY, CHECKPOINT]),
-        format!(
-            "CREATE VIEW IF NOT EXISTS `{database}`.trail AS{}",
-            TRAIL.replace("DB.", &format!("`{database}`."))
-        ),
-    ];
-    statements.extend(added);
-    statements
-}
+/// What the records are signed by.
+pub(super) const CHECKPOINTS: Table = Table {
+    name: "checkpoints",
+    comment: "What the records were signed by; read it with FINAL",
+    columns: &[KEY, CHECKPOINT],
+};

@@ -22,10 +22,11 @@ use uuid::Uuid;
 use super::{AuditError, now, schema};
 use crate::config::{self, WhenFull};
 
-use frames::Frame;
-
-pub use frames::FrameKind;
-pub use reading::{Content, Found, Message, ReadError, find, identities, read};
+pub use frames::{Frame, FrameKind};
+pub(super) use reading::row;
+pub use reading::{
+    Content, Found, Identities, Message, Pieces, ReadError, SpoolFolder, find, frames, identities, read,
+};
 pub use spool::{Place, SpoolError, parse, read_entry};
 
 /// What is sealed at once.
@@ -381,7 +382,7 @@ mod tests {
         }
 
         fn content(&self, payload: &Payload) -> Content {
-            read(&self.spool(), payload, &[Box::new(self.identity.clone())], usize::MAX).unwrap()
+            read(&SpoolFolder(self.spool()), payload, &[Box::new(self.identity.clone())], usize::MAX).unwrap()
         }
     }
 
@@ -400,7 +401,8 @@ mod tests {
             let content = kept.content(&payload);
             assert_eq!(content.request.body, b"select 1");
             assert!(content.answer.body == *answer, "{} bytes", answer.len());
-            let short = read(&kept.spool(), &payload, &[Box::new(kept.identity.clone())], 3).unwrap().answer;
+            let short = read(&SpoolFolder(kept.spool()), &payload, &[Box::new(kept.identity.clone())], 3);
+            let short = short.unwrap().answer;
             assert_eq!((short.body.len(), short.length), (answer.len().min(3), answer.len() as u64));
             assert_eq!((payload.request_bytes, payload.answer_bytes), (8, answer.len() as u64));
             assert_eq!(payload.ending, Ending::Complete);

@@ -1,6 +1,7 @@
 //! Payloads as they are read again: by whoever has an identity that they were sealed to.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,9 +11,9 @@ use rusqlite::types::Type;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::frames::{self, FrameKind};
+use super::frames::{self, Frame, FrameKind};
 use super::seal::{self, OpenError};
-use super::spool::{self, Place, SpoolError};
+use super::spool::{self, SpoolError};
 use super::{Ending, LONGEST_PIECE, Payload};
 use crate::audit::{AuditError, schema};
 
@@ -22,6 +23,8 @@ pub type Identities = [Box<dyn Identity + Send + Sync>];
 /// Why payloads cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
+    #[error("{}: {source}", path.display())]
+    Export { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     IdentityFile { path: PathBuf, source: io::Error },
     #[error("{}: {problem}", path.display())]
@@ -44,6 +47,15 @@ impl From<SpoolError> for ReadError {
         }
     }
 }
+
+/// Where sealed pieces are.
+pub trait Pieces: Send + Sync {
+    /// A piece of a payload, by its number, as it was sealed. It is the one that was asked for.
+    fn sealed(&self, payload: &Payload, number: usize) -> Result<Vec<u8>, ReadError>;
+}
+
+/// A folder `spool`, whether an agent writes there or not.
+pub struct SpoolFolder(pub PathBuf);
 
 /// A payload that the journal knows.
 #[derive(Debug)]
@@ -109,50 +121,69 @@ pub fn find(journal: &Path, id: &str) -> Result<Vec<Found>, AuditError> {
 
 /// Reads a payload, of its bodies no more than `limit` bytes each.
 pub fn read(
-    root: &Path,
+    pieces: &dyn Pieces,
     payload: &Payload,
     identities: &Identities,
     limit: usize,
 ) -> Result<Content, ReadError> {
     let mut content = Content::default();
-    for (number, place) in payload.places.iter().enumerate() {
-        let plain = open(root, payload, number, *place, identities)?;
-        for frame in frames::read(&plain) {
-            let frame = frame.ok_or(ReadError::Foreign("it holds what are no frames"))?;
-            let json = || serde_json::from_slice(frame.content).unwrap_or_default();
-            match frame.kind {
-                FrameKind::Request => content.request.head = json(),
-                FrameKind::RequestBody => content.request.add(frame, limit),
-                FrameKind::Answer => content.answer.head = json(),
-                FrameKind::AnswerBody => content.answer.add(frame, limit),
-                FrameKind::End => content.end = json(),
-            }
-        }
-    }
+    frames(pieces, payload, identities, |frame| {
+        content.add(frame, limit);
+        ControlFlow::Continue(())
+    })?;
     Ok(content)
 }
 
-/// Opens one piece.
-fn open(
-    root: &Path,
+/// Hands over what a payload holds, frame by frame, until that breaks. There is one piece in memory at a time.
+pub fn frames(
+    pieces: &dyn Pieces,
     payload: &Payload,
-    number: usize,
-    place: Place,
     identities: &Identities,
-) -> Result<Vec<u8>, ReadError> {
-    let (entry, sealed) = spool::read(root, payload.run, place)?;
-    let is_it = entry.payload == payload.id
-        && entry.session == payload.session
-        && entry.statement == payload.statement
-        && u32::try_from(number) == Ok(entry.piece);
-    if !is_it {
-        return Err(ReadError::Foreign("it is another payload's, or another one of this"));
+    mut each: impl FnMut(Frame<'_>) -> ControlFlow<()>,
+) -> Result<(), ReadError> {
+    for number in 0..payload.places.len() {
+        let sealed = pieces.sealed(payload, number)?;
+        let plain = seal::open(identities, &sealed, LONGEST_PIECE)?;
+        for frame in frames::read(&plain) {
+            if each(frame.ok_or(ReadError::Foreign("it holds what are no frames"))?).is_break() {
+                return Ok(());
+            }
+        }
     }
-    Ok(seal::open(identities, &sealed, LONGEST_PIECE)?)
+    Ok(())
+}
+
+impl Pieces for SpoolFolder {
+    fn sealed(&self, payload: &Payload, number: usize) -> Result<Vec<u8>, ReadError> {
+        let place = payload.places.get(number).ok_or(ReadError::Foreign("there are fewer of them"))?;
+        let (entry, sealed) = spool::read(&self.0, payload.run, *place)?;
+        let is_it = entry.payload == payload.id
+            && entry.session == payload.session
+            && entry.statement == payload.statement
+            && u32::try_from(number) == Ok(entry.piece);
+        if !is_it {
+            return Err(ReadError::Foreign("it is another payload's, or another one of this"));
+        }
+        Ok(sealed)
+    }
+}
+
+impl Content {
+    /// Adds a frame, of a body no more than up to `limit` bytes.
+    pub fn add(&mut self, frame: Frame<'_>, limit: usize) {
+        let json = || serde_json::from_slice(frame.content).unwrap_or_default();
+        match frame.kind {
+            FrameKind::Request => self.request.head = json(),
+            FrameKind::RequestBody => self.request.add(frame, limit),
+            FrameKind::Answer => self.answer.head = json(),
+            FrameKind::AnswerBody => self.answer.add(frame, limit),
+            FrameKind::End => self.end = json(),
+        }
+    }
 }
 
 impl Message {
-    fn add(&mut self, frame: frames::Frame<'_>, limit: usize) {
+    fn add(&mut self, frame: Frame<'_>, limit: usize) {
         let length = frame.content.len() as u64;
         let room = limit.saturating_sub(self.body.len());
         self.body.extend_from_slice(frame.content.get(..room).unwrap_or(frame.content));
@@ -161,7 +192,8 @@ impl Message {
     }
 }
 
-fn row(row: &Row<'_>) -> rusqlite::Result<Payload> {
+/// A row of the table `payloads`.
+pub(in crate::audit) fn row(row: &Row<'_>) -> rusqlite::Result<Payload> {
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
         rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error)
     };

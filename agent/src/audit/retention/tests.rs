@@ -50,12 +50,13 @@ impl Trail {
     }
 
     fn verify(&self) -> Report {
-        verify(&mut JournalSource::open(&self.path()).unwrap(), &[self.key.public()], |_, _| {}).unwrap()
+        verify(&mut JournalSource::open(&self.path()).unwrap(), &[self.key.public()], None, |_, _| {})
+            .unwrap()
     }
 }
 
 fn retention(keep: Option<Duration>, sinks: &[&str]) -> Retention {
-    Retention { keep, sinks: sinks.iter().map(|sink| (*sink).to_owned()).collect() }
+    Retention { keep, sinks: sinks.iter().map(|sink| watch::channel(Some((*sink).to_owned())).1).collect() }
 }
 
 #[tokio::test]

@@ -1,6 +1,5 @@
 //! What the trail knows of Snowflake's queries and sessions, wherever it is: for the comparison with Snowflake's history.
 
-mod central;
 mod journal;
 #[cfg(test)]
 mod tests;
@@ -12,14 +11,14 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use serde::Deserialize;
 
-use super::clickhouse::Settings;
+use super::clickhouse::{Central, Settings};
 use super::{AuditError, schema};
 
 /// Identifiers and times that are read at once.
-const MOST: u32 = 500_000;
+pub(super) const MOST: u32 = 500_000;
 /// Statements that are read at once, and how much of the text of each, in characters.
-const STATEMENTS: u32 = 20_000;
-const TEXT: u32 = 64 * 1024;
+pub(super) const STATEMENTS: u32 = 20_000;
+pub(super) const TEXT: u32 = 64 * 1024;
 
 /// Where the trail is.
 #[derive(Clone, Debug)]
@@ -27,7 +26,7 @@ pub struct Trail {
     /// The journal of this node.
     journal: PathBuf,
     /// The trail of all nodes, if it is that one.
-    central: Option<central::Central>,
+    central: Option<Central>,
 }
 
 /// Of whom, and of when. Times in microseconds since the Unix epoch; the end is not in it.
@@ -70,8 +69,8 @@ impl Trail {
     }
 
     /// That of all nodes, and what of this node's is still on its way there.
-    pub fn of_all(journal: PathBuf, settings: Settings) -> Result<Self, AuditError> {
-        Ok(Self { journal, central: Some(central::Central::new(settings)?) })
+    pub fn of_all(journal: PathBuf, settings: &Settings) -> Result<Self, AuditError> {
+        Ok(Self { journal, central: Some(Central::new(settings)?) })
     }
 
     /// Since when it has everything.

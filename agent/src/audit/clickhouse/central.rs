@@ -1,49 +1,48 @@
-//! The questions, asked of ClickHouse.
+//! What the trail of all nodes knows of Snowflake's queries and sessions: see [`Trail`](crate::audit::trail::Trail).
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use clickhouse::{Client, RowOwned, RowRead};
+use clickhouse::query::Query;
+use clickhouse::{RowOwned, RowRead};
 
-use super::{Forwarded, MOST, Opened, STATEMENTS, Scope, TEXT};
+use super::Settings;
+use super::connection::Connection;
 use crate::audit::AuditError;
-use crate::audit::clickhouse::{Settings, one_line, reader};
+use crate::audit::trail::{Forwarded, MOST, Opened, STATEMENTS, Scope, TEXT};
 
 /// Identifiers in one question: its text has a limit.
 const AT_ONCE: usize = 2000;
 
-#[derive(Clone)]
-pub(super) struct Central {
-    client: Client,
-    url: String,
-}
-
-impl std::fmt::Debug for Central {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Central").field("url", &self.url).finish_non_exhaustive()
-    }
+#[derive(Clone, Debug)]
+pub(in crate::audit) struct Central {
+    connection: Arc<Connection>,
+    /// All rows of a journal are on one shard, and so is what is joined.
+    in_cluster: bool,
 }
 
 impl Central {
-    pub(super) fn new(settings: Settings) -> Result<Self, AuditError> {
-        Ok(Self { client: reader(&settings)?, url: settings.url })
+    pub(in crate::audit) fn new(settings: &Settings) -> Result<Self, AuditError> {
+        let connection = Arc::new(Connection::new(settings)?);
+        Ok(Self { connection, in_cluster: settings.cluster.is_some() })
     }
 
-    pub(super) async fn begins(&self) -> Result<i64, AuditError> {
+    pub(in crate::audit) async fn begins(&self) -> Result<i64, AuditError> {
         let sql = "SELECT toUnixTimestamp64Micro(min(time)) FROM events WHERE kind = 'agent_started'";
-        Ok(self.answered(self.client.query(sql).fetch_all::<i64>()).await?.first().copied().unwrap_or(0))
+        Ok(self.rows::<i64>(self.query(sql)).await?.first().copied().unwrap_or(0))
     }
 
-    pub(super) async fn known(&self, queries: &[String]) -> Result<HashSet<String>, AuditError> {
+    pub(in crate::audit) async fn known(&self, queries: &[String]) -> Result<HashSet<String>, AuditError> {
         let mut known = HashSet::new();
         for some in queries.chunks(AT_ONCE) {
             let sql = "SELECT query_id FROM outcomes WHERE query_id IN ?
                  UNION ALL SELECT query_id FROM running WHERE query_id IN ?";
-            known.extend(self.rows::<String>(self.client.query(sql).bind(some).bind(some)).await?);
+            known.extend(self.rows::<String>(self.query(sql).bind(some).bind(some)).await?);
         }
         Ok(known)
     }
 
-    pub(super) async fn forwarded(
+    pub(in crate::audit) async fn forwarded(
         &self,
         scope: &Scope,
         sessions: &[String],
@@ -64,14 +63,14 @@ impl Central {
         // Those without a session come even where there is none to ask for.
         let none = [String::new()];
         for some in if sessions.is_empty() { &none } else { sessions }.chunks(AT_ONCE) {
-            let query = self.client.query(sql).bind(TEXT).bind(&scope.account).bind(&scope.user);
+            let query = self.query(sql).bind(TEXT).bind(&scope.account).bind(&scope.user);
             let query = query.bind(scope.until).bind(scope.from).bind(some).bind(STATEMENTS);
             forwarded.extend(self.rows::<Forwarded>(query).await?);
         }
         Ok(forwarded)
     }
 
-    pub(super) async fn calls(&self, scope: &Scope) -> Result<Vec<(i64, i64)>, AuditError> {
+    pub(in crate::audit) async fn calls(&self, scope: &Scope) -> Result<Vec<(i64, i64)>, AuditError> {
         let sql = "SELECT toUnixTimestamp64Micro(s.time) AS begin,
                 if(o.status = '', 9223372036854775807, toUnixTimestamp64Micro(o.time)) AS ended
              FROM statements AS s FINAL JOIN sessions AS n FINAL ON n.id = s.session
@@ -82,7 +81,7 @@ impl Central {
         self.rows(self.of(sql, scope)).await
     }
 
-    pub(super) async fn opened(&self, scope: &Scope) -> Result<Vec<Opened>, AuditError> {
+    pub(in crate::audit) async fn opened(&self, scope: &Scope) -> Result<Vec<Opened>, AuditError> {
         let sql = "SELECT snowflake_session AS session, toUnixTimestamp64Micro(time) AS time FROM sessions FINAL
              WHERE snowflake_session <> '' AND account = ? AND upper(user) = ?
                AND sessions.time >= fromUnixTimestamp64Micro(?) AND sessions.time < fromUnixTimestamp64Micro(?)
@@ -90,7 +89,7 @@ impl Central {
         self.rows(self.of(sql, scope)).await
     }
 
-    pub(super) async fn succeeded(&self, scope: &Scope) -> Result<Vec<String>, AuditError> {
+    pub(in crate::audit) async fn succeeded(&self, scope: &Scope) -> Result<Vec<String>, AuditError> {
         let sql =
             "SELECT o.query_id FROM statements AS s FINAL JOIN outcomes AS o FINAL ON o.statement = s.id
              WHERE o.status = 'succeeded' AND o.query_id <> '' AND NOT s.describe_only
@@ -99,35 +98,39 @@ impl Central {
         self.rows(self.of(sql, scope)).await
     }
 
-    pub(super) async fn reported(&self, name: &str, ids: &[String]) -> Result<HashSet<String>, AuditError> {
+    pub(in crate::audit) async fn reported(
+        &self,
+        name: &str,
+        ids: &[String],
+    ) -> Result<HashSet<String>, AuditError> {
         let sql = "SELECT JSONExtractString(detail, ?) AS finding FROM events
              WHERE kind IN ('unrecorded_statement', 'unrecorded_login') AND finding IN ?";
         let mut reported = HashSet::new();
         for some in ids.chunks(AT_ONCE) {
-            reported.extend(self.rows::<String>(self.client.query(sql).bind(name).bind(some)).await?);
+            reported.extend(self.rows::<String>(self.query(sql).bind(name).bind(some)).await?);
         }
         Ok(reported)
     }
 
-    fn of(&self, sql: &str, scope: &Scope) -> clickhouse::query::Query {
-        let query = self.client.query(sql).bind(&scope.account).bind(&scope.user);
+    fn of(&self, sql: &str, scope: &Scope) -> Query {
+        let query = self.query(sql).bind(&scope.account).bind(&scope.user);
         query.bind(scope.from).bind(scope.until).bind(MOST)
     }
 
-    async fn rows<T: RowOwned + RowRead>(
-        &self,
-        query: clickhouse::query::Query,
-    ) -> Result<Vec<T>, AuditError> {
-        self.answered(query.fetch_all::<T>()).await
+    fn query(&self, sql: &str) -> Query {
+        let query = self.connection.endpoint().database.query(sql);
+        if self.in_cluster { query.with_setting("distributed_product_mode", "local") } else { query }
     }
 
-    async fn answered<T>(
-        &self,
-        request: impl Future<Output = clickhouse::error::Result<T>>,
-    ) -> Result<T, AuditError> {
-        let answer = tokio::time::timeout(super::super::clickhouse::REQUEST, request).await;
-        answer
-            .unwrap_or(Err(clickhouse::error::Error::TimedOut))
-            .map_err(|error| AuditError::ClickHouseRead { url: self.url.clone(), cause: one_line(&error) })
+    /// After an error the next endpoint is asked, when somebody asks again.
+    async fn rows<T: RowOwned + RowRead>(&self, query: Query) -> Result<Vec<T>, AuditError> {
+        let answer = self.connection.answered(query.fetch_all::<T>()).await;
+        answer.map_err(|error| {
+            self.connection.next();
+            match error {
+                AuditError::ClickHouse { url, cause } => AuditError::ClickHouseRead { url, cause },
+                other => other,
+            }
+        })
     }
 }

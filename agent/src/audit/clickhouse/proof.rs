@@ -1,0 +1,173 @@
+//! What ClickHouse has of a journal, to be verified.
+
+use serde_json::{Map, Value};
+use tokio::runtime::Runtime;
+use uuid::Uuid;
+
+use super::connection::Connection;
+use super::ddl::Target;
+use super::{AuditError, Settings};
+use crate::audit::chain::{Checkpoint, Leaf, Source, leaf, members};
+use crate::audit::retention::Announced;
+use crate::audit::schema::RECORDS;
+
+/// Records that are asked for at once: of each, a digest stays in memory.
+const WINDOW: i64 = 200_000;
+/// Checkpoints that are asked for at once.
+const READ: u32 = 64;
+/// No row is longer.
+const LONGEST: usize = 256 << 20;
+
+/// A journal that ClickHouse knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    pub node: String,
+    pub journal: Uuid,
+}
+
+/// The records of one journal in ClickHouse.
+pub struct DeliveredSource<'r> {
+    runtime: &'r Runtime,
+    connection: Connection,
+    target: Target,
+    journal: Uuid,
+    /// The records in (`after`, `end`].
+    window: Window,
+}
+
+#[derive(Default)]
+struct Window {
+    after: i64,
+    end: i64,
+    leaves: Vec<Leaf>,
+}
+
+/// The journals that ClickHouse has checkpoints of.
+pub async fn delivered(settings: &Settings) -> Result<Vec<Delivered>, AuditError> {
+    let connection = Connection::new(settings)?;
+    let table = settings.target()?.named("checkpoints");
+    let rows = connection
+        .rows(&format!("SELECT DISTINCT node, journal FROM {table} ORDER BY node, journal"))
+        .await?;
+    let journals = rows
+        .into_iter()
+        .filter_map(|[node, journal]| Some(Delivered { node, journal: journal.parse().ok()? }));
+    Ok(journals.collect())
+}
+
+impl<'r> DeliveredSource<'r> {
+    pub fn new(settings: &Settings, journal: Uuid, runtime: &'r Runtime) -> Result<Self, AuditError> {
+        let (connection, target) = (Connection::new(settings)?, settings.target()?);
+        Ok(Self { runtime, connection, target, journal, window: Window::default() })
+    }
+
+    fn load(&mut self, after: i64) -> Result<(), AuditError> {
+        let end = after.saturating_add(WINDOW);
+        let mut leaves = Vec::new();
+        for table in RECORDS {
+            let condition = format!("seq > {after} AND seq <= {end} ORDER BY seq LIMIT {}", 2 * WINDOW);
+            self.rows(table, &condition, |seq, row| {
+                let digest = leaf(&members(self.journal, table, row));
+                leaves.push(Leaf { seq, digest, is_checkpoint: table == "checkpoints" });
+            })?;
+        }
+        leaves.sort_by_key(|leaf| leaf.seq);
+        self.window = Window { after, end, leaves };
+        Ok(())
+    }
+
+    /// Hands over the rows of a table that are of this journal.
+    fn rows(
+        &self,
+        table: &str,
+        condition: &str,
+        mut each: impl FnMut(i64, Map<String, Value>),
+    ) -> Result<(), AuditError> {
+        let sql = format!(
+            "SELECT * REPLACE (toUnixTimestamp64Micro(time) AS time) FROM {} FINAL WHERE journal = '{}' AND {condition} \
+             SETTINGS output_format_json_quote_64bit_integers = 0",
+            self.target.named(table),
+            self.journal
+        );
+        let foreign = || self.connection.unintelligible();
+        let mut take = |line: &[u8]| {
+            let row: Map<String, Value> = serde_json::from_slice(line).map_err(|_| foreign())?;
+            each(row.get("seq").and_then(Value::as_i64).ok_or_else(foreign)?, row);
+            Ok::<_, AuditError>(())
+        };
+        self.runtime.block_on(async {
+            let query = self.connection.endpoint().server.query(&sql.replace('?', "??"));
+            let mut answer = self.connection.answered(async { query.fetch_bytes("JSONEachRow") }).await?;
+            let mut rest = Vec::new();
+            while let Some(bytes) = self.connection.answered(answer.next()).await? {
+                rest.extend_from_slice(&bytes);
+                let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+                let more = rest.split_off(whole);
+                for line in rest.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                    take(line)?;
+                }
+                rest = more;
+                if rest.len() > LONGEST {
+                    return Err(foreign());
+                }
+            }
+            if rest.is_empty() { Ok(()) } else { take(&rest) }
+        })
+    }
+}
+
+impl Source for DeliveredSource<'_> {
+    fn journal(&self) -> Uuid {
+        self.journal
+    }
+
+    fn range(&mut self) -> Result<Option<(i64, i64)>, AuditError> {
+        let ends = RECORDS.map(|table| {
+            let (table, journal) = (self.target.named(table), self.journal);
+            format!("SELECT min(seq) AS first, max(seq) AS last, count() AS rows FROM {table} WHERE journal = '{journal}'")
+        });
+        let sql = format!(
+            "SELECT min(first), max(last) FROM ({}) WHERE rows > 0 HAVING count() > 0",
+            ends.join(" UNION ALL ")
+        );
+        let rows = self.runtime.block_on(self.connection.rows(&sql))?;
+        let ends = rows
+            .first()
+            .map(|[first, last]: &[String; 2]| Option::zip(first.parse().ok(), last.parse().ok()));
+        match ends {
+            Some(None) => Err(self.connection.unintelligible()),
+            ends => Ok(ends.flatten()),
+        }
+    }
+
+    /// What left the node's journal in its time is here all the same.
+    fn removal(&mut self) -> Result<Option<Announced>, AuditError> {
+        Ok(None)
+    }
+
+    fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError> {
+        let condition = format!("number > {after} ORDER BY number LIMIT {READ}");
+        let mut checkpoints = Vec::new();
+        self.rows("checkpoints", &condition, |_, row| {
+            checkpoints.push(serde_json::from_value(Value::Object(row)));
+        })?;
+        checkpoints.into_iter().collect::<Result<_, _>>().map_err(|_| self.connection.unintelligible())
+    }
+
+    fn leaves(&mut self, after: i64, end: i64, most: usize) -> Result<Vec<Leaf>, AuditError> {
+        if after < self.window.after || after >= self.window.end || (end != i64::MAX && end > self.window.end)
+        {
+            self.load(after)?;
+        }
+        let wanted = |leaf: &&Leaf| leaf.seq > after && leaf.seq <= end;
+        let found: Vec<Leaf> = self.window.leaves.iter().filter(wanted).take(most).copied().collect();
+        if !found.is_empty() || end <= self.window.end {
+            return Ok(found);
+        }
+        // Far behind the last one there may be others.
+        match self.range()? {
+            Some((_, last)) if last > self.window.end => self.leaves(self.window.end, end, most),
+            _ => Ok(found),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The questions that a security team asks first, as views. Each sees a record once, however often it arrived.
+
+/// The columns of the journal's view of the same name.
+pub(super) const TRAIL: &str = "
+SELECT s.seq AS seq, s.time AS time, s.node AS node, s.id AS id, s.session AS session, s.request_id AS request_id,
+       s.cgroup AS cgroup, s.pid AS pid, s.uid AS uid, s.comm AS comm, s.executable AS executable,
+       s.issuer AS issuer, s.subject AS subject, s.groups AS groups, s.account AS account,
+       n.rule AS rule, n.client AS client, s.user AS user, s.role AS role, s.sql AS sql, s.kind AS kind,
+       s.effect AS effect, s.actions AS actions, s.objects AS objects, s.features AS features,
+       s.verdict AS verdict, s.policy AS policy, s.describe_only AS describe_only, s.binds AS binds,
+       if(o.status = '', 'open', o.status) AS status, o.rows AS rows, o.query_id AS query_id, o.code AS code,
+       o.message AS message, if(o.status = '', NULL, o.duration_us) AS duration_us,
+       if(o.status = '', NULL, o.response_bytes) AS response_bytes
+FROM DB.statements AS s FINAL
+LEFT JOIN DB.outcomes AS o FINAL ON o.statement = s.id
+LEFT JOIN DB.sessions AS n FINAL ON n.id = s.session";
+
+/// Allowed statements that name an object. The node is asked for because the key begins with it.
+pub(super) const ACCESS: &str = "
+SELECT s.time AS time, s.issuer AS issuer, s.subject AS subject, s.cgroup AS cgroup, s.node AS node, s.role AS role,
+       s.effect AS effect, s.actions AS actions, s.sql AS sql, s.id AS id, s.session AS session,
+       if(o.status = '', 'open', o.status) AS status, o.rows AS rows, o.query_id AS query_id
+FROM (
+    SELECT * FROM DB.statements FINAL
+    WHERE has(objects, {object:String}) AND verdict = 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
+) AS s
+LEFT JOIN (
+    SELECT statement, status, rows, query_id FROM DB.outcomes FINAL
+    WHERE time >= now64(6) - toIntervalDay({days:UInt16}) AND (node, statement) IN (
+        SELECT node, id FROM DB.statements
+        WHERE has(objects, {object:String}) AND verdict = 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
+    )
+) AS o ON o.statement = s.id";
+
+/// All that a workload did, or tried: its statements and the events that name it. `cgroup` is a pattern of LIKE.
+pub(super) const ACTIVITY: &str = "
+SELECT time, 'statement' AS what, kind, subject, cgroup, verdict, effect, sql AS detail, id
+FROM DB.statements FINAL
+WHERE cgroup LIKE {cgroup:String} AND time >= now64(6) - toIntervalDay({days:UInt16})
+UNION ALL
+SELECT time, 'event', kind, coalesce(subject, ''), coalesce(cgroup, ''), '', '', detail, id
+FROM DB.events FINAL
+WHERE cgroup LIKE {cgroup:String} AND time >= now64(6) - toIntervalDay({days:UInt16})";
+
+/// Refused and held statements, with the policy that said so and what the client was told.
+pub(super) const REFUSALS: &str = "
+SELECT s.time AS time, s.issuer AS issuer, s.subject AS subject, s.cgroup AS cgroup, s.node AS node,
+       s.verdict AS verdict, s.policy AS policy, s.effect AS effect, s.kind AS kind, s.objects AS objects,
+       s.features AS features, o.message AS message, s.sql AS sql, s.id AS id
+FROM (
+    SELECT * FROM DB.statements FINAL
+    WHERE verdict != 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
+) AS s
+LEFT JOIN (
+    SELECT statement, message FROM DB.outcomes FINAL
+    WHERE status = 'refused' AND time >= now64(6) - toIntervalDay({days:UInt16})
+) AS o ON o.statement = s.id";
+
+/// How much each caller took out.
+pub(super) const VOLUME: &str = "
+SELECT s.issuer AS issuer, s.subject AS subject, count() AS statements, sum(o.rows) AS rows,
+       sum(o.response_bytes) AS response_bytes
+FROM (
+    SELECT id, issuer, subject FROM DB.statements FINAL
+    WHERE verdict = 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
+) AS s
+INNER JOIN (
+    SELECT statement, rows, response_bytes FROM DB.outcomes FINAL
+    WHERE status = 'succeeded' AND time >= now64(6) - toIntervalDay({days:UInt16})
+) AS o ON o.statement = s.id
+GROUP BY issuer, subject";
+
+/// Objects that a caller named in an allowed statement in these days, and never before.
+pub(super) const NEW_OBJECTS: &str = "
+SELECT issuer, subject, arrayJoin(objects) AS object, min(time) AS first
+FROM DB.statements
+WHERE verdict = 'allow'
+GROUP BY issuer, subject, object
+HAVING first >= now64(6) - toIntervalDay({days:UInt16})";
+
+/// Statements under a role that may administer, or that administer.
+pub(super) const ADMIN_USE: &str = "
+SELECT time, issuer, subject, cgroup, node, user, role, effect, kind, verdict, policy, objects, sql, id
+FROM DB.statements FINAL
+WHERE (effect = 'admin' OR role IN ('ACCOUNTADMIN', 'SECURITYADMIN', 'USERADMIN', 'SYSADMIN', 'ORGADMIN',
+                                    'GLOBALORGADMIN'))
+  AND time >= now64(6) - toIntervalDay({days:UInt16})";
+
+/// Attempts to reach Snowflake otherwise than through the agent.
+pub(super) const BYPASS_ATTEMPTS: &str = "
+SELECT time, kind, cgroup, comm, executable, subject, node, account, detail, id
+FROM DB.events FINAL
+WHERE kind IN ('datagram_refused', 'diverted', 'foreign_name', 'host_mismatch', 'name_guarded', 'no_flow', 'not_tls',
+               'old_connection', 'packet_dropped', 'perimeter_dropped', 'raw_socket_refused', 'session_refused',
+               'tunnel_refused')
+  AND time >= now64(6) - toIntervalDay({days:UInt16})";
+
+/// Sessions that were open at a moment: begun before it, in the month before, and with a statement at or after it.
+pub(super) const SESSIONS_AT: &str = "
+SELECT id, time AS opened, issuer, subject, cgroup, node, user, role, client
+FROM DB.sessions FINAL
+WHERE time BETWEEN {moment:DateTime64(6, 'UTC')} - toIntervalDay(31) AND {moment:DateTime64(6, 'UTC')}
+  AND id IN (
+    SELECT session FROM DB.statements
+    WHERE time BETWEEN {moment:DateTime64(6, 'UTC')} AND {moment:DateTime64(6, 'UTC')} + toIntervalDay(31)
+  )";

@@ -1,0 +1,119 @@
+"""How long the questions of deploy/clickhouse.md take, and how much of the tables they read, by the ClickHouse engine.
+
+    snowfence schema print > schema.sql
+    python questions.py --schema schema.sql --guide deploy/clickhouse.md --rows 2000000
+
+Fills the tables with statements of 90 days, by 1,000 callers in 2,000 pods on 200 nodes, each on 20 of 5,000 tables; each
+has an outcome. Each question is asked three times, and the median is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from chdb.session import Session
+
+CHUNK = 1_000_000
+TIMES = 3
+DAYS = 90
+QUESTION = re.compile(r"^### (.+?)\n.*?```sql\n(.*?)```", re.M | re.S)
+# An identifier of a number: any, but the same each time.
+IDENTIFIER = "reinterpretAsUUID(bitShiftLeft(toUInt128(cityHash64({0})), 64) + toUInt128({0}))"
+# Of 20 that the caller uses.
+TABLE = "(number % 1000 * 5 + cityHash64(number, 3) % 20) % 5000"
+KEY = f"""concat('node-', toString(number % 200)) AS node,
+    toUUID('00000000-0000-0000-0000-000000000001') AS journal, number AS seq,
+    now64(6) - toIntervalMicrosecond(toUInt64(({{rows}} - number) * {DAYS * 86_400_000_000} / {{rows}})) AS time"""
+WORKLOAD = """if(number % 2000 = 7, '/pods/analyst', concat('/pods/pod-', toString(number % 2000))) AS cgroup,
+    1 AS pid, 1000 AS uid, 'python3' AS comm, '/usr/bin/python3' AS executable, 'https://idp.example' AS issuer,
+    concat('agent-', toString(number % 1000)) AS subject, ['analysts'] AS groups"""
+STATEMENT = f"""{IDENTIFIER.format("number")} AS id, {IDENTIFIER.format("intDiv(number, 40) + 1000000000000")} AS session,
+    toString(cityHash64(number, 1)) AS request_id, 'acme.snowflakecomputing.com' AS account, 'SVC_AGENTS' AS user,
+    if(cityHash64(number, 2) % 10000 = 0, 'ACCOUNTADMIN', 'ANALYST') AS role,
+    concat('SELECT * FROM table_', toString({TABLE}), ' WHERE id = ', toString(cityHash64(number, 4)),
+           if(cityHash64(number, 5) % 100000 = 0, ' AND salaries > 0', '')) AS sql,
+    'select' AS kind, if(cityHash64(number, 6) % 200 = 0, 'destructive', 'read') AS effect, ['select'] AS actions,
+    [if({TABLE} = 42, 'SALES.PUBLIC.ORDERS', concat('SALES.PUBLIC.TABLE_', toString({TABLE})))] AS objects, [] AS features,
+    if(cityHash64(number, 6) % 200 = 0, 'deny', 'allow') AS verdict,
+    'reads' AS policy, false AS describe_only, 0 AS binds"""
+OUTCOME = f"""{IDENTIFIER.format("number")} AS statement,
+    if(cityHash64(number, 6) % 200 = 0, 'refused', 'succeeded') AS status, toString(cityHash64(number, 7)) AS query_id,
+    cityHash64(number, 8) % 1000 AS rows, '' AS code, '' AS message, 1500 AS duration_us, 2048 AS response_bytes"""
+SESSION = f"""{IDENTIFIER.format("intDiv(number, 40) + 1000000000000")} AS id, 'acme.snowflakecomputing.com' AS account,
+    'analysts' AS rule, 'SVC_AGENTS' AS user, 'ANALYST' AS role, '1' AS snowflake_session, 'PythonConnector' AS client"""
+EVENT = f"""{IDENTIFIER.format("number")} AS id, if(number % 500 = 0, 'tunnel_refused', 'session_closed') AS kind,
+    'acme.snowflakecomputing.com' AS account, 'host' AS detail"""
+# Each table with its columns, and of how many statements one has a row there.
+TABLES = (
+    ("statements", (WORKLOAD, STATEMENT), 1),
+    ("outcomes", (OUTCOME,), 1),
+    ("sessions", (WORKLOAD, SESSION), 40),
+    ("events", (WORKLOAD, EVENT), 50),
+)
+
+
+def fill(session: Session, rows: int) -> None:
+    """Fills the tables in chunks, as they come in."""
+    for start in range(0, rows, CHUNK):
+        count = min(CHUNK, rows - start)
+        for table, columns, every in TABLES:
+            select = ", ".join((KEY.format(rows=rows), *columns))
+            names = re.findall(r"\bAS (\w+)", select)
+            session.query(
+                f"INSERT INTO snowfence.{table} ({', '.join(names)})"
+                f" SELECT {select} FROM numbers({start}, {count}) WHERE number % {every} = 0"
+                " SETTINGS max_partitions_per_insert_block = 0"
+            )
+
+
+def ask(session: Session, sql: str) -> dict[str, float]:
+    """Asks a question; seconds, rows and bytes."""
+    seconds = []
+    for _ in range(TIMES):
+        began = time.monotonic()
+        result = session.query(sql, "Null")
+        seconds.append(time.monotonic() - began)
+    return {"seconds": statistics.median(seconds), "rows": result.storage_rows_read(), "bytes": result.storage_bytes_read()}
+
+
+def main(options: argparse.Namespace) -> None:
+    """Fills, asks, and prints."""
+    with tempfile.TemporaryDirectory(prefix="questions-") as folder:
+        session = Session(folder)
+        try:
+            for statement in options.schema.read_text().split(";\n"):
+                if statement.strip():
+                    session.query(statement)
+            fill(session, options.rows)
+            count = "SELECT sum(total_rows) FROM system.tables WHERE database = 'snowfence'"
+            total = int(session.query(count, "TSV").bytes())
+            found = []
+            for title, sql in QUESTION.findall(options.guide.read_text()):
+                if "query_history" not in sql:
+                    found.append({"question": title} | ask(session, sql))
+        finally:
+            session.close()
+    if options.json:
+        print(json.dumps({"statements": options.rows, "rows": total, "questions": found}))
+        return
+    print(f"{options.rows:,} statements, {total:,} rows in all tables\n")
+    print("| question | seconds | rows read | of all rows | MB read |\n|---|--:|--:|--:|--:|")
+    for each in found:
+        share = each["rows"] / total
+        megabytes = each["bytes"] / 1e6
+        print(f"| {each['question']} | {each['seconds']:.3f} | {each['rows']:,} | {share:.1%} | {megabytes:.1f} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--schema", type=Path, required=True, metavar="FILE", help="the DDL")
+    parser.add_argument("--guide", type=Path, required=True, metavar="FILE", help="where the questions are")
+    parser.add_argument("--rows", type=int, default=2_000_000, metavar="N", help="statements")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    main(parser.parse_args())
