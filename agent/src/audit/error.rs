@@ -11,8 +11,6 @@ use uuid::Uuid;
 pub enum AuditError {
     #[error("ClickHouse at {url}: {cause}")]
     ClickHouse { url: String, cause: String },
-    #[error("cannot ask ClickHouse at {url}: {cause}")]
-    ClickHouseRead { url: String, cause: String },
     #[error("a batch for ClickHouse must have at least one row")]
     ClickHouseBatch,
     #[error(

@@ -125,12 +125,9 @@ impl Central {
     /// After an error the next endpoint is asked, when somebody asks again.
     async fn rows<T: RowOwned + RowRead>(&self, query: Query) -> Result<Vec<T>, AuditError> {
         let answer = self.connection.answered(query.fetch_all::<T>()).await;
-        answer.map_err(|error| {
+        if answer.is_err() {
             self.connection.next();
-            match error {
-                AuditError::ClickHouse { url, cause } => AuditError::ClickHouseRead { url, cause },
-                other => other,
-            }
-        })
+        }
+        answer
     }
 }
