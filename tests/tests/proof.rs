@@ -118,7 +118,7 @@ fn two_programs_prove_a_trail_and_find_what_was_changed() -> Result<()> {
     assert!(strange.problems()[0].contains("another_key"), "{:?}", strange.problems());
     let shown = sandbox.snowfence(["audit", "verify"])?.into_stdout()?;
     assert!(
-        shown.contains("records of sandbox verified by") && !shown.contains("nobody has said"),
+        shown.contains("records of sandbox are as they were signed") && !shown.contains("nobody has said"),
         "{shown}"
     );
     Ok(())

@@ -214,9 +214,9 @@ say(**attempt(lambda: cursor.execute("select '" + "x" * 100000 + "'")))
         Ok(ureq::get("http://127.0.0.1:9464/metrics").call()?.body_mut().read_to_string()?)
     })?;
     for line in [
-        "snowfence_siem_given_up_records_total{sink=\"splunk\"} 2",
-        "snowfence_siem_given_up_records_total{sink=\"lines\"} 0",
-        "snowfence_siem_errors_total{sink=\"syslog\"} 0",
+        "snowfence_sink_given_up_records_total{sink=\"splunk\"} 2",
+        "snowfence_sink_given_up_records_total{sink=\"lines\"} 0",
+        "snowfence_sink_errors_total{sink=\"syslog\"} 0",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }

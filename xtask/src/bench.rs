@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: built as the caller, run as root.
 
-use std::{path::Path, process::ExitCode};
+use std::path::Path;
+use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -30,6 +31,8 @@ pub struct Options {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Measured {
+    /// How many statements the journal takes, what that adds to one, and how fast it is signed, verified and delivered.
+    Audit,
     /// What the kernel programs cost connections that are not to Snowflake.
     Capture,
     /// How long the questions of deploy/clickhouse.md take, and how much of the tables they read.
@@ -39,10 +42,11 @@ enum Measured {
 }
 
 impl Measured {
-    const ALL: [Self; 3] = [Self::Capture, Self::Questions, Self::Results];
+    const ALL: [Self; 4] = [Self::Audit, Self::Capture, Self::Questions, Self::Results];
 
     fn name(self) -> &'static str {
         match self {
+            Self::Audit => "audit",
             Self::Capture => "capture",
             Self::Questions => "questions",
             Self::Results => "results",
@@ -52,21 +56,28 @@ impl Measured {
     fn pairs(self) -> u32 {
         match self {
             Self::Capture => 200,
-            Self::Questions | Self::Results => 20,
+            Self::Audit | Self::Questions | Self::Results => 20,
         }
     }
 }
 
 /// Measures, and prints the figures.
 pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
+    let all = options.what.map_or(Measured::ALL.to_vec(), |what| vec![what]);
+    let (audit, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|what| matches!(what, Measured::Audit));
+    if !audit.is_empty() {
+        self::audit(root, options.json)?;
+    }
+    if others.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
     setup::packages()?;
     setup::kernel()?;
     let privilege = Privilege::acquire(WHY)?;
     let release = Build { release: true };
     let agent = build::all(root, release)?.agent;
     let sandbox = build::sandbox(root, release)?;
-    let all = options.what.map_or(Measured::ALL.to_vec(), |what| vec![what]);
-    for what in all {
+    for what in others {
         let pairs = options.pairs.unwrap_or(what.pairs()).to_string();
         let mut command = privilege.command(&sandbox, &setup::variables_for_root());
         command
@@ -78,4 +89,19 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
         programs::run(&mut command)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The journal needs neither root nor a kernel of its own.
+fn audit(root: &Path, json: bool) -> Result<()> {
+    let sandbox = build::sandbox(root, Build { release: false })?;
+    let interpreters = setup::python(&sandbox)?;
+    let python = interpreters.get("clickhouse").context("find the Python of ClickHouse")?;
+    let server = root.join("tests/python/clickhouse.py");
+    let mut command = Command::new("cargo");
+    command.args(["bench", "--quiet", "--package", "snowfence", "--bench", "audit"]).current_dir(root);
+    command.env("SNOWFENCE_TEST_CLICKHOUSE", format!("{} {}", python.display(), server.display()));
+    if json {
+        command.args(["--", "--json"]);
+    }
+    programs::run(&mut command)
 }

@@ -147,7 +147,7 @@ impl Collector for Spool {
     }
 }
 
-/// How far the SIEM sinks are.
+/// How far the trail is delivered.
 #[derive(Debug)]
 struct Sinks(Vec<Monitor>);
 
@@ -157,23 +157,23 @@ impl Collector for Sinks {
         let label = |sink: &Status| [("sink", sink.name.clone())];
         let gauge = ConstGauge::new(0_i64).metric_type();
         let help = "The last record of the journal that has arrived, by sink";
-        let mut family = encoder.encode_descriptor("siem_delivered_seq", help, None, gauge)?;
+        let mut family = encoder.encode_descriptor("sink_delivered_seq", help, None, gauge)?;
         for sink in &sinks {
             ConstGauge::new(sink.delivered).encode(family.encode_family(&label(sink))?)?;
         }
         let help = "Records that have not arrived, by sink";
-        let mut family = encoder.encode_descriptor("siem_pending_records", help, None, gauge)?;
+        let mut family = encoder.encode_descriptor("sink_pending_records", help, None, gauge)?;
         for sink in &sinks {
             ConstGauge::new(sink.pending).encode(family.encode_family(&label(sink))?)?;
         }
         let counter = ConstCounter::new(0_u64).metric_type();
         let help = "Tries to deliver that failed, by sink";
-        let mut family = encoder.encode_descriptor("siem_errors", help, None, counter)?;
+        let mut family = encoder.encode_descriptor("sink_errors", help, None, counter)?;
         for sink in &sinks {
             ConstCounter::new(sink.errors).encode(family.encode_family(&label(sink))?)?;
         }
         let help = "Records that were refused for good, by sink";
-        let mut family = encoder.encode_descriptor("siem_given_up_records", help, None, counter)?;
+        let mut family = encoder.encode_descriptor("sink_given_up_records", help, None, counter)?;
         for sink in &sinks {
             ConstCounter::new(sink.given_up).encode(family.encode_family(&label(sink))?)?;
         }

@@ -16,7 +16,7 @@ pub struct Status {
     pub since: u64,
     pub endpoints: EndpointCounts,
     pub coverage: CoverageState,
-    /// Where the trail is delivered, besides ClickHouse.
+    /// Where the trail is delivered.
     #[serde(default)]
     pub sinks: Vec<delivery::Status>,
 }

@@ -19,7 +19,7 @@ pub struct Delivery {
     key: SigningKey,
     keep: Option<Duration>,
     limit: u64,
-    clickhouse: Option<clickhouse::Settings>,
+    clickhouse: Option<(clickhouse::Settings, Arc<watch::Sender<Progress>>)>,
     siem: Vec<(Arc<Siem>, Arc<watch::Sender<Progress>>)>,
     control: Handle,
     running: Option<(CancellationToken, JoinSet<()>)>,
@@ -39,7 +39,7 @@ impl Delivery {
             key: SigningKey::open(&State(&config.agent.state_dir).signing_key())?,
             keep: config.journal.keep,
             limit: config.journal.limit,
-            clickhouse: settings(config)?,
+            clickhouse: settings(config)?.map(|settings| (settings, Arc::default())),
             siem,
             control: control.clone(),
             running: None,
@@ -54,16 +54,17 @@ impl Delivery {
         journal.set_limit(self.limit);
         let notary = Notary::new(journal.clone(), self.key.clone());
         running.spawn_on(notary.run(end.clone().cancelled_owned()), &self.control);
-        if let Some(settings) = &self.clickhouse {
+        if let Some((settings, progress)) = &self.clickhouse {
             let writer = clickhouse::Writer::new(journal.clone(), settings.clone())?;
-            sinks.push(writer.cursor());
-            running.spawn_on(writer.run(end.clone().cancelled_owned()), &self.control);
+            let delivering = writer.run(Arc::clone(progress), end.clone().cancelled_owned());
+            running.spawn_on(delivering, &self.control);
+            sinks.push(Arc::clone(progress));
         }
         for (settings, progress) in &self.siem {
-            sinks.push(watch::channel(Some(siem::cursor(settings))).1);
             let sink = siem::Sink::new(journal, settings)?;
             let delivering = sink.run(Arc::clone(progress), end.clone().cancelled_owned());
             running.spawn_on(delivering, &self.control);
+            sinks.push(Arc::clone(progress));
         }
         let retention = Retention { keep: self.keep, sinks };
         running.spawn_on(retention.run(journal.clone(), end.clone().cancelled_owned()), &self.control);
@@ -79,9 +80,11 @@ impl Delivery {
         }
     }
 
-    /// How far the SIEM sinks are, from now on.
+    /// How far each sink is, from now on.
     pub fn monitors(&self, journal: &Journal) -> Vec<Monitor> {
-        self.siem.iter().map(|(sink, progress)| Monitor::new(&sink.name, journal, progress)).collect()
+        let clickhouse = self.clickhouse.iter().map(|(_, progress)| ("clickhouse", progress));
+        let siem = self.siem.iter().map(|(sink, progress)| (sink.name.as_str(), progress));
+        clickhouse.chain(siem).map(|(name, progress)| Monitor::new(name, journal, progress)).collect()
     }
 }
 

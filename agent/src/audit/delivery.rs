@@ -29,20 +29,23 @@ pub(super) trait Sink: Send {
     /// How it is called in messages.
     fn name(&self) -> &str;
 
-    /// The name of its cursor: another one begins with the first record.
-    fn cursor(&self) -> String;
-
     /// For how many records, and for how long, a batch waits.
     fn patience(&self) -> (u32, Duration);
 
-    /// Makes the place ready: at first, and after each failure, as it may be another one by then.
-    fn prepare(&mut self) -> impl Future<Output = Result<(), AuditError>> + Send;
+    /// Makes the place ready: at first, and after each failure, as it may be another one by then. Returns the name of its
+    /// cursor: one that has none yet begins with the first record.
+    fn prepare(&mut self) -> impl Future<Output = Result<String, AuditError>> + Send;
 
     /// Where the batch ends that begins after `after`, behind which there are records.
     fn choose_end(&mut self, after: i64) -> impl Future<Output = Result<i64, AuditError>> + Send;
 
     /// Delivers what is in (`after`, `end`], and returns when it has arrived: how many records had to be given up.
     fn send(&mut self, after: i64, end: i64) -> impl Future<Output = Result<u64, AuditError>> + Send;
+
+    /// Hears that a try has failed. Says whether the next one has to wait.
+    fn has_failed(&mut self) -> impl Future<Output = bool> + Send {
+        std::future::ready(true)
+    }
 }
 
 /// How far a delivery is.
@@ -72,10 +75,24 @@ pub struct Monitor {
 /// What is known of a sink from one run of its delivery to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
+    /// The name of the cursor, once it is known.
+    cursor: Option<String>,
     delivered: i64,
     errors: u64,
     given_up: u64,
     error: Option<String>,
+}
+
+impl Progress {
+    #[cfg(test)]
+    pub(super) fn of(cursor: &str) -> Self {
+        Self { cursor: Some(cursor.to_owned()), ..Self::default() }
+    }
+
+    /// The name of the cursor in the journal, once it is known.
+    pub(super) fn cursor(&self) -> Option<&str> {
+        self.cursor.as_deref()
+    }
 }
 
 impl Monitor {
@@ -84,7 +101,7 @@ impl Monitor {
     }
 
     pub fn status(&self) -> Status {
-        let Progress { delivered, errors, given_up, error } = self.progress.borrow().clone();
+        let Progress { delivered, errors, given_up, error, .. } = self.progress.borrow().clone();
         let pending = self.written.borrow().last_seq.saturating_sub(delivered);
         Status { name: self.name.clone(), delivered, pending, errors, given_up, error }
     }
@@ -98,14 +115,8 @@ pub(super) struct Delivery<S> {
 }
 
 impl<S: Sink> Delivery<S> {
-    pub(super) fn new(
-        journal: Journal,
-        sink: S,
-        progress: Arc<watch::Sender<Progress>>,
-    ) -> Result<Self, AuditError> {
-        let cursor = store::cursor(&schema::open_read_only(journal.path())?, &sink.cursor())?;
-        progress.send_modify(|progress| progress.delivered = cursor.delivered);
-        Ok(Self { journal, sink, progress })
+    pub(super) fn new(journal: Journal, sink: S, progress: Arc<watch::Sender<Progress>>) -> Self {
+        Self { journal, sink, progress }
     }
 
     /// Delivers until `stop` is done or the journal is closed. May be dropped at any moment.
@@ -119,9 +130,9 @@ impl<S: Sink> Delivery<S> {
     async fn deliver(mut self) {
         let mut written = self.journal.written();
         let mut tries = 0;
-        let mut is_ready = false;
+        let mut name = None;
         loop {
-            match self.deliver_next(&mut written, &mut is_ready).await {
+            match self.deliver_next(&mut written, &mut name).await {
                 Ok(()) => {
                     if tries > 0 {
                         info!("{} takes records again", self.sink.name());
@@ -139,8 +150,10 @@ impl<S: Sink> Delivery<S> {
                         progress.errors += 1;
                         progress.error = Some(error.to_string());
                     });
-                    is_ready = false;
-                    sleep(delay(tries)).await;
+                    name = None;
+                    if self.sink.has_failed().await {
+                        sleep(delay(tries)).await;
+                    }
                     tries = tries.saturating_add(1);
                 }
             }
@@ -151,17 +164,21 @@ impl<S: Sink> Delivery<S> {
     async fn deliver_next(
         &mut self,
         written: &mut watch::Receiver<Written>,
-        is_ready: &mut bool,
+        name: &mut Option<String>,
     ) -> Result<(), AuditError> {
-        if !*is_ready {
-            self.sink.prepare().await?;
-            *is_ready = true;
-        }
-        let name = self.sink.cursor();
+        let name = match name {
+            Some(name) => name.clone(),
+            None => name.insert(self.sink.prepare().await?).clone(),
+        };
         let cursor = {
             let name = name.clone();
             read(&self.journal, move |connection| store::cursor(connection, &name)).await?
         };
+        self.progress.send_modify(|progress| {
+            progress.cursor = Some(name.clone());
+            progress.delivered = cursor.delivered;
+            progress.error = None;
+        });
         let end = if S::SAME_AGAIN && cursor.sending > cursor.delivered {
             cursor.sending
         } else {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::chain::Checkpoint;
+use super::delivery::Progress;
 use super::payload::hexadecimal;
 use super::{AuditError, Event, EventKind, Journal, now, schema, store};
 
@@ -30,9 +31,8 @@ const PART: i64 = 5;
 pub struct Retention {
     /// `None`: until there is no more room.
     pub keep: Option<Duration>,
-    /// The cursors that records must have passed, as soon as their names are known. Where there are none, records go by their
-    /// age alone.
-    pub sinks: Vec<watch::Receiver<Option<String>>>,
+    /// What records must have been delivered to. Where that is nothing, records go by their age alone.
+    pub sinks: Vec<Arc<watch::Sender<Progress>>>,
 }
 
 /// The detail of the event `records_removed`.
@@ -114,8 +114,8 @@ impl Retention {
     ) -> rusqlite::Result<Option<Removal>> {
         let mut delivered = i64::MAX;
         for sink in &self.sinks {
-            let Some(sink) = sink.borrow().clone() else { return Ok(None) };
-            delivered = delivered.min(store::delivered(connection, &sink)?);
+            let Some(cursor) = sink.borrow().cursor().map(ToOwned::to_owned) else { return Ok(None) };
+            delivered = delivered.min(store::delivered(connection, &cursor)?);
         }
         let newest = |condition: &str, bound: i64| {
             let sql = format!(

@@ -52,7 +52,7 @@ pub fn stats(journal: &Path, filter: &Filter, by: By, last: u32) -> Result<Summa
         "SELECT {what} AS {name}, count(*) AS statements, coalesce(sum(o.status = 'refused'), 0) AS refused,
                 coalesce(sum(o.status = 'failed'), 0) AS failed, count(DISTINCT s.session) AS sessions,
                 coalesce(sum(o.rows), 0) AS rows, coalesce(sum(o.response_bytes), 0) AS bytes,
-                coalesce(avg(o.duration_us) / 1000, 0) AS mean_ms, coalesce(max(o.duration_us) / 1000, 0) AS longest_ms
+                cast(coalesce(avg(o.duration_us), 0) / 1000 AS INTEGER) AS mean_ms, coalesce(max(o.duration_us) / 1000, 0) AS longest_ms
          FROM statements s{objects} LEFT JOIN outcomes o ON o.statement = s.id
          WHERE {}
          GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT :last",

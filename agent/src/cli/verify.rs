@@ -103,15 +103,21 @@ fn exported(arguments: &VerifyArguments, path: &Path) -> Result<(), Failure> {
         }
         writeln!(
             out,
-            "session {} of {}: {} records verified, {} not signed yet, {} statements without an outcome; {} payloads, {} not whole",
+            "{} records of session {} on {} are as they were signed, with {} payloads",
+            report.verified,
             report.session,
             name(&report.node),
-            report.verified,
-            report.unsigned,
-            report.open,
-            report.payloads,
-            report.incomplete
+            report.payloads
         )?;
+        for (count, what) in [
+            (report.unsigned, "records were not signed yet when it was exported"),
+            (report.open, "statements have no outcome: it was not known then, or was left out"),
+            (report.incomplete, "payloads are not whole: their pieces were no longer kept, or were left out"),
+        ] {
+            if count > 0 {
+                writeln!(out, "{count} {what}")?;
+            }
+        }
         tell_keys(&mut out, report.key_is_known, &report.keys)?;
     }
     judge(report.problems.is_empty())
@@ -208,15 +214,21 @@ fn print(report: &Report, format: Format) -> Result<(), Failure> {
     if report.more_problems > 0 {
         writeln!(out, "and {} more", report.more_problems)?;
     }
+    let checkpoints = if report.checkpoints == 1 { "checkpoint" } else { "checkpoints" };
     writeln!(
         out,
-        "{} records of {} verified by {} checkpoints, up to record {}; {} after that are not signed yet",
+        "{} records of {} are as they were signed ({} {checkpoints}, up to record {})",
         report.verified,
         name(&report.node),
         report.checkpoints,
-        report.signed,
-        report.unsigned
+        report.signed
     )?;
+    if let Some(removed) = report.removed_through {
+        writeln!(out, "those up to record {removed} left the journal in their time")?;
+    }
+    if report.unsigned > 0 {
+        writeln!(out, "{} after that are not signed yet", report.unsigned)?;
+    }
     tell_keys(&mut out, report.key_is_known, &report.keys)?;
     Ok(())
 }

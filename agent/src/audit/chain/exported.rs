@@ -200,7 +200,8 @@ impl Verification {
         match proof {
             None => self.unsigned.push(seq),
             Some(proof) if self.is_proven(members, seq, proof) => self.report.verified += 1,
-            Some(_) => return self.add(Problem::Changed { seq }),
+            // It has its place all the same: what follows it is judged by itself.
+            Some(_) => self.add(Problem::Changed { seq }),
         }
         self.place(members, seq);
     }

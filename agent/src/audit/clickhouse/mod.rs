@@ -17,23 +17,22 @@ mod roles;
 mod tables;
 mod views;
 
-use std::collections::hash_map::RandomState;
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::clickhouse::{Row, RowOwned, RowWrite};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{info, warn};
+use tracing::info;
 
 use self::batch::Batch;
 use self::connection::Connection;
 use self::ddl::Target;
 use self::deployed::Deployed;
+use super::delivery::{self, Delivery, Progress, Sink};
 use super::store::{self, Cursor};
-use super::{AuditError, Journal, Written, schema};
+use super::{AuditError, Journal};
 use crate::config::{RetentionDays, Secret};
 
 pub(super) use self::central::Central;
@@ -42,9 +41,6 @@ pub use self::proof::{Delivered, DeliveredSource, delivered};
 
 /// How long ClickHouse has for one request.
 const REQUEST: Duration = Duration::from_mins(2);
-
-const FIRST_DELAY: Duration = Duration::from_millis(500);
-const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
 /// Where ClickHouse is, and how much goes there at once.
 #[derive(Clone, Debug)]
@@ -72,33 +68,12 @@ pub struct Settings {
     pub request: Duration,
 }
 
-/// How far the delivery is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// `seq` of the last record that ClickHouse has confirmed.
-    pub delivered: i64,
-    /// Records that it has not confirmed.
-    pub pending: i64,
-    /// Why the last try failed; `None` after one that did not.
-    pub error: Option<String>,
-}
-
-/// Answers [`Status`] while the writer runs.
-#[derive(Clone, Debug)]
-pub struct Monitor {
-    written: watch::Receiver<Written>,
-    progress: watch::Receiver<Progress>,
-}
-
-/// The task that delivers. [`Writer::run`] runs it.
+/// Delivers to ClickHouse. [`Writer::run`] runs it.
 #[derive(Debug)]
 pub struct Writer {
     journal: Journal,
     settings: Settings,
     connection: Connection,
-    progress: watch::Sender<Progress>,
-    /// The name of its cursor in the journal, once ClickHouse has told.
-    cursor: watch::Sender<Option<String>>,
 }
 
 impl Settings {
@@ -129,14 +104,6 @@ impl Settings {
     }
 }
 
-impl Monitor {
-    pub fn status(&self) -> Status {
-        let Progress { delivered, error } = self.progress.borrow().clone();
-        let pending = self.written.borrow().last_seq.saturating_sub(delivered);
-        Status { delivered, pending, error }
-    }
-}
-
 impl Writer {
     /// Checks the settings. Sends nothing yet.
     pub fn new(journal: Journal, settings: Settings) -> Result<Self, AuditError> {
@@ -145,103 +112,12 @@ impl Writer {
             return Err(AuditError::ClickHouseBatch);
         }
         let connection = Connection::new(&settings)?;
-        let (progress, cursor) = (watch::Sender::default(), watch::Sender::default());
-        Ok(Self { journal, settings, connection, progress, cursor })
-    }
-
-    /// The name of its cursor in the journal, once ClickHouse has told.
-    pub fn cursor(&self) -> watch::Receiver<Option<String>> {
-        self.cursor.subscribe()
-    }
-
-    pub fn monitor(&self) -> Monitor {
-        Monitor { written: self.journal.written(), progress: self.progress.subscribe() }
+        Ok(Self { journal, settings, connection })
     }
 
     /// Delivers until `stop` is done or the journal is closed. May be dropped at any moment.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
-        tokio::select! {
-            () = self.deliver() => {}
-            () = stop => {}
-        }
-    }
-
-    async fn deliver(&self) {
-        let mut written = self.journal.written();
-        let mut tries = 0;
-        let mut sink = None;
-        loop {
-            match self.deliver_next(&mut written, &mut sink).await {
-                Ok(()) => {
-                    if tries > 0 {
-                        info!("ClickHouse takes records again");
-                    }
-                    tries = 0;
-                }
-                Err(AuditError::Closed) => return,
-                Err(error) => {
-                    if tries == 0 {
-                        warn!(
-                            "{error}; the journal keeps the records, and delivery is tried until it succeeds"
-                        );
-                    }
-                    self.progress.send_modify(|progress| progress.error = Some(error.to_string()));
-                    // It may be another server by now.
-                    sink = None;
-                    self.connection.endpoint().database.clear_cached_metadata().await;
-                    // The others may be well: only when each had its turn is there reason to wait.
-                    if self.connection.next() {
-                        sleep(delay(tries)).await;
-                    }
-                    tries = tries.saturating_add(1);
-                }
-            }
-        }
-    }
-
-    /// Delivers one batch; waits for records where there are none.
-    async fn deliver_next(
-        &self,
-        written: &mut watch::Receiver<Written>,
-        sink: &mut Option<String>,
-    ) -> Result<(), AuditError> {
-        let sink = match sink {
-            Some(sink) => sink,
-            None => sink.insert(self.prepare().await?),
-        };
-        let cursor = self.read_cursor(sink).await?;
-        self.progress.send_replace(Progress { delivered: cursor.delivered, error: None });
-        let end = if cursor.sending > cursor.delivered {
-            cursor.sending
-        } else {
-            self.wait_for_records(cursor.delivered, written).await;
-            let end = self.choose_end(cursor.delivered).await?;
-            let sending = Cursor { delivered: cursor.delivered, sending: end };
-            self.journal.save_cursor(sink, sending).await?;
-            end
-        };
-        self.send(cursor.delivered, end).await?;
-        self.journal.save_cursor(sink, Cursor { delivered: end, sending: end }).await?;
-        self.progress.send_replace(Progress { delivered: end, error: None });
-        Ok(())
-    }
-
-    /// Sees to the schema. Returns the name of the cursor: it is that of the ClickHouse, by whichever endpoint, so that
-    /// another one, or a new database in its place, gets everything from the beginning.
-    async fn prepare(&self) -> Result<String, AuditError> {
-        let deployed = Deployed::new(&self.connection, &self.settings)?;
-        let found = deployed.version().await?;
-        if self.settings.apply_schema {
-            deployed.apply(found, &|step| info!("ClickHouse: {step}")).await?;
-        } else {
-            Deployed::require_current(found)?;
-        }
-        let sink = format!("clickhouse {}", deployed.destination().await?);
-        if self.read_cursor(&sink).await? == Cursor::default() {
-            self.adopt_cursor(&sink, &deployed).await?;
-        }
-        self.cursor.send_replace(Some(sink.clone()));
-        Ok(sink)
+    pub async fn run(self, progress: Arc<watch::Sender<Progress>>, stop: impl Future<Output = ()>) {
+        Delivery::new(self.journal.clone(), self, progress).run(stop).await;
     }
 
     /// Goes on where a version of this program was that named the cursor by the URL; if it was this ClickHouse: then it
@@ -255,39 +131,9 @@ impl Writer {
         Ok(())
     }
 
-    async fn wait_for_records(&self, delivered: i64, written: &mut watch::Receiver<Written>) {
-        let has = |rows: i64| move |written: &Written| written.last_seq.saturating_sub(delivered) >= rows;
-        // The journal that this writer holds keeps the sender: neither wait can fail.
-        let _ = written.wait_for(has(1)).await;
-        let full = written.wait_for(has(i64::from(self.settings.batch_rows)));
-        let until = Instant::now() + self.settings.interval;
-        tokio::select! {
-            _ = full => {}
-            () = sleep_until(until) => {}
-        }
-    }
-
     async fn read_cursor(&self, sink: &str) -> Result<Cursor, AuditError> {
         let sink = sink.to_owned();
-        self.read(move |connection| store::cursor(connection, &sink)).await
-    }
-
-    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
-        let (rows, bytes) = (self.settings.batch_rows, self.settings.batch_bytes);
-        self.read(move |connection| batch::choose_end(connection, after, rows, bytes)).await
-    }
-
-    async fn send(&self, after: i64, end: i64) -> Result<(), AuditError> {
-        let journal = self.journal.id();
-        let Batch { sessions, statements, outcomes, events, payloads, running, checkpoints } =
-            self.read(move |connection| Batch::read(connection, journal, after, end)).await?;
-        self.insert("sessions", sessions, after, end).await?;
-        self.insert("statements", statements, after, end).await?;
-        self.insert("outcomes", outcomes, after, end).await?;
-        self.insert("events", events, after, end).await?;
-        self.insert("payloads", payloads, after, end).await?;
-        self.insert("running", running, after, end).await?;
-        self.insert("checkpoints", checkpoints, after, end).await
+        delivery::read(&self.journal, move |connection| store::cursor(connection, &sink)).await
     }
 
     async fn insert<T>(&self, table: &str, rows: Vec<T>, after: i64, end: i64) -> Result<(), AuditError>
@@ -308,23 +154,62 @@ impl Writer {
         };
         self.connection.answered(insert).await
     }
-
-    /// Reads the journal on a thread where that may block.
-    async fn read<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&rusqlite::Connection) -> Result<T, AuditError> + Send + 'static,
-    ) -> Result<T, AuditError> {
-        let path = self.journal.path().to_owned();
-        let task = tokio::task::spawn_blocking(move || read(&schema::open_read_only(&path)?));
-        // It is cancelled only when the runtime ends.
-        task.await.unwrap_or(Err(AuditError::Closed))
-    }
 }
 
-#[derive(Clone, Debug, Default)]
-struct Progress {
-    delivered: i64,
-    error: Option<String>,
+impl Sink for Writer {
+    const SAME_AGAIN: bool = true;
+
+    fn name(&self) -> &'static str {
+        "ClickHouse"
+    }
+
+    fn patience(&self) -> (u32, Duration) {
+        (self.settings.batch_rows, self.settings.interval)
+    }
+
+    /// Sees to the schema. The cursor is named by the ClickHouse, by whichever endpoint, so that another one, or a new
+    /// database in its place, gets everything from the beginning.
+    async fn prepare(&mut self) -> Result<String, AuditError> {
+        let deployed = Deployed::new(&self.connection, &self.settings)?;
+        let found = deployed.version().await?;
+        if self.settings.apply_schema {
+            deployed.apply(found, &|step| info!("ClickHouse: {step}")).await?;
+        } else {
+            Deployed::require_current(found)?;
+        }
+        let cursor = format!("clickhouse {}", deployed.destination().await?);
+        if self.read_cursor(&cursor).await? == Cursor::default() {
+            self.adopt_cursor(&cursor, &deployed).await?;
+        }
+        Ok(cursor)
+    }
+
+    async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {
+        let (rows, bytes) = (self.settings.batch_rows, self.settings.batch_bytes);
+        delivery::read(&self.journal, move |connection| batch::choose_end(connection, after, rows, bytes))
+            .await
+    }
+
+    async fn send(&mut self, after: i64, end: i64) -> Result<u64, AuditError> {
+        let journal = self.journal.id();
+        let Batch { sessions, statements, outcomes, events, payloads, running, checkpoints } =
+            delivery::read(&self.journal, move |connection| Batch::read(connection, journal, after, end))
+                .await?;
+        self.insert("sessions", sessions, after, end).await?;
+        self.insert("statements", statements, after, end).await?;
+        self.insert("outcomes", outcomes, after, end).await?;
+        self.insert("events", events, after, end).await?;
+        self.insert("payloads", payloads, after, end).await?;
+        self.insert("running", running, after, end).await?;
+        self.insert("checkpoints", checkpoints, after, end).await?;
+        Ok(0)
+    }
+
+    /// It may be another server by now. The others may be well: only when each had its turn is there reason to wait.
+    async fn has_failed(&mut self) -> bool {
+        self.connection.endpoint().database.clear_cached_metadata().await;
+        self.connection.next()
+    }
 }
 
 fn is_identifier(name: &str) -> bool {
@@ -332,14 +217,6 @@ fn is_identifier(name: &str) -> bool {
     name.len() <= 64
         && characters.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
         && characters.all(|other| other.is_ascii_alphanumeric() || other == '_')
-}
-
-/// Doubles from [`FIRST_DELAY`] to [`LONGEST_DELAY`], less up to half of it by chance, so that a fleet does not come
-/// back in step.
-fn delay(tries: u32) -> Duration {
-    let longest = FIRST_DELAY.saturating_mul(2_u32.saturating_pow(tries)).min(LONGEST_DELAY);
-    let chance = RandomState::new().build_hasher().finish() % 1000;
-    longest.mul_f64(1.0 - f64::from(u16::try_from(chance).unwrap_or(0)) / 2000.0)
 }
 
 #[cfg(test)]

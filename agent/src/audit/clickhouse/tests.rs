@@ -7,15 +7,22 @@ mod server;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::*;
 use crate::audit::samples::{event, statement};
-use crate::audit::{EventKind, Verdict};
+use crate::audit::{EventKind, Verdict, schema};
 
 fn settings(url: String) -> Settings {
     Settings { batch_rows: 300, interval: Duration::from_millis(20), ..Settings::new(vec![url], "snowfence") }
+}
+
+/// What a writer tells its progress to, and whoever asks for it.
+fn watched(journal: &Journal) -> (Arc<watch::Sender<Progress>>, delivery::Monitor) {
+    let progress = Arc::<watch::Sender<Progress>>::default();
+    let monitor = delivery::Monitor::new("clickhouse", journal, &progress);
+    (progress, monitor)
 }
 
 #[tokio::test]
@@ -73,16 +80,6 @@ async fn a_batch_ends_at_its_rows_or_bytes() {
     assert_eq!(end(0, 100, 0), 1);
 }
 
-#[test]
-fn delays_grow_to_a_limit_and_differ() {
-    for tries in [0, 1, 5, 10, 1000, u32::MAX] {
-        let longest = FIRST_DELAY.saturating_mul(2_u32.saturating_pow(tries)).min(LONGEST_DELAY);
-        let delays: Vec<_> = (0..20).map(|_| delay(tries)).collect();
-        assert!(delays.iter().all(|delay| *delay <= longest && *delay >= longest / 2), "{tries}: {delays:?}");
-        assert!(delays.iter().any(|delay| *delay != delays[0]), "{tries}: no chance in it");
-    }
-}
-
 #[tokio::test]
 async fn a_dead_clickhouse_holds_nothing_up_and_keeps_the_range() {
     let directory = tempfile::tempdir().unwrap();
@@ -90,7 +87,7 @@ async fn a_dead_clickhouse_holds_nothing_up_and_keeps_the_range() {
     let journal = Journal::open(&path, "node").unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let writer = Writer::new(journal.clone(), settings(format!("http://127.0.0.1:{port}"))).unwrap();
-    let monitor = writer.monitor();
+    let (progress, monitor) = watched(&journal);
     let appended = async {
         for _ in 0..200 {
             journal.append(vec![event(EventKind::NoFlow).into()]).await.unwrap();
@@ -99,7 +96,7 @@ async fn a_dead_clickhouse_holds_nothing_up_and_keeps_the_range() {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(Duration::from_secs(30), writer.run(appended)).await.unwrap();
+    timeout(Duration::from_secs(30), writer.run(progress, appended)).await.unwrap();
     let status = monitor.status();
     assert_eq!((status.delivered, status.pending), (0, 200));
     assert!(monitor.status().error.unwrap().contains("ClickHouse at http"));
@@ -128,7 +125,9 @@ async fn the_next_endpoint_gets_the_same_range_with_the_same_token() {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(Duration::from_secs(30), writer.run(tried)).await.expect("both are tried, again and again");
+    timeout(Duration::from_secs(30), writer.run(Arc::default(), tried))
+        .await
+        .expect("both are tried, again and again");
     let expected = format!("{} events 0 7", journal.id()).replace(' ', "+");
     let tokens = [one.tokens(), other.tokens()].concat();
     assert!(tokens.iter().all(|token| *token == expected), "{tokens:?}");
@@ -142,7 +141,7 @@ async fn a_clickhouse_that_answers_slowly_or_wrongly_has_not_confirmed() {
     for (answer, expected) in [
         (Answer::FailsAfterABeginning, "Memory limit"),
         (Answer::Hangs, "timeout"),
-        (Answer::HangsUp, "cannot deliver"),
+        (Answer::HangsUp, "connection closed"),
         (Answer::IsSomethingElse, "not ClickHouse"),
         (Answer::Version(1), "snowfence schema apply"),
         (Answer::Version(1000), "update it on this node"),
@@ -159,13 +158,13 @@ async fn a_clickhouse_that_answers_slowly_or_wrongly_has_not_confirmed() {
             ..settings(stub.url.clone())
         };
         let writer = without_validation(Writer::new(journal.clone(), settings).unwrap());
-        let monitor = writer.monitor();
+        let (progress, monitor) = watched(&journal);
         let tried = async {
             while monitor.status().error.is_none() {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(Duration::from_secs(30), writer.run(tried)).await.expect("it fails");
+        timeout(Duration::from_secs(30), writer.run(progress, tried)).await.expect("it fails");
         let error = monitor.status().error.unwrap();
         assert!(error.to_lowercase().contains(&expected.to_lowercase()), "{answer:?}: {error}");
         assert_eq!((monitor.status().delivered, monitor.status().pending), (0, 1), "{answer:?}");
@@ -253,7 +252,7 @@ async fn the_writer_ends_with_the_journal() {
     let writer = Writer::new(journal.clone(), settings(stub.url.clone())).unwrap();
     journal.append(vec![event(EventKind::NoFlow).into()]).await.unwrap();
     journal.close().await;
-    timeout(Duration::from_secs(10), writer.run(std::future::pending()))
+    timeout(Duration::from_secs(10), writer.run(Arc::default(), std::future::pending()))
         .await
         .expect("it must end by itself");
 }

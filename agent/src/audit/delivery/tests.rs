@@ -19,17 +19,13 @@ impl<const SAME: bool> Sink for Place<SAME> {
         "a place"
     }
 
-    fn cursor(&self) -> String {
-        "place".to_owned()
-    }
-
     fn patience(&self) -> (u32, Duration) {
         (1, Duration::ZERO)
     }
 
-    async fn prepare(&mut self) -> Result<(), AuditError> {
+    async fn prepare(&mut self) -> Result<String, AuditError> {
         *self.prepared.lock().unwrap() += 1;
-        Ok(())
+        Ok("place".to_owned())
     }
 
     async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {
@@ -63,7 +59,7 @@ async fn run<const SAME: bool>(
 ) -> Status {
     let progress = Arc::<watch::Sender<Progress>>::default();
     let monitor = Monitor::new("place", journal, &progress);
-    let delivery = Delivery::new(journal.clone(), place.clone(), Arc::clone(&progress)).unwrap();
+    let delivery = Delivery::new(journal.clone(), place.clone(), Arc::clone(&progress));
     let mut watching = progress.subscribe();
     let stop = async {
         while !is_done(&monitor.status()) {

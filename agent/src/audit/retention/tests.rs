@@ -56,7 +56,10 @@ impl Trail {
 }
 
 fn retention(keep: Option<Duration>, sinks: &[&str]) -> Retention {
-    Retention { keep, sinks: sinks.iter().map(|sink| watch::channel(Some((*sink).to_owned())).1).collect() }
+    Retention {
+        keep,
+        sinks: sinks.iter().map(|sink| Arc::new(watch::Sender::new(Progress::of(sink)))).collect(),
+    }
 }
 
 #[tokio::test]

@@ -89,10 +89,7 @@ impl Sink {
     /// Delivers until `stop` is done or the journal is closed. May be dropped at any moment.
     pub async fn run(self, progress: Arc<watch::Sender<Progress>>, stop: impl Future<Output = ()>) {
         let journal = self.journal.clone();
-        match Delivery::new(journal, self, progress) {
-            Ok(delivery) => delivery.run(stop).await,
-            Err(error) => error!(%error, "records are not delivered"),
-        }
+        Delivery::new(journal, self, progress).run(stop).await;
     }
 
     fn filter(&self) -> Filter {
@@ -173,11 +170,6 @@ impl Sink {
     }
 }
 
-/// The name of a sink's cursor in the journal.
-pub fn cursor(settings: &Siem) -> String {
-    format!("siem {}", settings.name)
-}
-
 impl delivery::Sink for Sink {
     const SAME_AGAIN: bool = false;
 
@@ -185,16 +177,12 @@ impl delivery::Sink for Sink {
         &self.name
     }
 
-    fn cursor(&self) -> String {
-        cursor(&self.settings)
-    }
-
     fn patience(&self) -> (u32, Duration) {
         (self.limits().0, PATIENCE)
     }
 
-    async fn prepare(&mut self) -> Result<(), AuditError> {
-        Ok(())
+    async fn prepare(&mut self) -> Result<String, AuditError> {
+        Ok(format!("siem {}", self.settings.name))
     }
 
     async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {

@@ -250,7 +250,7 @@ fn appends_and_delivers_until_it_is_killed() {
                 sleep(Duration::from_millis(4)).await;
             }
         };
-        writer.run(appends).await;
+        writer.run(Arc::default(), appends).await;
     });
 }
 
@@ -304,24 +304,6 @@ async fn a_range_that_is_sent_twice_is_stored_once() {
         ["10"],
         "the key is the same"
     );
-}
-
-#[tokio::test]
-#[ignore = "a measurement that needs ClickHouse: run it alone, with --nocapture"]
-async fn rows_per_second() {
-    let directory = tempfile::tempdir().unwrap();
-    let journal = Journal::open(&directory.path().join("journal.db"), "node").unwrap();
-    let mut server = Server::new(directory.path().join("data"));
-    for _ in 0..100 {
-        let statements =
-            (0..1000).map(|_| statement(Uuid::nil(), "SELECT * FROM orders WHERE id = ?", Verdict::Allow));
-        journal.append(statements.map(Record::from).collect()).await.unwrap();
-    }
-    server.start();
-    server.lines("SELECT 1").await;
-    let began = Instant::now();
-    deliver_all(&journal, Settings::new(vec![server.url()], "snowfence")).await;
-    println!("100,000 statements in {:?}", began.elapsed());
 }
 
 /// Pseudo-random durations (xorshift), so that a failing run can be repeated.

@@ -78,13 +78,13 @@ async fn fetch(client: &::clickhouse::Client, sql: &str) -> ::clickhouse::error:
 /// Runs a writer until all is delivered.
 pub(super) async fn deliver_all(journal: &Journal, settings: Settings) {
     let writer = Writer::new(journal.clone(), settings).unwrap();
-    let monitor = writer.monitor();
+    let (progress, monitor) = watched(journal);
     let delivered = async {
         while monitor.status().pending > 0 {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(Duration::from_mins(2), writer.run(delivered))
+    timeout(Duration::from_mins(2), writer.run(progress, delivered))
         .await
         .unwrap_or_else(|_| panic!("not delivered: {:?}", monitor.status()));
 }

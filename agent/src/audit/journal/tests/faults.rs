@@ -1,9 +1,9 @@
-//! Kills and full disks; and how fast it is without them.
+//! Kills and full disks.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 
@@ -108,41 +108,4 @@ fn a_full_disk_refuses_and_recovers() {
     runtime().block_on(journal.close());
     assert_eq!(all_seqs(&path), (1..=recorded.len()).map(|seq| seq.to_string()).collect::<Vec<_>>());
     mount(&["umount"]);
-}
-
-#[test]
-#[ignore = "a measurement: run it alone, with --nocapture"]
-fn appends_per_second() {
-    for tasks in [1, 16, 256] {
-        let directory = tempfile::tempdir_in(".").unwrap();
-        let journal = Journal::open(&directory.path().join("journal.db"), "node").unwrap();
-        let began = Instant::now();
-        let appends = runtime().block_on(async {
-            let tasks: Vec<_> = (0..tasks)
-                .map(|_| {
-                    let journal = journal.clone();
-                    tokio::spawn(async move {
-                        let mut appends = 0;
-                        while began.elapsed() < Duration::from_secs(3) {
-                            let statement =
-                                statement(Uuid::nil(), "SELECT * FROM orders WHERE id = ?", Verdict::Allow);
-                            journal.append_statement(statement).await.unwrap();
-                            appends += 1;
-                        }
-                        appends
-                    })
-                })
-                .collect();
-            let mut sum = 0;
-            for task in tasks {
-                sum += task.await.unwrap();
-            }
-            sum
-        });
-        let commits = journal.written().borrow().commits;
-        println!(
-            "{tasks} tasks: {} appends/s, {commits} commits",
-            f64::from(appends) / began.elapsed().as_secs_f64()
-        );
-    }
 }
