@@ -27,9 +27,10 @@ use crate::admin::succession::{Predecessor, Remains, receive_legacy};
 use crate::admin::{self, AdminError, Succession};
 use crate::audit::chain::KeyError as SigningKeyError;
 use crate::audit::payload::{self, Payloads};
+use crate::audit::trail::Trail;
 use crate::audit::{AuditError, Event, EventKind, Journal, Record, serve_predecessor};
 use crate::capture::{self, Capture, CaptureError, Captured, Names};
-use crate::config::{self, Config, CredentialType, SecretError, SecretReference};
+use crate::config::{self, Against, Config, CredentialType, SecretError, SecretReference};
 use crate::identity::{Identity, KeyError};
 use crate::kubernetes::{self, Pods, watch::KubernetesError};
 use crate::policy::{Policy, PolicyError};
@@ -37,6 +38,7 @@ use crate::proxy::{
     Callers, Counts, Dialer, Foreign, Noise, Proxy, REVOCATION_PORT, Sessions, Shares, Upstream, Vault,
     VaultError,
 };
+use crate::reconcile::Reconciler;
 use crate::tls::{self, Authority, Listed, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
@@ -114,6 +116,11 @@ impl State<'_> {
     /// The names that Snowflake has told.
     pub fn allowlist(&self) -> PathBuf {
         self.0.join("allowlist.json")
+    }
+
+    /// Until when the trail has been compared with Snowflake's history.
+    pub fn reconciled(&self) -> PathBuf {
+        self.0.join("reconciled.json")
     }
 
     /// Exists while the agent is ready.
@@ -286,9 +293,13 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     let serving = tokio::spawn(Arc::clone(&proxy).serve(accepted));
     background.spawn(Arc::clone(&proxy).record_attempts(told));
     background.spawn(Arc::clone(&proxy).ask_suspects(suspects));
+    let reconciler = reconciler(&proxy, &state)?;
+    if let Some(reconciler) = &reconciler {
+        background.spawn_on(Arc::clone(reconciler).run(), control);
+    }
     if let Some(listener) = metrics_listener {
         let payloads = proxy.payloads.as_ref();
-        let metrics = Metrics::new(
+        let mut metrics = Metrics::new(
             &proxy.counts,
             &journal,
             payloads,
@@ -296,6 +307,9 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
             capture.endpoints(),
             delivery.monitors(&journal),
         );
+        if let Some(reconciler) = &reconciler {
+            metrics.reconcile(&reconciler.counts);
+        }
         background.spawn_on(metrics.serve(listener), control);
     }
     let (succession_sender, succession) = mpsc::channel(1);
@@ -303,6 +317,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         capture: Arc::clone(&capture),
         names,
         proxy: Arc::clone(&proxy),
+        reconciler,
         since: admin::status::now(),
         sinks: delivery.monitors(&journal),
         allowlist: state.allowlist(),
@@ -443,6 +458,20 @@ fn serve_remains(proxy: &Arc<Proxy>, remains: Remains, open: Vec<uuid::Uuid>) ->
         })
         .map_err(AppError::Succession)?;
     Ok(())
+}
+
+/// What compares the trail with Snowflake's history, if something is to.
+fn reconciler(proxy: &Arc<Proxy>, state: &State<'_>) -> Result<Option<Arc<Reconciler>>, AppError> {
+    let Some(settings) = proxy.config.reconcile.clone() else { return Ok(None) };
+    let central = match settings.against {
+        Against::ClickHouse => clickhouse_settings(&proxy.config)?,
+        Against::Journal => None,
+    };
+    let trail = match central {
+        Some(central) => Trail::of_all(state.journal(), &central)?,
+        None => Trail::of_node(state.journal()),
+    };
+    Ok(Some(Arc::new(Reconciler::new(Arc::clone(proxy), settings, trail, state.reconciled()))))
 }
 
 /// The names to resolve: the accounts, what the configuration names, and what Snowflake has told.

@@ -1,6 +1,6 @@
 //! Snowfence: a host network agent that captures, decides on and records every Snowflake statement.
 //!
-//! One folder a concern, each knowing only those below it: `cli`, then `proxy`, then `snowflake`, `policy`,
+//! One folder a concern, each knowing only those below it: `cli`, then `reconcile`, then `proxy`, then `snowflake`, `policy`,
 //! `identity`, then `sql`, `tls`, `audit`, `capture`, then `config`. [`app`] wires them together.
 
 pub mod admin;
@@ -13,6 +13,7 @@ pub mod identity;
 pub mod kubernetes;
 pub mod policy;
 pub mod proxy;
+pub mod reconcile;
 pub mod replay;
 pub mod snowflake;
 pub mod sql;

@@ -274,7 +274,9 @@ fn the_example_configuration_is_valid_with_its_comments_and_without() -> Result<
     check(&files, &example)?;
     check(&files, &uncommented(&example))?;
     // What it is there for: a key that the agent does not know is found.
-    let wrong = check(&files, &replace(&example, "warehouse =", "warehose =")?).unwrap_err().to_string();
+    let wrong = check(&files, &replace(&example, "warehouse = \"LOADING\"", "warehose = \"LOADING\"")?)
+        .unwrap_err()
+        .to_string();
     assert!(wrong.contains("warehose"), "{wrong}");
     Ok(())
 }

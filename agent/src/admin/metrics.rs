@@ -26,6 +26,7 @@ use crate::audit::payload::Payloads;
 use crate::audit::{Journal, Written};
 use crate::capture::{AttemptKind, Capture, Endpoints};
 use crate::proxy::Counts;
+use crate::reconcile;
 
 /// Scrapes that are answered at a time.
 const AT_ONCE: usize = 16;
@@ -64,6 +65,11 @@ impl Metrics {
         }
         registry.register_collector(Box::new(Kernel { capture: Arc::clone(capture), endpoints }));
         Self { registry }
+    }
+
+    /// Adds what comparisons with Snowflake's history count.
+    pub fn reconcile(&mut self, counts: &reconcile::Counts) {
+        counts.register(&mut self.registry);
     }
 
     /// Serves scrapes until it is aborted.

@@ -22,6 +22,7 @@ pub use status::Status;
 use crate::audit::EventKind;
 use crate::capture::Endpoint;
 use crate::proxy::AllowedHost;
+use crate::reconcile::{Report, Wanted};
 
 /// What can be asked of a running agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub enum Request {
     Endpoints,
     /// Ask Snowflake by which hosts the accounts are reached.
     SyncEndpoints,
+    /// Compare the trail with Snowflake's history.
+    Reconcile(Wanted),
     /// Record that something was done to the trail.
     Note {
         kind: EventKind,
@@ -50,6 +53,7 @@ pub enum Answer {
     Status(Box<Status>),
     Endpoints(Vec<Endpoint>),
     Synced(Vec<SyncedAccount>),
+    Reconciled(Vec<Report>),
     Noted,
     Failed(String),
 }

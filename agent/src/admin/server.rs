@@ -19,6 +19,7 @@ use crate::audit::delivery::Monitor;
 use crate::audit::{AuditError, Event};
 use crate::capture::{Capture, Names};
 use crate::proxy::{AllowedHost, Proxy};
+use crate::reconcile::Reconciler;
 use crate::wire;
 
 /// Questions that are answered at a time.
@@ -26,12 +27,14 @@ const AT_ONCE: usize = 16;
 /// Whoever asks says so at once.
 const DEADLINE: Duration = Duration::from_secs(10);
 const HTTPS: u16 = 443;
+const UNCONFIGURED: &str = "the agent that runs has no [audit.reconcile]: it says with which credential Snowflake is asked for its history";
 
 /// The agent, as far as it is asked for.
 pub struct Agent {
     pub capture: Arc<Capture>,
     pub names: Arc<Names>,
     pub proxy: Arc<Proxy>,
+    pub reconciler: Option<Arc<Reconciler>>,
     pub since: u64,
     pub sinks: Vec<Monitor>,
     /// Where the names that Snowflake has told are kept.
@@ -109,6 +112,10 @@ impl Agent {
                     Err(error) => Answer::Failed(error.to_string()),
                 }
             }
+            Some(Request::Reconcile(wanted)) => match &self.reconciler {
+                Some(reconciler) => Answer::Reconciled(runtime.block_on(reconciler.reconcile(&wanted))),
+                None => Answer::Failed(UNCONFIGURED.to_owned()),
+            },
             Some(Request::TakeOver { version, pid }) => {
                 return self.hand_over(stream, &version, pid, runtime);
             }

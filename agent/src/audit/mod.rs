@@ -13,6 +13,7 @@ pub mod query;
 pub mod siem;
 pub mod summary;
 pub mod tail;
+pub mod trail;
 
 mod error;
 mod filter;

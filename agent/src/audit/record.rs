@@ -217,6 +217,10 @@ pub enum EventKind {
     /// A way through a proxy to a Snowflake name.
     TunnelRefused,
     UnknownOperation,
+    /// Snowflake's history has a login of a covered user that no agent made; its detail is JSON.
+    UnrecordedLogin,
+    /// Snowflake's history has a statement of a covered user that the trail lacks; its detail is JSON.
+    UnrecordedStatement,
     /// Snowflake could not be reached, or its certificate is not valid.
     UpstreamFailed,
 }
@@ -300,6 +304,8 @@ impl EventKind {
             Self::TransferFailed => "transfer_failed",
             Self::TunnelRefused => "tunnel_refused",
             Self::UnknownOperation => "unknown_operation",
+            Self::UnrecordedLogin => "unrecorded_login",
+            Self::UnrecordedStatement => "unrecorded_statement",
             Self::UpstreamFailed => "upstream_failed",
         }
     }

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::{ConfigFile, Failure, Format, Output, export, show, table, verify};
+use super::{ConfigFile, Failure, Format, Output, export, reconcile, show, table, verify};
 use crate::app::State;
 use crate::audit::query::{Cell, Limits, query};
 use crate::audit::summary::{self, By, Summary};
@@ -74,6 +74,16 @@ Examples:
   snowfence audit verify --journal copy/journal.db --key 5f3a…c2 --format json | jq .problems"
     )]
     Verify(verify::VerifyArguments),
+    /// Compare the trail with Snowflake's own history: what covered users did there and no agent recorded
+    #[command(
+        after_help = "The running agent asks, with the credential of [audit.reconcile]. What is found is an event of the trail, once:
+unrecorded_statement, unrecorded_login. Ends with 1 if something was found, or could not be compared.
+
+Examples:
+  sudo snowfence audit reconcile
+  sudo snowfence audit reconcile --since 7d --user SVC_AGENTS --format json | jq -r .query_id"
+    )]
+    Reconcile(reconcile::ReconcileArguments),
     /// Print the public key that this node signs its trail with
     #[command(
         after_help = "Keep it where this host cannot change it.\n\nExample:\n  sudo snowfence audit key >> keys"
@@ -192,6 +202,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
         Command::Query(arguments) => ask(&arguments),
         Command::Show(arguments) => show::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
+        Command::Reconcile(arguments) => reconcile::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Key(arguments) => verify::key(&arguments),
     }
@@ -269,14 +280,9 @@ fn print_event(out: &mut impl Write, entry: &EventEntry, colour: bool) -> io::Re
 
 impl Wanted {
     fn filter(self) -> Filter {
-        let before = |age: Duration| {
-            let then = SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH);
-            let micros = then.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-            i64::try_from(micros).unwrap_or(i64::MAX)
-        };
         Filter {
-            since: self.since.map(before),
-            until: self.until.map(before),
+            since: self.since.map(ago),
+            until: self.until.map(ago),
             subject: self.subject,
             cgroup: self.cgroup,
             object: self.table,
@@ -368,7 +374,14 @@ fn ask(arguments: &QueryArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn parse_age(text: &str) -> Result<Duration, String> {
+/// So long ago, in microseconds since the Unix epoch.
+pub(super) fn ago(age: Duration) -> i64 {
+    let then = SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH);
+    let micros = then.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    i64::try_from(micros).unwrap_or(i64::MAX)
+}
+
+pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a number and a unit, such as 30s, 15m, 2h or 7d".to_owned();
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let number: u64 = number.parse().map_err(|_| wrong())?;

@@ -9,6 +9,7 @@ mod doctor;
 mod endpoints;
 mod explain;
 mod export;
+mod reconcile;
 mod replay;
 mod run;
 mod schema;

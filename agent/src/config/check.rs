@@ -12,7 +12,7 @@ use hyper::Uri;
 use super::document::Document;
 use super::{
     Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, Journal, KeySource,
-    Kubernetes, Payloads, PodSelector, RetentionDays, Rule, Scope, Tls, is_under, raw,
+    Kubernetes, Payloads, PodSelector, RetentionDays, Rule, Scope, Tls, is_under, raw, reconcile,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -31,6 +31,13 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         raw.audit.payloads.as_ref(),
     );
     let payloads = raw.audit.payloads.map(|raw| checker.payloads(&raw));
+    let known = reconcile::Known {
+        accounts: &accounts,
+        credentials: &credentials,
+        rules: &rules,
+        has_clickhouse: clickhouse.is_some(),
+    };
+    let reconcile = raw.audit.reconcile.map(|raw| reconcile::check(raw, &known, checker.document));
     let siem = super::siem::check(raw.siem, checker.document);
     let needs_pods = capture.scopes.iter().any(|scope| scope.pods.is_some());
     let kubernetes = needs_pods.then(|| checker.kubernetes(raw.kubernetes)).flatten();
@@ -51,6 +58,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         clickhouse,
         journal,
         payloads,
+        reconcile,
         siem,
         metrics,
         kubernetes,

@@ -7,6 +7,7 @@
 mod check;
 mod document;
 mod raw;
+mod reconcile;
 mod secret;
 mod siem;
 
@@ -23,6 +24,7 @@ pub use raw::{
     CredentialType, Mode, QueryTag, RawSockets, RetentionDays, SiemFormat, SiemRecords, SiemVerdict,
     Telemetry, WhenFull, schema,
 };
+pub use reconcile::{Against, Covered, History, Reconcile};
 pub use secret::{Secret, SecretError, SecretReference};
 pub use siem::{Siem, SiemTarget};
 
@@ -51,6 +53,8 @@ pub struct Config {
     /// What is kept of requests and answers; `None`: nothing.
     pub journal: Journal,
     pub payloads: Option<Payloads>,
+    /// `None`: the trail is not compared with Snowflake's history.
+    pub reconcile: Option<Reconcile>,
     /// Where else the trail is delivered.
     pub siem: Vec<Siem>,
     /// Where metrics are served.

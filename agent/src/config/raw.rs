@@ -319,6 +319,8 @@ pub struct Audit {
     pub journal: Journal,
     /// What clients asked and were answered, whole and encrypted, for replay. Without it, no answer is kept.
     pub payloads: Option<Payloads>,
+    /// How the trail is compared with Snowflake's own history. Without it, it is not.
+    pub reconcile: Option<super::reconcile::Raw>,
 }
 
 /// Records leave the journal when all that they are delivered to has them. Where they are delivered nowhere, they leave it by

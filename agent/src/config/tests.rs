@@ -236,6 +236,35 @@ fn the_journal_is_kept_as_long_as_payloads_and_no_shorter_than_it_is_delivered()
 }
 
 #[test]
+fn what_is_compared_is_checked() {
+    let with =
+        |more: &str| format!("{GOOD}\n[audit.reconcile]\ncredential = \"svc\"\nuser = \"auditor\"\n{more}");
+    let read = |more: &str| parse(Path::new("t.toml"), &with(more)).unwrap().reconcile.unwrap();
+    let usual = read("");
+    let host = "acme.eu-west-1.snowflakecomputing.com".to_owned();
+    assert_eq!(usual.accounts, [Covered { host, users: vec!["SVC".to_owned()] }]);
+    assert_eq!(usual.against, Against::Journal);
+    assert_eq!((usual.settle, usual.every), (Duration::from_mins(5), None));
+    assert_eq!(read("history = \"account_usage\"").settle, Duration::from_hours(3));
+    assert_eq!(read("users = [\"ada\", \"ADA\", \"bob\"]").accounts[0].users, ["ADA", "BOB"]);
+    let clickhouse = "[audit.clickhouse]\nurl = \"http://localhost:8123\"";
+    assert_eq!(read(clickhouse).against, Against::ClickHouse);
+    for (key, more) in [
+        ("accounts[0]", "accounts = [\"other.snowflakecomputing.com\"]"),
+        ("users", "users = []"),
+        ("addresses[0]", "addresses = [\"10.0.0.0/40\"]"),
+        ("against", "against = \"clickhouse\""),
+        ("every_minutes", "every_minutes = 0"),
+    ] {
+        let keys: Vec<String> = problems(&with(more)).into_iter().map(|(_, key, _)| key).collect();
+        assert_eq!(keys, [format!("audit.reconcile.{key}")]);
+    }
+    let strange =
+        with("").replace("credential = \"svc\"\nuser = \"auditor\"", "credential = \"no\"\nuser = \"\"");
+    assert_eq!(problems(&strange).len(), 2);
+}
+
+#[test]
 fn sinks_have_their_defaults_and_say_what_is_wrong_with_them() {
     let good = r#"
 [[siem]]

@@ -16,9 +16,13 @@ impl Proxy {
         }
     }
 
-    /// The proof that the agent is the rule's user. The reason for a failure names no secret.
+    /// The proof that the agent is the rule's user.
     pub fn proof(&self, rule: &Rule, account: &str) -> Result<Proof, String> {
-        let name = &rule.credential;
+        self.proof_of(&rule.credential, &rule.user, account)
+    }
+
+    /// The proof that the agent is a user, by the credential of this name. The reason for a failure names no secret.
+    pub fn proof_of(&self, name: &str, user: &str, account: &str) -> Result<Proof, String> {
         let Some((kind, reference)) = self.credentials.get(name) else {
             return Err(format!("the credential `{name}` is not configured"));
         };
@@ -28,6 +32,6 @@ impl Proxy {
         };
         let secret = reference.read().map_err(|error| failed(&error))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Proof::new(*kind, &secret, account, &rule.user, now).map_err(|error| failed(&error))
+        Proof::new(*kind, &secret, account, user, now).map_err(|error| failed(&error))
     }
 }

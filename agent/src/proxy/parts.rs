@@ -55,6 +55,13 @@ pub struct Part {
     query: String,
 }
 
+impl Part {
+    /// A part of a result that the agent itself has asked for.
+    pub fn new(url: String, headers: HeaderMap) -> Self {
+        Self { url, headers, query: String::new() }
+    }
+}
+
 /// An answer whose result is in parts, for the client.
 pub fn lease(
     exchange: &Exchange<'_>,

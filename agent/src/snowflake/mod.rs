@@ -8,6 +8,7 @@
 mod actions;
 mod api;
 mod credential;
+pub mod history;
 mod json;
 mod login;
 mod mcp;
@@ -32,7 +33,7 @@ pub use login::{
 pub use mcp::{Ask, McpError, McpRequest};
 pub use metadata::{Metadata, UnreadableEncryption};
 pub use operation::{KnownQuery, Operation, QueryId, UnknownOperation, classify};
-pub use parts::{InParts, LEASE, moved};
+pub use parts::{InParts, LEASE, moved, rows_of_part};
 pub use query::{QueryRequest, aborted_request};
 pub use refusal::Refusal;
 pub use reply::{Ending, Leads, Reply, secret_of_objects};

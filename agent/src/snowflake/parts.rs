@@ -70,6 +70,11 @@ impl InParts {
         &self.headers
     }
 
+    /// Where the parts are.
+    pub fn urls(&self) -> Result<Vec<String>, Malformed> {
+        self.parts.iter().map(address).collect()
+    }
+
     /// The answer for the client. Each address becomes what `name` makes of it, below the account's own.
     pub fn for_client(
         mut self,
@@ -78,10 +83,7 @@ impl InParts {
         name: impl Fn(&str) -> Option<String>,
     ) -> Result<Vec<u8>, Malformed> {
         for part in &mut self.parts {
-            let url: String = part.field(URL).ok_or(Malformed::Field(URL))?;
-            if !url.starts_with("https://") {
-                return Err(Malformed::Field(URL));
-            }
+            let url = address(part)?;
             let name = name(&url).ok_or(Malformed::Field(URL))?;
             part.retain(|key| DETAILS.contains(&key));
             part.set(URL, &format!("https://{account}{PATH}{name}"));
@@ -96,6 +98,17 @@ impl InParts {
         self.body.set("data", &self.data);
         Ok(self.body.to_vec())
     }
+}
+
+fn address(part: &Object) -> Result<String, Malformed> {
+    let url: String = part.field(URL).ok_or(Malformed::Field(URL))?;
+    if url.starts_with("https://") { Ok(url) } else { Err(Malformed::Field(URL)) }
+}
+
+/// The rows of a part in JSON, which stand there without the outer brackets. Every value is a text.
+pub fn rows_of_part(content: &[u8]) -> Result<Vec<Vec<Option<String>>>, Malformed> {
+    let list = [b"[", content, b"]"].concat();
+    serde_json::from_slice(&list).map_err(|_| Malformed::Field(CHUNKS))
 }
 
 /// An answer as a client got it, with its parts below another address than the account's: `https://host` without the path;

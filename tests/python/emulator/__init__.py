@@ -2,7 +2,7 @@
 
 `application` routes HTTP requests, `credentials` and `sessions` decide who may come in, `queries` runs statements
 through `engine`, `sql_api` and `rest` are the doors without a login, `request_log` writes down everything that arrived,
-`transport` speaks TLS.
+`transport` speaks TLS, `history` remembers statements and logins.
 
 `storage` is what lies behind the account: the parts of results (`results`), and the files of stages (`objects`), which
 come and go by `s3`, `azure` and `gcs` with the credentials of one statement. `transfers` answers PUT and GET, `stages`

@@ -186,7 +186,13 @@ class Application:
         login = request.json().get("data")
         if not isinstance(login, dict):
             raise BadRequest(400, "a login needs data")
-        user = self._credentials.verify(login)
+        history = self._queries.history
+        try:
+            user = self._credentials.verify(login)
+        except Refusal as refusal:
+            history.login(request, login, str(login.get("LOGIN_NAME")), refusal)
+            raise
+        event = history.login(request, login, user)
         self._record(request, status=200, user=user)
         wanted = request.parameters
         asked = login.get("SESSION_PARAMETERS")
@@ -205,6 +211,7 @@ class Application:
             token,
             smk_id_as_text=smk_id_as_text(login.get("CLIENT_CAPABILITIES")),
         )
+        event.session = session.id
         return protocol.success(
             {
                 "token": self._sessions.issue(session),

@@ -130,7 +130,7 @@ class SqlApi:
         bearer = BEARER.fullmatch(request.headers.get("authorization", ""))
         if bearer is None:
             raise Failure(401, "390101", "Authorization header not found in the request data.")
-        kind = request.headers.get("x-snowflake-authorization-token-type", "OAUTH").upper()
+        kind = token_kind(request)
         if kind not in KINDS:
             raise Failure(401, "390104", f"Unknown token type {kind[:40]}.")
         try:
@@ -173,6 +173,8 @@ class SqlApi:
         if earlier is not None and flag(request, "retry"):
             return earlier, False
         session = self._connect(user, body)
+        login = {"CLIENT_APP_ID": "SNOWFLAKE_SQL_API", "AUTHENTICATOR": KINDS[token_kind(request)]}
+        self._queries.history.login(request, login, user).session = session.id
         parameters = {name.upper(): value for name, value in (body.get("parameters") or {}).items()}
         asked = {"sqlText": body["statement"], "bindings": body.get("bindings"), "parameters": parameters}
         query, fresh = self._queries.prepare(session, "", asked, wants_json=True, whole=True)
@@ -274,6 +276,11 @@ class SqlApi:
         if handles := data.get("resultIds"):
             result["statementHandles"] = handles.split(",")
         return answer(200, result, headers)
+
+
+def token_kind(request: Request) -> str:
+    """What kind of token the client says that it sends."""
+    return request.headers.get("x-snowflake-authorization-token-type", "OAUTH").upper()
 
 
 def check_headers(request: Request) -> None:

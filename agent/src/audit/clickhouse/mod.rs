@@ -6,6 +6,7 @@
 //! have forgotten the token, the rows still have the same key (node, journal, seq), of which `FINAL` shows one.
 
 mod batch;
+mod central;
 mod connection;
 mod ddl;
 mod deployed;
@@ -34,6 +35,7 @@ use super::store::{self, Cursor};
 use super::{AuditError, Journal};
 use crate::config::{RetentionDays, Secret};
 
+pub(super) use self::central::Central;
 pub use self::deployed::{Applied, Finding, Report, apply, print, status};
 pub use self::proof::{Delivered, DeliveredSource, delivered};
 

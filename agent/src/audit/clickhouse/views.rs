@@ -92,7 +92,7 @@ SELECT time, kind, cgroup, comm, executable, subject, node, account, detail, id
 FROM DB.events FINAL
 WHERE kind IN ('datagram_refused', 'diverted', 'foreign_name', 'host_mismatch', 'name_guarded', 'no_flow', 'not_tls',
                'old_connection', 'packet_dropped', 'perimeter_dropped', 'raw_socket_refused', 'session_refused',
-               'tunnel_refused')
+               'tunnel_refused', 'unrecorded_login', 'unrecorded_statement')
   AND time >= now64(6) - toIntervalDay({days:UInt16})";
 
 /// Sessions that were open at a moment: begun before it, in the month before, and with a statement at or after it.

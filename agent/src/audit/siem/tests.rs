@@ -210,7 +210,7 @@ async fn a_place_that_refuses_everything_costs_no_record() {
     assert!(taken.lock().unwrap().is_empty());
 }
 
-const KINDS: [EventKind; 33] = {
+const KINDS: [EventKind; 35] = {
     use EventKind::*;
     [
         AgentSilent,
@@ -245,6 +245,8 @@ const KINDS: [EventKind; 33] = {
         TransferFailed,
         TunnelRefused,
         UnknownOperation,
+        UnrecordedLogin,
+        UnrecordedStatement,
         UpstreamFailed,
     ]
 };
