@@ -162,6 +162,7 @@ const THIRD: &str = "
 ALTER TABLE statements ADD COLUMN previous INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE payloads ADD COLUMN previous INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX statements_of_session ON statements (session);
+CREATE INDEX events_of_kind ON events (kind);
 
 CREATE TABLE checkpoints (
     seq       INTEGER PRIMARY KEY,
