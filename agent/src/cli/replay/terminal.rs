@@ -108,19 +108,22 @@ fn decode(pressed: &mut VecDeque<u8>) -> Option<Key> {
 /// Who ends this program by a signal gets the terminal back, too.
 fn restore_at_signals(before: Termios) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let kinds = (SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt());
+    // Before the terminal is changed: a signal may come at once.
+    let (mut terminate, mut hangup, mut interrupt) = {
+        let _runtime = runtime.enter();
+        (signal(kinds.0)?, signal(kinds.1)?, signal(kinds.2)?)
+    };
     let waiting = move || {
-        runtime.block_on(async {
-            let kinds = (SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt());
-            let signals = (signal(kinds.0), signal(kinds.1), signal(kinds.2));
-            let (Ok(mut terminate), Ok(mut hangup), Ok(mut interrupt)) = signals else { return };
-            let number = tokio::select! {
+        let number = runtime.block_on(async {
+            tokio::select! {
                 _ = terminate.recv() => kinds.0.as_raw_value(),
                 _ = hangup.recv() => kinds.1.as_raw_value(),
                 _ = interrupt.recv() => kinds.2.as_raw_value(),
-            };
-            let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
-            std::process::exit(128 + number);
+            }
         });
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
+        std::process::exit(128 + number);
     };
     thread::Builder::new().name("signals".to_owned()).spawn(waiting).map(drop)
 }
