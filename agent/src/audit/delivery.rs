@@ -9,7 +9,6 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -172,7 +171,7 @@ impl<S: Sink> Delivery<S> {
         };
         let cursor = {
             let name = name.clone();
-            read(&self.journal, move |connection| store::cursor(connection, &name)).await?
+            schema::read(self.journal.path(), move |connection| store::cursor(connection, &name)).await?
         };
         self.progress.send_modify(|progress| {
             progress.cursor = Some(name.clone());
@@ -211,17 +210,6 @@ impl<S: Sink> Delivery<S> {
             () = sleep_until(until) => {}
         }
     }
-}
-
-/// Reads the journal on a thread where that may block.
-pub(super) async fn read<T: Send + 'static>(
-    journal: &Journal,
-    read: impl FnOnce(&Connection) -> Result<T, AuditError> + Send + 'static,
-) -> Result<T, AuditError> {
-    let path = journal.path().to_owned();
-    let task = tokio::task::spawn_blocking(move || read(&schema::open_read_only(&path)?));
-    // It is cancelled only when the runtime ends.
-    task.await.unwrap_or(Err(AuditError::Closed))
 }
 
 /// Doubles from [`FIRST_DELAY`] to [`LONGEST_DELAY`], less up to half of it by chance, so that a fleet does not come

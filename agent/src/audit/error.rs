@@ -82,3 +82,10 @@ pub enum AuditError {
     #[error("cannot write the journal: {0}; statements are refused until it can be written")]
     Write(Arc<rusqlite::Error>),
 }
+
+impl AuditError {
+    /// The journal cannot be read.
+    pub(super) fn read(error: rusqlite::Error) -> Self {
+        Self::Read(Arc::new(error))
+    }
+}

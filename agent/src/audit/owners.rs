@@ -1,7 +1,6 @@
 //! Whose the latest queries are, for an agent that begins where another one ended.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use super::{AuditError, schema};
 
@@ -18,7 +17,6 @@ pub struct OwnedQuery {
 /// The queries among the last `count` outcomes of a journal that are not older than `since`, in microseconds since the
 /// epoch. The newest comes first.
 pub fn latest_queries(journal: &Path, since: i64, count: u32) -> Result<Vec<OwnedQuery>, AuditError> {
-    let failed = |error| AuditError::Read(Arc::new(error));
     let connection = schema::open_read_only(journal)?;
     let mut query = connection
         .prepare(
@@ -27,7 +25,7 @@ pub fn latest_queries(journal: &Path, since: i64, count: u32) -> Result<Vec<Owne
              JOIN statements s ON s.id = o.statement JOIN sessions n ON n.id = s.session
              WHERE o.query_id <> '' AND o.time >= ?1 ORDER BY o.seq DESC",
         )
-        .map_err(failed)?;
+        .map_err(AuditError::read)?;
     let rows = query.query_map((since, count), |row| {
         Ok(OwnedQuery {
             query_id: row.get(0)?,
@@ -37,7 +35,7 @@ pub fn latest_queries(journal: &Path, since: i64, count: u32) -> Result<Vec<Owne
             rule: row.get(4)?,
         })
     });
-    rows.map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
+    rows.map_err(AuditError::read)?.collect::<Result<_, _>>().map_err(AuditError::read)
 }
 
 #[cfg(test)]

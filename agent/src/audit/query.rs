@@ -82,7 +82,7 @@ pub fn query(
         let limits = limits.clone();
         move || began.elapsed() > limits.time || limits.stop.load(Ordering::Relaxed)
     };
-    confine(&mut connection, over).map_err(|error| AuditError::Read(Arc::new(error)))?;
+    confine(&mut connection, over).map_err(AuditError::read)?;
     rows(&connection, sql, [], row).map_err(|error| match error.sqlite_error_code() {
         Some(ErrorCode::OperationInterrupted) if limits.stop.load(Ordering::Relaxed) => {
             AuditError::Interrupted
@@ -93,7 +93,7 @@ pub fn query(
             AuditError::Corrupt { path: path.to_owned(), detail: error.to_string() }
         }
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::DatabaseBusy) => {
-            AuditError::Read(Arc::new(error))
+            AuditError::read(error)
         }
         _ => AuditError::Sql(reason(&error)),
     })

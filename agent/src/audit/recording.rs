@@ -5,7 +5,6 @@ mod exported;
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row};
@@ -63,8 +62,7 @@ impl RecordedSession {
         identities: Box<Identities>,
     ) -> Result<Option<Self>, AuditError> {
         let connection = schema::open_read_only(journal)?;
-        let failed = |error| AuditError::Read(Arc::new(error));
-        let Some(session) = session(&connection, id).map_err(failed)? else { return Ok(None) };
+        let Some(session) = session(&connection, id).map_err(AuditError::read)? else { return Ok(None) };
         let mut room = Room { left: MOST, session: id };
         let statements = statements(&connection, id, &mut room)?;
         let payloads = payloads(&connection, id, &mut room)?;
@@ -161,7 +159,6 @@ fn statements(
     session: Uuid,
     room: &mut Room,
 ) -> Result<Vec<RecordedStatement>, AuditError> {
-    let failed = |error| AuditError::Read(Arc::new(error));
     let mut query = connection
         .prepare(
             "SELECT s.id, s.time, substr(s.sql, 1, ?2) AS sql, s.verdict, s.policy, coalesce(o.status, 'open') AS status,
@@ -169,11 +166,11 @@ fn statements(
                  coalesce(o.message, '') AS message
              FROM statements s LEFT JOIN outcomes o ON o.statement = s.id WHERE s.session = ?1 ORDER BY s.seq",
         )
-        .map_err(failed)?;
-    let found = query.query_map((session.to_string(), SHOWN), statement).map_err(failed)?;
+        .map_err(AuditError::read)?;
+    let found = query.query_map((session.to_string(), SHOWN), statement).map_err(AuditError::read)?;
     let mut statements = Vec::new();
     for statement in found {
-        let statement = statement.map_err(failed)?;
+        let statement = statement.map_err(AuditError::read)?;
         room.take(size_of_val(&statement) + statement.sql.len() + statement.message.len())?;
         statements.push(statement);
     }
@@ -200,13 +197,13 @@ fn statement(row: &Row<'_>) -> rusqlite::Result<RecordedStatement> {
 }
 
 fn payloads(connection: &Connection, session: Uuid, room: &mut Room) -> Result<Vec<Payload>, AuditError> {
-    let failed = |error| AuditError::Read(Arc::new(error));
-    let mut query =
-        connection.prepare("SELECT * FROM payloads WHERE session = ?1 ORDER BY time, seq").map_err(failed)?;
-    let found = query.query_map([session.to_string()], payload::row).map_err(failed)?;
+    let mut query = connection
+        .prepare("SELECT * FROM payloads WHERE session = ?1 ORDER BY time, seq")
+        .map_err(AuditError::read)?;
+    let found = query.query_map([session.to_string()], payload::row).map_err(AuditError::read)?;
     let mut payloads = Vec::new();
     for payload in found {
-        let payload = payload.map_err(failed)?;
+        let payload = payload.map_err(AuditError::read)?;
         room.take(size_of_val(&payload) + size_of_val(payload.places.as_slice()) + 128)?;
         payloads.push(payload);
     }

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::chain::Checkpoint;
 use super::delivery::Progress;
@@ -52,8 +53,6 @@ pub struct Announced {
     pub seq: i64,
     pub time: i64,
     pub removal: Removal,
-    /// Nothing of it is there any more.
-    pub is_done: bool,
 }
 
 impl Retention {
@@ -82,44 +81,51 @@ impl Retention {
 
     /// Announces a removal, or does one that was announced and is signed.
     pub(super) async fn step(&self, journal: &Journal) -> Result<(), AuditError> {
-        let (path, id) = (journal.path().to_owned(), journal.id());
-        let written = *journal.written().borrow();
-        let is_crowded = written.bytes / 10 >= journal.limit() / 10 / 10 * CROWDED;
+        let id = journal.id();
+        let is_crowded = journal.written().borrow().bytes >= journal.limit() / 10 * CROWDED;
         let retention = self.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            let connection = schema::open_read_only(&path)?;
-            let announced = latest(&connection, i64::MAX).map_err(read_error)?;
-            let due = due(&connection, announced.as_ref()).map_err(read_error)?;
-            let is_pending = announced.as_ref().is_some_and(|announced| !announced.is_done);
-            let is_soon = announced.is_some_and(|announced| now().saturating_sub(announced.time) < REST);
-            let next = match &due {
-                None if !is_pending && (is_crowded || !is_soon) => {
-                    retention.choose(&connection, id, is_crowded).map_err(read_error)?
-                }
-                _ => None,
-            };
-            Ok((due, next))
+        let next = schema::read(journal.path(), move |connection| {
+            retention.next(connection, id, is_crowded).map_err(AuditError::read)
         });
-        // It is cancelled only when the runtime ends.
-        let (due, next) = task.await.unwrap_or(Err(AuditError::Closed))?;
-        if let Some(Due { first, through }) = due {
-            let mut to = first - 1;
-            while to < through {
-                to = through.min(to.saturating_add(STEP));
-                journal.remove(to).await?;
+        match next.await? {
+            Next::Nothing => Ok(()),
+            Next::Announce(removal) => {
+                let detail = serde_json::to_string(&removal).unwrap_or_default();
+                journal.append(vec![Event::new(EventKind::RecordsRemoved, detail).into()]).await
             }
-            tracing::info!(through, "records that are everywhere they belong have left the journal");
+            Next::Remove { first, through } => {
+                let mut to = first - 1;
+                while to < through {
+                    to = through.min(to.saturating_add(STEP));
+                    journal.remove(to).await?;
+                }
+                tracing::info!(through, "records that are everywhere they belong have left the journal");
+                Ok(())
+            }
         }
-        let Some(removal) = next else { return Ok(()) };
-        let detail = serde_json::to_string(&removal).unwrap_or_default();
-        journal.append(vec![Event::new(EventKind::RecordsRemoved, detail).into()]).await
+    }
+
+    fn next(&self, connection: &Connection, journal: Uuid, is_crowded: bool) -> rusqlite::Result<Next> {
+        let Some(first) = schema::first_seq(connection)? else { return Ok(Next::Nothing) };
+        if let Some(Announced { seq, time, removal: Removal { through, .. } }) = latest(connection, i64::MAX)?
+        {
+            if first <= through {
+                let is_signed = Checkpoint::last_signed(connection)? >= seq;
+                return Ok(if is_signed { Next::Remove { first, through } } else { Next::Nothing });
+            }
+            if !is_crowded && now().saturating_sub(time) < REST {
+                return Ok(Next::Nothing);
+            }
+        }
+        Ok(self.choose(connection, journal, first, is_crowded)?.map_or(Next::Nothing, Next::Announce))
     }
 
     /// What could go next.
     fn choose(
         &self,
         connection: &Connection,
-        journal: uuid::Uuid,
+        journal: Uuid,
+        first: i64,
         is_crowded: bool,
     ) -> rusqlite::Result<Option<Removal>> {
         let mut delivered = i64::MAX;
@@ -127,7 +133,6 @@ impl Retention {
             let Some(cursor) = sink.borrow().cursor().map(ToOwned::to_owned) else { return Ok(None) };
             delivered = delivered.min(store::delivered(connection, &cursor)?);
         }
-        let Some(first) = schema::first_seq(connection)? else { return Ok(None) };
         let last: i64 = connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0))?;
         // No step takes more, whatever the clock says.
         let part = first.saturating_add(last.saturating_sub(first) / PART);
@@ -158,21 +163,15 @@ impl Retention {
     }
 }
 
-/// Records that may go now.
-struct Due {
-    first: i64,
-    through: i64,
-}
-
-/// What was announced, is signed, and is still there.
-fn due(connection: &Connection, announced: Option<&Announced>) -> rusqlite::Result<Option<Due>> {
-    let Some(Announced { seq, removal: Removal { through, .. }, is_done: false, .. }) = announced else {
-        return Ok(None);
-    };
-    let is_signed =
-        connection.prepare("SELECT 1 FROM checkpoints WHERE last_seq >= ?1 LIMIT 1")?.exists([seq])?;
-    let first = schema::first_seq(connection)?.filter(|_| is_signed);
-    Ok(first.map(|first| Due { first, through: *through }))
+/// What is to be done.
+enum Next {
+    Nothing,
+    Announce(Removal),
+    /// What was announced, is signed, and is still there.
+    Remove {
+        first: i64,
+        through: i64,
+    },
 }
 
 /// The last removal that was announced up to this record.
@@ -181,14 +180,9 @@ pub(super) fn latest(connection: &Connection, signed: i64) -> rusqlite::Result<O
     let found = connection
         .query_row(sql, [signed], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))
         .optional()?;
-    let Some((seq, time, detail)) = found else { return Ok(None) };
-    let Ok(removal) = serde_json::from_str::<Removal>(&detail) else { return Ok(None) };
-    let is_done = schema::first_seq(connection)?.is_none_or(|first| first > removal.through);
-    Ok(Some(Announced { seq, time, removal, is_done }))
-}
-
-fn read_error(error: rusqlite::Error) -> AuditError {
-    AuditError::Read(Arc::new(error))
+    Ok(found.and_then(|(seq, time, detail)| {
+        Some(Announced { seq, time, removal: serde_json::from_str(&detail).ok()? })
+    }))
 }
 
 #[cfg(test)]

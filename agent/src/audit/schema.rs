@@ -258,11 +258,21 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection, AuditError> {
     }
 }
 
+/// Reads the journal on a thread where that may block.
+pub(super) async fn read<T: Send + 'static>(
+    path: &Path,
+    read: impl FnOnce(&Connection) -> Result<T, AuditError> + Send + 'static,
+) -> Result<T, AuditError> {
+    let path = path.to_owned();
+    let task = tokio::task::spawn_blocking(move || read(&open_read_only(&path)?));
+    // It is cancelled only when the runtime ends.
+    task.await.unwrap_or(Err(AuditError::Closed))
+}
+
 /// The identifier of this journal file.
 pub(super) fn identifier(connection: &Connection) -> Result<Uuid, AuditError> {
-    let text: String = connection
-        .query_row("SELECT id FROM journal", [], |row| row.get(0))
-        .map_err(|error| AuditError::Read(Arc::new(error)))?;
+    let text: String =
+        connection.query_row("SELECT id FROM journal", [], |row| row.get(0)).map_err(AuditError::read)?;
     Uuid::parse_str(&text).map_err(|_| AuditError::Corrupt {
         path: connection.path().map(PathBuf::from).unwrap_or_default(),
         detail: "its identifier is not a UUID".to_owned(),
@@ -391,6 +401,6 @@ fn unreadable(path: &Path, error: rusqlite::Error) -> AuditError {
         Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
             AuditError::Corrupt { path: path.to_owned(), detail: error.to_string() }
         }
-        _ => AuditError::Read(Arc::new(error)),
+        _ => AuditError::read(error),
     }
 }

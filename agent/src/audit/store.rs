@@ -110,13 +110,12 @@ impl Store {
 
     /// The statements that have no outcome.
     pub(super) fn open_statements(&self) -> Result<Vec<Uuid>, AuditError> {
-        let failed = |error| AuditError::Read(Arc::new(error));
         let mut query = self
             .connection
             .prepare("SELECT id FROM statements s WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.statement = s.id) ORDER BY seq")
-            .map_err(failed)?;
-        let ids = query.query_map([], |row| row.get::<_, String>(0)).map_err(failed)?;
-        let ids: Vec<String> = ids.collect::<Result<_, _>>().map_err(failed)?;
+            .map_err(AuditError::read)?;
+        let ids = query.query_map([], |row| row.get::<_, String>(0)).map_err(AuditError::read)?;
+        let ids: Vec<String> = ids.collect::<Result<_, _>>().map_err(AuditError::read)?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
@@ -124,14 +123,14 @@ impl Store {
     pub(super) fn bytes(&self) -> Result<u64, AuditError> {
         let number = |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let used = || Ok((number("page_count")? - number("freelist_count")?) * number("page_size")?);
-        let used = used().map_err(|error| AuditError::Read(Arc::new(error)))?;
+        let used = used().map_err(AuditError::read)?;
         Ok(u64::try_from(used).unwrap_or_default())
     }
 
     /// The last `seq` of the journal.
     pub(super) fn last_seq(&self) -> Result<i64, AuditError> {
         let query = self.connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0));
-        query.map_err(|error| AuditError::Read(Arc::new(error)))
+        query.map_err(AuditError::read)
     }
 }
 
@@ -154,10 +153,10 @@ fn settle(transaction: &Transaction<'_>, node: &str, seq: i64, statement: Uuid) 
 pub(super) fn cursor(connection: &Connection, sink: &str) -> Result<Cursor, AuditError> {
     let mut query = connection
         .prepare_cached("SELECT delivered, sending FROM cursors WHERE sink = ?1")
-        .map_err(|error| AuditError::Read(Arc::new(error)))?;
+        .map_err(AuditError::read)?;
     match query.query_row([sink], |row| Ok(Cursor { delivered: row.get(0)?, sending: row.get(1)? })) {
         Err(rusqlite::Error::QueryReturnedNoRows) => Ok(Cursor::default()),
-        answer => answer.map_err(|error| AuditError::Read(Arc::new(error))),
+        answer => answer.map_err(AuditError::read),
     }
 }
 

@@ -1,7 +1,6 @@
 //! The trail in short: its sessions, and how much of what there was.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use super::filter::{self, Filter, Parameter};
 use super::query::{self, Cell};
@@ -85,7 +84,7 @@ fn read(journal: &Path, sql: &str, parameters: &[Parameter<'_>]) -> Result<Summa
         rows.push(cells);
         std::ops::ControlFlow::Continue(())
     });
-    let columns = columns.map_err(|error| AuditError::Read(Arc::new(error)))?;
+    let columns = columns.map_err(AuditError::read)?;
     Ok(Summary { columns, rows })
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -108,7 +107,7 @@ impl Tail {
     /// Begins with the last `last` entries, or with the first one of all.
     pub fn open(path: &Path, filter: Filter, last: Option<u32>, follow: bool) -> Result<Self, AuditError> {
         let connection = schema::open_read_only(path)?;
-        let (history, position) = begin(&connection, &filter, last).map_err(read_error)?;
+        let (history, position) = begin(&connection, &filter, last).map_err(AuditError::read)?;
         Ok(Self { connection, filter, follow, history, position, ready: VecDeque::new() })
     }
 
@@ -143,7 +142,7 @@ impl Iterator for Tail {
             match self.read() {
                 Ok(true) => {}
                 Ok(false) => thread::sleep(POLL),
-                Err(error) => return Some(Err(read_error(error))),
+                Err(error) => return Some(Err(AuditError::read(error))),
             }
         }
     }
@@ -272,10 +271,6 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Entry> {
 
 fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("SELECT last_seq FROM journal")?.query_row([], |row| row.get(0))
-}
-
-fn read_error(error: rusqlite::Error) -> AuditError {
-    AuditError::Read(Arc::new(error))
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@
 //! `digests` of a checkpoint is left out too, as its `root` stands for it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
@@ -81,7 +80,7 @@ pub(super) fn leaves(
             let digest = leaf(&members);
             leaves.push(Leaf { seq, digest, is_checkpoint: table == "checkpoints" });
         })
-        .map_err(|error| AuditError::Read(Arc::new(error)))?;
+        .map_err(AuditError::read)?;
     }
     leaves.sort_by_key(|leaf| leaf.seq);
     leaves.truncate(most);

@@ -1,6 +1,6 @@
 //! Checkpoints: what is in them, how they are signed, and what is wrong with one.
 
-use rusqlite::Row;
+use rusqlite::{Connection, Row};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -74,6 +74,11 @@ impl Checkpoint {
             signature: row.get("signature")?,
             digests: row.get("digests")?,
         })
+    }
+
+    /// The last record that any covers; 0 for none.
+    pub(in crate::audit) fn last_signed(connection: &Connection) -> rusqlite::Result<i64> {
+        connection.query_row("SELECT coalesce(max(last_seq), 0) FROM checkpoints", [], |row| row.get(0))
     }
 
     /// Its row in the canonical form, without `seq`.

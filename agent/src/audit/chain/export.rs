@@ -7,7 +7,6 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -83,11 +82,8 @@ pub enum ExportError {
 /// Whether all records of a session are signed.
 pub fn is_signed(journal: &Path, session: Uuid) -> Result<bool, AuditError> {
     let connection = schema::open_read_only(journal)?;
-    let last = records(&connection, session).map_err(read_error)?.pop().map_or(0, |(seq, _)| seq);
-    let signed: i64 = connection
-        .query_row("SELECT coalesce(max(last_seq), 0) FROM checkpoints", [], |row| row.get(0))
-        .map_err(read_error)?;
-    Ok(signed >= last)
+    let last = records(&connection, session).map_err(AuditError::read)?.pop().map_or(0, |(seq, _)| seq);
+    Ok(Checkpoint::last_signed(&connection).map_err(AuditError::read)? >= last)
 }
 
 /// Writes a session. `progress` is told how many of its records are written, and how many there are.
@@ -100,14 +96,14 @@ pub fn export(
 ) -> Result<Exported, ExportError> {
     let connection = schema::open_read_only(journal)?;
     // All of it as it is at one moment.
-    let connection = connection.unchecked_transaction().map_err(read_error)?;
+    let connection = connection.unchecked_transaction().map_err(AuditError::read)?;
     let journal = schema::identifier(&connection)?;
-    let mut records = records(&connection, session).map_err(read_error)?;
+    let mut records = records(&connection, session).map_err(AuditError::read)?;
     if records.is_empty() {
         return Err(ExportError::Unknown(session));
     }
     if !records.iter().any(|(_, table)| *table == "sessions")
-        && let Some(removal) = retention::latest(&connection, i64::MAX).map_err(read_error)?
+        && let Some(removal) = retention::latest(&connection, i64::MAX).map_err(AuditError::read)?
     {
         // It says where the beginning of the session is.
         records.push((removal.seq, "events"));
@@ -121,10 +117,10 @@ pub fn export(
         let sql = format!("SELECT * FROM {table} WHERE seq = ?1");
         let mut found = None;
         canonical::each(&connection, journal, table, &sql, [seq], |_, members| found = Some(members))
-            .map_err(read_error)?;
+            .map_err(AuditError::read)?;
         let Some(members) = found else { continue };
         if covering.as_ref().is_none_or(|covering| covering.checkpoint.last_seq < *seq) {
-            covering = Covering::find(&connection, *seq).map_err(read_error)?;
+            covering = Covering::find(&connection, *seq).map_err(AuditError::read)?;
             if let Some(covering) = &covering {
                 file.line(&Line::Checkpoint { checkpoint: covering.checkpoint.members(journal) })?;
             }
@@ -236,8 +232,4 @@ impl Proof {
     pub(super) fn digests(&self) -> Option<Vec<tree::Digest>> {
         self.path.iter().map(|text| digest(text)).collect()
     }
-}
-
-fn read_error(error: rusqlite::Error) -> AuditError {
-    AuditError::Read(Arc::new(error))
 }

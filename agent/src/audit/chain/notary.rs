@@ -1,7 +1,6 @@
 //! The task that signs what the journal holds.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
@@ -83,10 +82,9 @@ impl Notary {
     /// Makes one checkpoint. Says whether there may be more to sign.
     async fn step(&self) -> Result<bool, AuditError> {
         let last = self.journal.written().borrow().last_seq;
-        let (path, id) = (self.journal.path().to_owned(), self.journal.id());
-        let task = tokio::task::spawn_blocking(move || pending(&schema::open_read_only(&path)?, id, last));
-        // It is cancelled only when the runtime ends.
-        let Pending { before, leaves } = task.await.unwrap_or(Err(AuditError::Closed))?;
+        let id = self.journal.id();
+        let pending = schema::read(self.journal.path(), move |connection| pending(connection, id, last));
+        let Pending { before, leaves } = pending.await?;
         // A checkpoint alone needs none: there would never be an end.
         if leaves.iter().all(|leaf| leaf.is_checkpoint) {
             return Ok(false);
@@ -101,9 +99,9 @@ impl Notary {
 
 /// The first records that are not signed yet, up to `last`.
 fn pending(connection: &Connection, journal: uuid::Uuid, last: i64) -> Result<Pending, AuditError> {
-    let before = newest(connection).map_err(|error| AuditError::Read(Arc::new(error)))?;
+    let before = newest(connection).map_err(AuditError::read)?;
     let signed = before.as_ref().map_or(0, |before| before.last_seq);
-    let first = schema::first_after(connection, signed).map_err(|error| AuditError::Read(Arc::new(error)))?;
+    let first = schema::first_after(connection, signed).map_err(AuditError::read)?;
     let Some(first) = first else { return Ok(Pending { before, leaves: Vec::new() }) };
     let end = last.min(first.saturating_add(i64::try_from(LONGEST).unwrap_or(i64::MAX) - 1));
     let mut leaves = canonical::leaves(connection, journal, first - 1, end, LONGEST)?;

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use rusqlite::Connection;
 use serde::Serialize;
@@ -421,38 +420,33 @@ impl Source for JournalSource {
             schema::RECORDS.map(|table| format!("SELECT min(seq) AS first, max(seq) AS last FROM {table}"));
         let sql = format!("SELECT min(first), max(last) FROM ({})", ends.join(" UNION ALL "));
         let ends = self.connection.query_row(&sql, [], |row| Ok(Option::zip(row.get(0)?, row.get(1)?)));
-        ends.map_err(read_error)
+        ends.map_err(AuditError::read)
     }
 
     fn problems(&mut self) -> Result<Vec<Problem>, AuditError> {
-        let names = schema::foreign(&self.connection).map_err(read_error)?;
+        let names = schema::foreign(&self.connection).map_err(AuditError::read)?;
         Ok(names.into_iter().map(|name| Problem::Schema { name }).collect())
     }
 
     fn signed(&mut self) -> Result<i64, AuditError> {
-        let sql = "SELECT coalesce(max(last_seq), 0) FROM checkpoints";
-        self.connection.query_row(sql, [], |row| row.get(0)).map_err(read_error)
+        Checkpoint::last_signed(&self.connection).map_err(AuditError::read)
     }
 
     fn removal(&mut self, signed: i64) -> Result<Option<Announced>, AuditError> {
-        retention::latest(&self.connection, signed).map_err(read_error)
+        retention::latest(&self.connection, signed).map_err(AuditError::read)
     }
 
     fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError> {
         let sql = "SELECT * FROM checkpoints WHERE number > ?1 ORDER BY number LIMIT ?2";
-        let mut query = self.connection.prepare_cached(sql).map_err(read_error)?;
+        let mut query = self.connection.prepare_cached(sql).map_err(AuditError::read)?;
         let after = i64::try_from(after).unwrap_or(i64::MAX);
-        let rows = query.query_map((after, READ), Checkpoint::read).map_err(read_error)?;
-        rows.collect::<Result<_, _>>().map_err(read_error)
+        let rows = query.query_map((after, READ), Checkpoint::read).map_err(AuditError::read)?;
+        rows.collect::<Result<_, _>>().map_err(AuditError::read)
     }
 
     fn leaves(&mut self, after: i64, end: i64, most: usize) -> Result<Vec<Leaf>, AuditError> {
         canonical::leaves(&self.connection, self.journal, after, end, most)
     }
-}
-
-fn read_error(error: rusqlite::Error) -> AuditError {
-    AuditError::Read(Arc::new(error))
 }
 
 impl fmt::Display for Problem {

@@ -1,7 +1,5 @@
 //! A range of the journal as rows for ClickHouse.
 
-use std::sync::Arc;
-
 use ::clickhouse::Row;
 use rusqlite::Connection;
 use rusqlite::types::{FromSql, Type};
@@ -174,7 +172,7 @@ pub(super) fn choose_end(
     rows: u32,
     bytes: u64,
 ) -> Result<i64, AuditError> {
-    choose(connection, after, rows, bytes).map_err(read_error)
+    choose(connection, after, rows, bytes).map_err(AuditError::read)
 }
 
 impl Batch {
@@ -185,7 +183,7 @@ impl Batch {
         after: i64,
         end: i64,
     ) -> Result<Self, AuditError> {
-        Self::read_rows(connection, journal.as_u64_pair(), after, end).map_err(read_error)
+        Self::read_rows(connection, journal.as_u64_pair(), after, end).map_err(AuditError::read)
     }
 
     fn read_rows(connection: &Connection, journal: UuidPair, after: i64, end: i64) -> rusqlite::Result<Self> {
@@ -419,10 +417,6 @@ fn choose(connection: &Connection, after: i64, rows: u32, bytes: u64) -> rusqlit
 
 fn not_understood(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error))
-}
-
-fn read_error(error: rusqlite::Error) -> AuditError {
-    AuditError::Read(Arc::new(error))
 }
 
 #[cfg(test)]

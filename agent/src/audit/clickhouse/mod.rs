@@ -30,9 +30,9 @@ use self::batch::Batch;
 use self::connection::Connection;
 use self::ddl::Target;
 use self::deployed::Deployed;
-use super::delivery::{self, Delivery, Progress, Sink};
+use super::delivery::{Delivery, Progress, Sink};
 use super::store::{self, Cursor};
-use super::{AuditError, Journal};
+use super::{AuditError, Journal, schema};
 use crate::config::{RetentionDays, Secret};
 
 pub(super) use self::central::Central;
@@ -133,7 +133,7 @@ impl Writer {
 
     async fn read_cursor(&self, sink: &str) -> Result<Cursor, AuditError> {
         let sink = sink.to_owned();
-        delivery::read(&self.journal, move |connection| store::cursor(connection, &sink)).await
+        schema::read(self.journal.path(), move |connection| store::cursor(connection, &sink)).await
     }
 
     async fn insert<T>(&self, table: &str, rows: Vec<T>, after: i64, end: i64) -> Result<(), AuditError>
@@ -186,14 +186,14 @@ impl Sink for Writer {
 
     async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {
         let (rows, bytes) = (self.settings.batch_rows, self.settings.batch_bytes);
-        delivery::read(&self.journal, move |connection| batch::choose_end(connection, after, rows, bytes))
+        schema::read(self.journal.path(), move |connection| batch::choose_end(connection, after, rows, bytes))
             .await
     }
 
     async fn send(&mut self, after: i64, end: i64) -> Result<u64, AuditError> {
         let journal = self.journal.id();
         let Batch { sessions, statements, outcomes, events, payloads, running, checkpoints } =
-            delivery::read(&self.journal, move |connection| Batch::read(connection, journal, after, end))
+            schema::read(self.journal.path(), move |connection| Batch::read(connection, journal, after, end))
                 .await?;
         self.insert("sessions", sessions, after, end).await?;
         self.insert("statements", statements, after, end).await?;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::audit::samples::{event, statement};
-use crate::audit::{EventKind, Verdict, schema};
+use crate::audit::{EventKind, Verdict, delivery};
 
 fn settings(url: String) -> Settings {
     Settings { batch_rows: 300, interval: Duration::from_millis(20), ..Settings::new(vec![url], "snowfence") }

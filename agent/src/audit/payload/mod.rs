@@ -287,8 +287,7 @@ pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() 
     let ended = spool::unsettled(root)?;
     let mut lost: HashMap<Uuid, (Payload, Context)> = HashMap::new();
     let connection = schema::open_read_only(journal)?;
-    let read = |error| AuditError::Read(Arc::new(error));
-    let mut known = connection.prepare("SELECT 1 FROM payloads WHERE id = ?1").map_err(read)?;
+    let mut known = connection.prepare("SELECT 1 FROM payloads WHERE id = ?1").map_err(AuditError::read)?;
     // Rows of what is older have left the journal in their time.
     let removed: i64 = connection
         .query_row(
@@ -297,7 +296,7 @@ pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() 
             [],
             |row| row.get(0),
         )
-        .map_err(read)?;
+        .map_err(AuditError::read)?;
     for ended in &ended {
         let mut failure = None;
         let wants = |id: Uuid| match known.exists([id.to_string()]) {
@@ -335,7 +334,7 @@ pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() 
             digest.update(&written.digest);
         })?;
         if let Some(error) = failure {
-            return Err(read(error));
+            return Err(AuditError::read(error));
         }
     }
     let mut lost: Vec<Payload> = lost

@@ -3,7 +3,6 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use age::{Identity, IdentityFile};
 use rusqlite::Row;
@@ -102,7 +101,6 @@ pub fn identities(path: &Path) -> Result<Vec<Box<dyn Identity + Send + Sync>>, R
 /// The payloads of a session, of a statement, or of a query by Snowflake's identifier, or the one of this identifier; in the
 /// order in which they began.
 pub fn find(journal: &Path, id: &str) -> Result<Vec<Found>, AuditError> {
-    let failed = |error| AuditError::Read(Arc::new(error));
     let connection = schema::open_read_only(journal)?;
     let mut query = connection
         .prepare(&format!(
@@ -112,11 +110,11 @@ pub fn find(journal: &Path, id: &str) -> Result<Vec<Found>, AuditError> {
              ORDER BY time, seq",
             schema::ISO_TIME
         ))
-        .map_err(failed)?;
+        .map_err(AuditError::read)?;
     let rows = query
         .query_map([id], |found| Ok(Found { payload: row(found)?, time: found.get("iso")? }))
-        .map_err(failed)?;
-    rows.collect::<Result<_, _>>().map_err(failed)
+        .map_err(AuditError::read)?;
+    rows.collect::<Result<_, _>>().map_err(AuditError::read)
 }
 
 /// Reads a payload, of its bodies no more than `limit` bytes each.

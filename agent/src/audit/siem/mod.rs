@@ -22,7 +22,7 @@ use self::http::{Answered, Http};
 use self::ocsf::Event as OcsfEvent;
 use self::syslog::Syslog;
 use super::delivery::{self, Delivery, Progress};
-use super::{AuditError, Event, EventKind, Journal};
+use super::{AuditError, Event, EventKind, Journal, schema};
 use crate::config::{Siem, SiemRecords, SiemTarget, SiemVerdict};
 use crate::tls::{self, TlsError};
 
@@ -109,7 +109,7 @@ impl Sink {
 
     async fn events(&self, filter: Filter, after: i64, end: i64) -> Result<Vec<OcsfEvent>, AuditError> {
         let journal = self.journal.id();
-        delivery::read(&self.journal, move |connection| {
+        schema::read(self.journal.path(), move |connection| {
             rows::read(connection, filter.only.as_deref(), after, end, |row| {
                 filter.wants(&row).then(|| ocsf::event(journal, row))
             })
@@ -159,9 +159,9 @@ impl Sink {
     async fn takes_anything(&self, http: &Http) -> Result<bool, AuditError> {
         const STARTED: &str =
             "SELECT coalesce(max(seq), 0) FROM events WHERE kind IN ('agent_started', 'records_removed')";
-        let seq: i64 = delivery::read(&self.journal, |connection| {
+        let seq: i64 = schema::read(self.journal.path(), |connection| {
             let found = connection.query_row(STARTED, [], |row| row.get(0));
-            found.map_err(|error| AuditError::Read(Arc::new(error)))
+            found.map_err(AuditError::read)
         })
         .await?;
         if seq == 0 {
@@ -191,7 +191,7 @@ impl delivery::Sink for Sink {
 
     async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {
         let (filter, (records, bytes)) = (self.filter(), self.limits());
-        delivery::read(&self.journal, move |connection| {
+        schema::read(self.journal.path(), move |connection| {
             rows::choose_end(connection, filter.only.as_deref(), after, records, bytes)
         })
         .await

@@ -1,8 +1,6 @@
 //! Rows of the journal as they are read for a sink: what a table has, by name, so that a column which the mapping does not
 //! know goes on all the same.
 
-use std::sync::Arc;
-
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 use serde_json::{Map, Value};
@@ -170,7 +168,7 @@ pub(super) fn choose_end(
         }
         Ok(last)
     };
-    choose().map_err(read_error)
+    choose().map_err(AuditError::read)
 }
 
 /// Reads what is in (`after`, `end`], in its order, and hands on each row as it comes.
@@ -203,7 +201,7 @@ pub(super) fn read<T>(
         all.sort_by_key(|(seq, _)| *seq);
         Ok(all.into_iter().map(|(_, made)| made).collect())
     };
-    read().map_err(read_error)
+    read().map_err(AuditError::read)
 }
 
 fn value(column: &str, value: ValueRef<'_>) -> Value {
@@ -216,8 +214,4 @@ fn value(column: &str, value: ValueRef<'_>) -> Value {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into(),
         ValueRef::Null => Value::Null,
     }
-}
-
-fn read_error(error: rusqlite::Error) -> AuditError {
-    AuditError::Read(Arc::new(error))
 }

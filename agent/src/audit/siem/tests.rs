@@ -107,7 +107,7 @@ async fn batches_are_bounded_and_leave_nothing_out() {
         journal.append(records.chain([event(EventKind::NoFlow).into()]).collect()).await.unwrap();
     }
     let end = |after, rows, bytes, only: Option<Vec<SiemRecords>>| {
-        delivery::read(&journal, move |connection| {
+        schema::read(journal.path(), move |connection| {
             rows::choose_end(connection, only.as_deref(), after, rows, bytes)
         })
     };

@@ -6,7 +6,6 @@ mod tests;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use rusqlite::Connection;
 use serde::Deserialize;
@@ -149,11 +148,6 @@ impl Trail {
         &self,
         ask: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, AuditError> {
-        let path = self.journal.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            ask(&schema::open_read_only(&path)?).map_err(|error| AuditError::Read(Arc::new(error)))
-        });
-        // It is cancelled only when the runtime ends.
-        task.await.unwrap_or(Err(AuditError::Closed))
+        schema::read(&self.journal, move |connection| ask(connection).map_err(AuditError::read)).await
     }
 }
