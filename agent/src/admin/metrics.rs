@@ -136,7 +136,6 @@ struct Trail(Journal);
 impl Collector for Trail {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let Written { last_seq, bytes, failing, full, .. } = *self.0.written().borrow();
-        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         for (name, help, value) in [
             ("journal_last_seq", "The last record of the journal", last_seq),
             ("journal_bytes", "Records in the journal", number(bytes)),
@@ -151,8 +150,7 @@ impl Collector for Trail {
                 i64::from(failing || full),
             ),
         ] {
-            let gauge = ConstGauge::new(value);
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+            gauge(&mut encoder, name, help, value)?;
         }
         Ok(())
     }
@@ -172,11 +170,25 @@ impl Collector for Spool {
                 self.0.room(),
             ),
         ] {
-            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+            gauge(&mut encoder, name, help, number(value))?;
         }
         Ok(())
     }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: i64,
+) -> Result<(), std::fmt::Error> {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+/// Bytes as a gauge has them.
+fn number(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// How far the trail is delivered.

@@ -63,7 +63,7 @@ impl RecordedSession {
     ) -> Result<Option<Self>, AuditError> {
         let connection = schema::open_read_only(journal)?;
         let Some(session) = session(&connection, id).map_err(AuditError::read)? else { return Ok(None) };
-        let mut room = Room { left: MOST, session: id };
+        let mut room = Room { session: id, ..Room::default() };
         let statements = statements(&connection, id, &mut room)?;
         let payloads = payloads(&connection, id, &mut room)?;
         Ok(Some(Self { session, statements, payloads, pieces, identities }))
@@ -114,6 +114,12 @@ impl RecordedSession {
 struct Room {
     left: usize,
     session: Uuid,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { left: MOST, session: Uuid::nil() }
+    }
 }
 
 impl Room {

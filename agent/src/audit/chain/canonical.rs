@@ -59,6 +59,21 @@ pub fn encode(members: &Members) -> Vec<u8> {
     serde_json::to_vec(members).unwrap_or_default()
 }
 
+/// A text of a record.
+pub fn text<'m>(members: &'m Members, name: &str) -> Option<&'m str> {
+    members.get(name)?.as_str()
+}
+
+/// An identifier of a record.
+pub fn id(members: &Members, name: &str) -> Option<Uuid> {
+    text(members, name)?.parse().ok()
+}
+
+/// A number of a record.
+pub fn integer(members: &Members, name: &str) -> Option<i64> {
+    members.get(name)?.as_i64()
+}
+
 /// The digest that stands for a record.
 pub fn leaf(members: &Members) -> Digest {
     tree::leaf(&encode(members))

@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::canonical::{self, Members};
+use super::canonical::{self, Members, id, text};
 use super::checkpoint::Checkpoint;
 use super::{digest, tree};
 use crate::audit::payload::{self, Place, SpoolError, hexadecimal};
@@ -193,11 +193,10 @@ struct Pieces {
 
 impl Pieces {
     fn of(record: &Members) -> Option<Self> {
-        let text = |name: &str| record.get(name).and_then(serde_json::Value::as_str);
         Some(Self {
-            payload: text("id")?.parse().ok()?,
-            run: text("run")?.parse().ok()?,
-            places: serde_json::from_str(text("places")?).ok()?,
+            payload: id(record, "id")?,
+            run: id(record, "run")?,
+            places: serde_json::from_str(text(record, "places")?).ok()?,
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, BufRead, Read};
+use std::ops::Range;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine;
@@ -10,9 +11,10 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::canonical::{self, Members};
+use super::canonical::{self, Members, id, integer, text};
 use super::checkpoint::Checkpoint;
 use super::export::{Line, Proof, VERSION};
+use super::trust::Trust;
 use super::verify::Problem;
 use super::{LONGEST, digest, tree};
 use crate::audit::Removal;
@@ -58,14 +60,28 @@ pub enum ExportedError {
 
 /// Verifies an export. `keys` are those that are trusted, hexadecimal; where there are none, the first checkpoint's is.
 pub fn verify_export(file: impl BufRead, keys: &[String]) -> Result<ExportReport, ExportedError> {
+    verify_lines(file, keys, |_, _| {})
+}
+
+/// The same, and hands over each line with its place in the file: what is in it counts only if the report is good.
+pub(in crate::audit) fn verify_lines(
+    file: impl BufRead,
+    keys: &[String],
+    mut each: impl FnMut(&Line, Range<u64>),
+) -> Result<ExportReport, ExportedError> {
     let mut lines = Lines::new(file);
-    let (session, journal) = match lines.next_line()? {
-        Some(Line::Head { snowfence_export: VERSION, session, journal, .. }) => (session, journal),
-        Some(Line::Head { snowfence_export: found, .. }) => return Err(ExportedError::Version { found }),
+    let head = lines.next_line()?.ok_or(ExportedError::NoExport)?;
+    let (session, journal) = match head {
+        Line::Head { snowfence_export: VERSION, session, journal, .. } => (session, journal),
+        Line::Head { snowfence_export: found, .. } => return Err(ExportedError::Version { found }),
         _ => return Err(ExportedError::NoExport),
     };
+    each(&head, 0..lines.position);
     let mut verification = Verification::new(session, journal, keys);
+    let mut at = lines.position;
     while let Some(line) = lines.next_line()? {
+        each(&line, at..lines.position);
+        at = lines.position;
         match line {
             Line::Head { .. } => return Err(ExportedError::Line(lines.number)),
             Line::Checkpoint { checkpoint } => verification.checkpoint(&checkpoint),
@@ -77,24 +93,20 @@ pub fn verify_export(file: impl BufRead, keys: &[String]) -> Result<ExportReport
 }
 
 /// Reads an export line by line.
-pub(in crate::audit) struct Lines<F> {
+struct Lines<F> {
     file: F,
     /// Of the last one.
     number: u64,
+    /// Where the next one begins.
     position: u64,
 }
 
 impl<F: BufRead> Lines<F> {
-    pub(in crate::audit) fn new(file: F) -> Self {
+    fn new(file: F) -> Self {
         Self { file, number: 0, position: 0 }
     }
 
-    /// Where the next line begins.
-    pub(in crate::audit) fn position(&self) -> u64 {
-        self.position
-    }
-
-    pub(in crate::audit) fn next_line(&mut self) -> Result<Option<Line>, ExportedError> {
+    fn next_line(&mut self) -> Result<Option<Line>, ExportedError> {
         let mut line = Vec::new();
         self.number += 1;
         (&mut self.file).take(LINE).read_until(b'\n', &mut line)?;
@@ -116,7 +128,7 @@ impl<F: BufRead> Lines<F> {
 
 struct Verification {
     report: ExportReport,
-    keys: Vec<String>,
+    trust: Trust,
     checkpoints: BTreeMap<u64, Checkpoint>,
     seqs: HashSet<i64>,
     /// The last record that others are linked to.
@@ -149,12 +161,12 @@ impl Verification {
             payloads: 0,
             incomplete: 0,
             keys: Vec::new(),
-            key_is_known: !keys.is_empty(),
+            key_is_known: false,
             problems: Vec::new(),
         };
         Self {
             report,
-            keys: keys.to_vec(),
+            trust: Trust::new(keys),
             checkpoints: BTreeMap::new(),
             seqs: HashSet::new(),
             last: 0,
@@ -172,28 +184,22 @@ impl Verification {
 
     fn checkpoint(&mut self, members: &Members) {
         let Some(checkpoint) = Checkpoint::from_members(self.report.journal, members) else {
-            return self
-                .add(Problem::CheckpointForged { number: number(members, "number").unwrap_or_default() });
+            return self.add(Problem::CheckpointForged {
+                number: integer(members, "number")
+                    .and_then(|number| u64::try_from(number).ok())
+                    .unwrap_or_default(),
+            });
         };
         let number = checkpoint.number;
-        if self.keys.is_empty() {
-            self.keys.push(checkpoint.key.clone());
+        if let Some(problem) = self.trust.problem(self.report.journal, &checkpoint) {
+            return self.add(problem);
         }
-        if !self.report.keys.contains(&checkpoint.key) {
-            self.report.keys.push(checkpoint.key.clone());
-        }
-        if !checkpoint.is_signed(self.report.journal) {
-            self.add(Problem::CheckpointForged { number });
-        } else if self.keys.contains(&checkpoint.key) {
-            self.report.node.clone_from(&checkpoint.node);
-            self.checkpoints.insert(number, checkpoint);
-        } else {
-            self.add(Problem::CheckpointOfAnotherKey { number, key: checkpoint.key });
-        }
+        self.report.node.clone_from(&checkpoint.node);
+        self.checkpoints.insert(number, checkpoint);
     }
 
     fn record(&mut self, members: &Members, proof: Option<&Proof>) {
-        let Some(seq) = number::<i64>(members, "seq") else {
+        let Some(seq) = integer(members, "seq") else {
             return self.add(Problem::Changed { seq: 0 });
         };
         if !self.seqs.insert(seq) {
@@ -229,19 +235,21 @@ impl Verification {
     /// Where the record belongs in the session.
     fn place(&mut self, members: &Members, seq: i64) {
         let session = self.report.session;
-        let id = id(members, "id");
+        let own = id(members, "id");
         let is_ours = match text(members, "table") {
-            Some("sessions") => id == Some(session) && self.link(seq, 0),
+            Some("sessions") => own == Some(session) && self.link(seq, 0),
             Some("statements") => {
-                self.statements.extend(id);
-                self::id(members, "session") == Some(session) && self.link(seq, previous(members))
+                self.statements.extend(own);
+                id(members, "session") == Some(session)
+                    && self.link(seq, integer(members, "previous").unwrap_or(-1))
             }
             Some("payloads") => {
-                self.payload(members, seq, id.unwrap_or_default());
-                self::id(members, "session") == Some(session) && self.link(seq, previous(members))
+                self.payload(members, seq, own.unwrap_or_default());
+                id(members, "session") == Some(session)
+                    && self.link(seq, integer(members, "previous").unwrap_or(-1))
             }
             Some("outcomes") => {
-                let statement = self::id(members, "statement").unwrap_or_default();
+                let statement = id(members, "statement").unwrap_or_default();
                 self.ended.insert(statement);
                 self.statements.contains(&statement)
             }
@@ -253,7 +261,7 @@ impl Verification {
                 self.removed = removal.as_ref().map_or(self.removed, |removal| removal.through);
                 text(members, "kind") == Some("records_removed") && removal.is_some()
             }
-            Some("running") => self::id(members, "statement").is_some_and(|id| self.statements.contains(&id)),
+            Some("running") => id(members, "statement").is_some_and(|id| self.statements.contains(&id)),
             _ => false,
         };
         if !is_ours {
@@ -313,22 +321,7 @@ impl Verification {
                 self.add(Problem::PayloadChanged { payload });
             }
         }
-        self.report
+        let (keys, key_is_known) = self.trust.into_keys();
+        ExportReport { keys, key_is_known, ..self.report }
     }
-}
-
-fn text<'m>(members: &'m Members, name: &str) -> Option<&'m str> {
-    members.get(name)?.as_str()
-}
-
-fn id(members: &Members, name: &str) -> Option<Uuid> {
-    text(members, name)?.parse().ok()
-}
-
-fn number<N: TryFrom<i64>>(members: &Members, name: &str) -> Option<N> {
-    N::try_from(members.get(name)?.as_i64()?).ok()
-}
-
-fn previous(members: &Members) -> i64 {
-    number(members, "previous").unwrap_or(-1)
 }

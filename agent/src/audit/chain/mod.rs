@@ -11,13 +11,14 @@ mod exported;
 mod key;
 mod notary;
 mod tree;
+mod trust;
 mod verify;
 
-pub(super) use canonical::{Leaf, Members, leaf, members};
+pub(super) use canonical::{Leaf, Members, id, integer, leaf, members, text};
 pub use checkpoint::Checkpoint;
 pub(super) use export::Line;
 pub use export::{ExportError, Exported, export, is_signed};
-pub(super) use exported::Lines;
+pub(super) use exported::verify_lines;
 pub use exported::{ExportReport, ExportedError, verify_export};
 pub use key::{KeyError, SigningKey};
 pub use notary::Notary;

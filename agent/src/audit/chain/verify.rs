@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::canonical::{self, Leaf};
 use super::checkpoint::Checkpoint;
 use super::tree::Digest;
+use super::trust::Trust;
 use super::{LONGEST, digest};
 use crate::audit::retention::{self, Announced, Removal};
 use crate::audit::{AuditError, schema};
@@ -38,8 +39,8 @@ pub trait Source {
     /// The last removal of old records that was announced up to this record.
     fn removal(&mut self, signed: i64) -> Result<Option<Announced>, AuditError>;
 
-    /// Some of the checkpoints after this number, by their numbers; none if there are none.
-    fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError>;
+    /// The first checkpoints after this number, by their numbers, no more than `most`.
+    fn checkpoints(&mut self, after: u64, most: u32) -> Result<Vec<Checkpoint>, AuditError>;
 
     /// The first records in (`after`, `end`], by their `seq`, no more than `most`.
     fn leaves(&mut self, after: i64, end: i64, most: usize) -> Result<Vec<Leaf>, AuditError>;
@@ -166,15 +167,15 @@ pub fn verify(
 ) -> Result<Report, AuditError> {
     let range = source.range()?;
     let mut verification = Verification::new(source.journal(), keys, range.map(|(first, _)| first));
-    let Some((first, last)) = range else { return Ok(verification.report) };
+    let Some((first, last)) = range else { return Ok(verification.end()) };
     for problem in source.problems()? {
         verification.report.add(problem);
     }
     if !verification.begin(source, first, from)? {
-        return Ok(verification.report);
+        return Ok(verification.end());
     }
     loop {
-        let checkpoints = source.checkpoints(verification.before.number)?;
+        let checkpoints = source.checkpoints(verification.before.number, READ)?;
         if checkpoints.is_empty() {
             break;
         }
@@ -185,7 +186,7 @@ pub fn verify(
     }
     verification.tail(source)?;
     progress(last, last);
-    Ok(verification.report)
+    Ok(verification.end())
 }
 
 /// The checkpoint before; at the beginning, none: zeros.
@@ -197,7 +198,7 @@ struct Before {
 
 struct Verification {
     report: Report,
-    keys: Vec<String>,
+    trust: Trust,
     before: Before,
     /// The record that the next checkpoint begins with.
     next: i64,
@@ -218,11 +219,16 @@ impl Verification {
             signed_at: None,
             unsigned: 0,
             keys: Vec::new(),
-            key_is_known: !keys.is_empty(),
+            key_is_known: false,
             problems: Vec::new(),
             more_problems: 0,
         };
-        Self { report, keys: keys.to_vec(), before: Before::default(), next: 1, removed: None }
+        Self { report, trust: Trust::new(keys), before: Before::default(), next: 1, removed: None }
+    }
+
+    fn end(self) -> Report {
+        let (keys, key_is_known) = self.trust.into_keys();
+        Report { keys, key_is_known, ..self.report }
     }
 
     /// Where to begin: at the first checkpoint that is there, if what is before it may be missing, or at `from`, if that is
@@ -231,9 +237,9 @@ impl Verification {
         self.next = first.min(1);
         if let Some(from) = from {
             let before = from.saturating_sub(1);
-            let found = source.checkpoints(before)?.into_iter().find(|found| found.number == from);
+            let found = source.checkpoints(before, 1)?.pop().filter(|found| found.number == from);
             match &found {
-                Some(found) => self.trust(found),
+                Some(found) => self.begin_at(found),
                 None => self.report.add(Problem::CheckpointMissing { first: from, last: from }),
             }
             return Ok(found.is_some());
@@ -245,9 +251,9 @@ impl Verification {
         if first > 1 {
             self.report.removed_through = Some(removal.through);
         }
-        let oldest = source.checkpoints(0)?.into_iter().next();
+        let oldest = source.checkpoints(0, 1)?.pop();
         if let Some(oldest) = oldest.filter(|oldest| (2..=removal.checkpoint).contains(&oldest.number)) {
-            self.trust(&oldest);
+            self.begin_at(&oldest);
             self.next = first.min(oldest.first_seq);
         }
         self.removed = Some(removal);
@@ -255,7 +261,7 @@ impl Verification {
     }
 
     /// Takes a checkpoint's word for what is before it.
-    fn trust(&mut self, checkpoint: &Checkpoint) {
+    fn begin_at(&mut self, checkpoint: &Checkpoint) {
         self.next = checkpoint.first_seq;
         let digest = digest(&checkpoint.previous).unwrap_or_default();
         self.before = Before { number: checkpoint.number.saturating_sub(1), digest };
@@ -280,19 +286,10 @@ impl Verification {
         if number > expected {
             self.report.add(Problem::CheckpointMissing { first: expected, last: number - 1 });
         }
-        if self.keys.is_empty() {
-            self.keys.push(checkpoint.key.clone());
-        }
-        if !self.report.keys.contains(&checkpoint.key) {
-            self.report.keys.push(checkpoint.key.clone());
-        }
-        let mut is_sound = true;
-        if !checkpoint.is_signed(journal) {
-            self.report.add(Problem::CheckpointForged { number });
-            is_sound = false;
-        } else if !self.keys.contains(&checkpoint.key) {
-            self.report.add(Problem::CheckpointOfAnotherKey { number, key: checkpoint.key.clone() });
-            is_sound = false;
+        let problem = self.trust.problem(journal, checkpoint);
+        let is_sound = problem.is_none();
+        if let Some(problem) = problem {
+            self.report.add(problem);
         }
         if number == expected && digest(&checkpoint.previous) != Some(self.before.digest) {
             self.report.add(Problem::CheckpointOutOfChain { number });
@@ -436,11 +433,11 @@ impl Source for JournalSource {
         retention::latest(&self.connection, signed).map_err(AuditError::read)
     }
 
-    fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError> {
+    fn checkpoints(&mut self, after: u64, most: u32) -> Result<Vec<Checkpoint>, AuditError> {
         let sql = "SELECT * FROM checkpoints WHERE number > ?1 ORDER BY number LIMIT ?2";
         let mut query = self.connection.prepare_cached(sql).map_err(AuditError::read)?;
         let after = i64::try_from(after).unwrap_or(i64::MAX);
-        let rows = query.query_map((after, READ), Checkpoint::read).map_err(AuditError::read)?;
+        let rows = query.query_map((after, most), Checkpoint::read).map_err(AuditError::read)?;
         rows.collect::<Result<_, _>>().map_err(AuditError::read)
     }
 

@@ -13,8 +13,6 @@ use crate::audit::schema::RECORDS;
 
 /// Records that are asked for at once: of each, a digest stays in memory.
 const WINDOW: i64 = 200_000;
-/// Checkpoints that are asked for at once.
-const READ: u32 = 64;
 /// No row is longer.
 const LONGEST: usize = 256 << 20;
 
@@ -174,8 +172,8 @@ impl Source for DeliveredSource<'_> {
         Ok(None)
     }
 
-    fn checkpoints(&mut self, after: u64) -> Result<Vec<Checkpoint>, AuditError> {
-        let condition = format!("number > {after} ORDER BY number LIMIT {READ}");
+    fn checkpoints(&mut self, after: u64, most: u32) -> Result<Vec<Checkpoint>, AuditError> {
+        let condition = format!("number > {after} ORDER BY number LIMIT {most}");
         let mut checkpoints = Vec::new();
         self.rows("checkpoints", &condition, |_, row| {
             checkpoints.push(serde_json::from_value(Value::Object(row)));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -10,8 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{MOST, RecordedSession, RecordedStatement, Room, SHOWN};
-use crate::audit::chain::{ExportReport, ExportedError, Line, Lines, Members, verify_export};
+use super::{RecordedSession, RecordedStatement, Room, SHOWN};
+use crate::audit::chain::{self, ExportReport, ExportedError, Line, Members, id, integer, verify_lines};
 use crate::audit::payload::{self, Identities, Payload, Pieces, ReadError};
 use crate::audit::{AuditError, Caller, Session, Workload};
 
@@ -32,8 +33,8 @@ pub enum ExportFileError {
     Unproven { problem: String },
 }
 
-/// Where the line of each piece is in the file, and how long it is; by payload and number.
-type Places = HashMap<(Uuid, usize), (u64, usize)>;
+/// Where the line of each piece is in the file, by payload and number.
+type Places = HashMap<(Uuid, usize), Range<u64>>;
 
 /// The pieces in an export.
 struct ExportPieces {
@@ -48,28 +49,19 @@ impl RecordedSession {
         keys: &[String],
         identities: Box<Identities>,
     ) -> Result<(Self, ExportReport), ExportFileError> {
-        let open = || {
-            let failed = |source| ExportFileError::Io { path: path.to_owned(), source };
-            File::open(path).map(BufReader::new).map_err(failed)
-        };
-        let report = verify_export(open()?, keys)?;
+        let file =
+            File::open(path).map_err(|source| ExportFileError::Io { path: path.to_owned(), source })?;
+        let mut loading = Loading::default();
+        let mut loaded = Ok(());
+        let report = verify_lines(BufReader::new(file), keys, |line, place| {
+            if loaded.is_ok() {
+                loaded = loading.line(line, place);
+            }
+        })?;
         if let Some(problem) = report.problems.first() {
             return Err(ExportFileError::Unproven { problem: problem.to_string() });
         }
-        let mut loading = Loading::new(report.session);
-        let mut lines = Lines::new(open()?);
-        loop {
-            let at = lines.position();
-            let Some(line) = lines.next_line()? else { break };
-            match line {
-                Line::Record { record, .. } => loading.record(&record)?,
-                Line::Piece { payload, .. } => {
-                    let length = usize::try_from(lines.position() - at).unwrap_or(usize::MAX);
-                    loading.piece(payload, at, length)?;
-                }
-                Line::Head { .. } | Line::Checkpoint { .. } => {}
-            }
-        }
+        loaded?;
         let Loading { session, statements, mut payloads, places, .. } = loading;
         let session = session.ok_or(ExportFileError::Sessionless)?;
         payloads.sort_by_key(|payload| payload.time);
@@ -79,6 +71,7 @@ impl RecordedSession {
 }
 
 /// What was read of an export so far.
+#[derive(Default)]
 struct Loading {
     session: Option<Session>,
     statements: Vec<RecordedStatement>,
@@ -92,43 +85,35 @@ struct Loading {
 }
 
 impl Loading {
-    fn new(session: Uuid) -> Self {
-        Self {
-            session: None,
-            statements: Vec::new(),
-            numbers: HashMap::new(),
-            payloads: Vec::new(),
-            pieces: HashMap::new(),
-            places: Places::new(),
-            room: Room { left: MOST, session },
+    fn line(&mut self, line: &Line, place: Range<u64>) -> Result<(), ExportFileError> {
+        match line {
+            Line::Head { session, .. } => self.room.session = *session,
+            Line::Checkpoint { .. } => {}
+            Line::Record { record, .. } => self.record(record)?,
+            Line::Piece { payload, .. } => self.piece(*payload, place)?,
         }
+        Ok(())
     }
 
     fn record(&mut self, members: &Members) -> Result<(), ExportFileError> {
-        let seq = members.get("seq").and_then(Value::as_i64).unwrap_or_default();
-        let read = match members.get("table").and_then(Value::as_str) {
-            Some("sessions") => session(members).map(|session| self.session = Some(session)),
-            Some("statements") => match statement(members) {
-                Some(statement) => {
-                    self.room.take(size_of_val(&statement) + statement.sql.len())?;
-                    self.numbers.insert(statement.id, self.statements.len());
-                    self.statements.push(statement);
-                    Some(())
-                }
-                None => None,
-            },
-            Some("outcomes") => self.outcome(members),
-            Some("payloads") => match payload(members) {
-                Some(payload) => {
-                    self.room.take(size_of_val(&payload) + size_of_val(payload.places.as_slice()))?;
-                    self.payloads.push(payload);
-                    Some(())
-                }
-                None => None,
-            },
-            _ => Some(()),
-        };
-        read.ok_or(ExportFileError::Record(seq))
+        let wrong = || ExportFileError::Record(integer(members, "seq").unwrap_or_default());
+        match chain::text(members, "table") {
+            Some("sessions") => self.session = Some(session(members).ok_or_else(wrong)?),
+            Some("statements") => {
+                let statement = statement(members).ok_or_else(wrong)?;
+                self.room.take(size_of_val(&statement) + statement.sql.len())?;
+                self.numbers.insert(statement.id, self.statements.len());
+                self.statements.push(statement);
+            }
+            Some("outcomes") => self.outcome(members).ok_or_else(wrong)?,
+            Some("payloads") => {
+                let payload = payload(members).ok_or_else(wrong)?;
+                self.room.take(size_of_val(&payload) + size_of_val(payload.places.as_slice()))?;
+                self.payloads.push(payload);
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn outcome(&mut self, members: &Members) -> Option<()> {
@@ -144,10 +129,10 @@ impl Loading {
     }
 
     /// They follow their payload, in their order.
-    fn piece(&mut self, payload: Uuid, at: u64, length: usize) -> Result<(), AuditError> {
+    fn piece(&mut self, payload: Uuid, place: Range<u64>) -> Result<(), AuditError> {
         self.room.take(64)?;
         let number = self.pieces.entry(payload).or_default();
-        self.places.insert((payload, *number), (at, length));
+        self.places.insert((payload, *number), place);
         *number += 1;
         Ok(())
     }
@@ -155,11 +140,11 @@ impl Loading {
 
 impl Pieces for ExportPieces {
     fn sealed(&self, payload: &Payload, number: usize) -> Result<Vec<u8>, ReadError> {
-        let (at, length) = *self.places.get(&(payload.id, number)).ok_or(ReadError::Removed)?;
+        let place = self.places.get(&(payload.id, number)).ok_or(ReadError::Removed)?;
         let read = || {
             let mut file = File::open(&self.path)?;
-            file.seek(SeekFrom::Start(at))?;
-            let mut line = vec![0; length];
+            file.seek(SeekFrom::Start(place.start))?;
+            let mut line = vec![0; usize::try_from(place.end - place.start).unwrap_or_default()];
             file.read_exact(&mut line)?;
             Ok(line)
         };
@@ -230,13 +215,5 @@ fn payload(members: &Members) -> Option<Payload> {
 }
 
 fn text(members: &Members, name: &str) -> Option<String> {
-    Some(members.get(name)?.as_str()?.to_owned())
-}
-
-fn id(members: &Members, name: &str) -> Option<Uuid> {
-    members.get(name)?.as_str()?.parse().ok()
-}
-
-fn integer(members: &Members, name: &str) -> Option<i64> {
-    members.get(name)?.as_i64()
+    chain::text(members, name).map(ToOwned::to_owned)
 }
