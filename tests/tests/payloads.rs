@@ -272,7 +272,7 @@ fn what_has_left_the_host_is_in_the_archive_as_it_was() -> Result<()> {
 data = json.loads(ask(login(), "select /* a part of 64 MiB */ 'seen ' || 'later' as t"))["data"]
 connection = http.client.HTTPSConnection(host, context=trust, timeout=60)
 connection.request("GET", urllib.parse.urlsplit(data["chunks"][-1]["url"]).path, headers=data["chunkHeaders"])
-say(bytes=len(connection.getresponse().read()))"#
+say(bytes=len(connection.getresponse().read(12 << 20)))"#
         ),
     )?;
     let archive = || -> Result<Value> {
@@ -316,6 +316,16 @@ say(bytes=len(connection.getresponse().read()))"#
     assert!(shown.contains("seen ") && !shown.contains("no longer"), "{shown}");
     let replayed = run(&["replay", session, "--identity", &identity])?;
     assert!(replayed.contains("a part of 64 MiB"), "{replayed}");
+    // By ClickHouse too, which needs no journal.
+    eventually("ClickHouse has the same", || {
+        Ok(network::inside(&outside, || {
+            sandbox.snowfence(["replay", session, "--identity", &identity, "--clickhouse"])
+        })?
+        .stdout
+            == replayed)
+    })?;
+    let shown_there = run(&["audit", "show", session, "--identity", &identity, "--clickhouse"])?;
+    assert_eq!(shown_there, shown);
     let file = state.join("session.jsonl").display().to_string();
     run(&["audit", "export", session, "--to", &file])?;
     let verified = run(&["audit", "verify", "--export", &file, "--format", "json"])?;

@@ -55,6 +55,8 @@ pub enum AuditError {
         "the session {0} has too many statements to be loaded at once: `snowfence audit show` shows each"
     )]
     LongSession(Uuid),
+    #[error("record {0} is not what this program records")]
+    Record(i64),
     #[error("no journal at {0}: is the agent's state_dir right, and has the agent run once?")]
     Missing(PathBuf),
     #[error(

@@ -21,6 +21,7 @@ mod journal;
 mod owners;
 mod record;
 mod recording;
+mod records;
 mod retention;
 mod schema;
 mod store;
@@ -35,8 +36,9 @@ pub use journal::{Journal, Recorded, Written};
 pub use owners::{OwnedQuery, latest_queries};
 pub use record::{
     Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
-    now,
+    iso_time, now,
 };
 pub use recording::{ExportFileError, RecordedSession, RecordedStatement};
+pub use records::Records;
 pub use retention::{Announced, Removal, Retention};
 pub use successor::serve as serve_predecessor;

@@ -2,7 +2,7 @@
 //!
 //! Times are microseconds since the Unix epoch, UTC. A text that is not known is empty.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -231,6 +231,14 @@ pub fn now() -> i64 {
         Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |micros| -micros),
     }
+}
+
+/// A time in microseconds since the Unix epoch as ISO 8601, UTC.
+pub fn iso_time(time: i64) -> String {
+    // The last second of the year 9999: a time is text from outside.
+    const LAST: Duration = Duration::from_secs(253_402_300_799);
+    let since = Duration::from_micros(u64::try_from(time).unwrap_or_default()).min(LAST);
+    humantime::format_rfc3339_micros(UNIX_EPOCH + since).to_string()
 }
 
 impl Event {

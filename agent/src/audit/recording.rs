@@ -2,26 +2,20 @@
 //! piece by piece.
 
 mod exported;
+mod loading;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
-use rusqlite::types::Type;
-use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
+use self::loading::Loading;
 use super::payload::{self, Content, Frame, FrameKind, Identities, Payload, Pieces, ReadError};
-use super::store::read_list;
-use super::{AuditError, Caller, Session, Workload, schema};
+use super::{AuditError, Records, Session};
 
 pub use exported::ExportFileError;
 
-/// Of a statement's text, so many characters: the whole of it is in its payload.
-const SHOWN: u32 = 64 * 1024;
 /// Pieces of a body that are looked at: no honest one has so many.
 const MANY: usize = 1 << 20;
-/// Bytes that statements and places of payloads may take in memory.
-const MOST: usize = 512 << 20;
 
 /// A session that can be replayed.
 pub struct RecordedSession {
@@ -54,19 +48,17 @@ pub struct RecordedStatement {
 }
 
 impl RecordedSession {
-    /// Reads a session of a journal; `None` where it knows none of this identifier.
+    /// Reads a session; `None` where there is none of this identifier.
     pub fn load(
-        journal: &Path,
+        records: &Records<'_>,
         id: Uuid,
         pieces: Box<dyn Pieces>,
         identities: Box<Identities>,
     ) -> Result<Option<Self>, AuditError> {
-        let connection = schema::open_read_only(journal)?;
-        let Some(session) = session(&connection, id).map_err(AuditError::read)? else { return Ok(None) };
-        let mut room = Room { session: id, ..Room::default() };
-        let statements = statements(&connection, id, &mut room)?;
-        let payloads = payloads(&connection, id, &mut room)?;
-        Ok(Some(Self { session, statements, payloads, pieces, identities }))
+        let mut loading = Loading::new(id);
+        records.of_session(id, |record| loading.record(record))?;
+        let Loading { session, statements, payloads, .. } = loading.end();
+        Ok(session.map(|session| Self { session, statements, payloads, pieces, identities }))
     }
 
     /// Hands over what a payload holds, frame by frame, until that breaks.
@@ -110,112 +102,6 @@ impl RecordedSession {
     }
 }
 
-/// Memory that a session may take.
-struct Room {
-    left: usize,
-    session: Uuid,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        Self { left: MOST, session: Uuid::nil() }
-    }
-}
-
-impl Room {
-    fn take(&mut self, bytes: usize) -> Result<(), AuditError> {
-        self.left = self.left.checked_sub(bytes).ok_or(AuditError::LongSession(self.session))?;
-        Ok(())
-    }
-}
-
-fn session(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Session>> {
-    let read = |row: &Row<'_>| {
-        Ok(Session {
-            id,
-            time: row.get("time")?,
-            workload: Workload {
-                cgroup: row.get("cgroup")?,
-                pid: row.get("pid")?,
-                uid: row.get("uid")?,
-                comm: row.get("comm")?,
-                executable: row.get("executable")?,
-            },
-            caller: Caller {
-                issuer: row.get("issuer")?,
-                subject: row.get("subject")?,
-                groups: read_list(row, "groups")?,
-            },
-            account: row.get("account")?,
-            rule: row.get("rule")?,
-            user: row.get("user")?,
-            role: row.get("role")?,
-            snowflake_session: row.get("snowflake_session")?,
-            client: row.get("client")?,
-        })
-    };
-    match connection.query_row("SELECT * FROM sessions WHERE id = ?1", [id.to_string()], read) {
-        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(None),
-        found => found.map(Some),
-    }
-}
-
-fn statements(
-    connection: &Connection,
-    session: Uuid,
-    room: &mut Room,
-) -> Result<Vec<RecordedStatement>, AuditError> {
-    let mut query = connection
-        .prepare(
-            "SELECT s.id, s.time, substr(s.sql, 1, ?2) AS sql, s.verdict, s.policy, coalesce(o.status, 'open') AS status,
-                 o.time AS ended, coalesce(o.query_id, '') AS query_id, o.rows, coalesce(o.code, '') AS code,
-                 coalesce(o.message, '') AS message
-             FROM statements s LEFT JOIN outcomes o ON o.statement = s.id WHERE s.session = ?1 ORDER BY s.seq",
-        )
-        .map_err(AuditError::read)?;
-    let found = query.query_map((session.to_string(), SHOWN), statement).map_err(AuditError::read)?;
-    let mut statements = Vec::new();
-    for statement in found {
-        let statement = statement.map_err(AuditError::read)?;
-        room.take(size_of_val(&statement) + statement.sql.len() + statement.message.len())?;
-        statements.push(statement);
-    }
-    Ok(statements)
-}
-
-fn statement(row: &Row<'_>) -> rusqlite::Result<RecordedStatement> {
-    let id: String = row.get("id")?;
-    let id = Uuid::parse_str(&id)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))?;
-    Ok(RecordedStatement {
-        id,
-        time: row.get("time")?,
-        sql: row.get("sql")?,
-        verdict: row.get("verdict")?,
-        policy: row.get("policy")?,
-        status: row.get("status")?,
-        ended: row.get("ended")?,
-        query_id: row.get("query_id")?,
-        rows: row.get::<_, Option<i64>>("rows")?.and_then(|rows| u64::try_from(rows).ok()),
-        code: row.get("code")?,
-        message: row.get("message")?,
-    })
-}
-
-fn payloads(connection: &Connection, session: Uuid, room: &mut Room) -> Result<Vec<Payload>, AuditError> {
-    let mut query = connection
-        .prepare("SELECT * FROM payloads WHERE session = ?1 ORDER BY time, seq")
-        .map_err(AuditError::read)?;
-    let found = query.query_map([session.to_string()], payload::row).map_err(AuditError::read)?;
-    let mut payloads = Vec::new();
-    for payload in found {
-        let payload = payload.map_err(AuditError::read)?;
-        room.take(size_of_val(&payload) + size_of_val(payload.places.as_slice()) + 128)?;
-        payloads.push(payload);
-    }
-    Ok(payloads)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,21 +132,14 @@ mod tests {
         journal.append(records).await.unwrap();
         let load = |id| {
             let pieces = Box::new(Kept::new(directory.path().join("spool"), None));
-            RecordedSession::load(&path, id, pieces, Box::new([])).unwrap()
+            RecordedSession::load(&Records::Journal(&path), id, pieces, Box::new([])).unwrap()
         };
         let recorded = load(session.id).unwrap();
         assert_eq!((&recorded.session, &recorded.payloads), (&session, &vec![payload]));
         let [first, second] = recorded.statements.as_slice() else { panic!("{:?}", recorded.statements) };
-        assert_eq!((first.id, first.sql.len(), first.status.as_str()), (one.id, SHOWN as usize, "succeeded"));
+        assert_eq!((first.id, first.sql.len(), first.status.as_str()), (one.id, loading::SHOWN, "succeeded"));
         assert_eq!((second.verdict.as_str(), second.status.as_str(), second.ended), ("deny", "open", None));
         assert!(load(Uuid::now_v7()).is_none());
         assert!(recorded.answer(&recorded.payloads[0], 9).is_err(), "there is no spool");
-    }
-
-    #[test]
-    fn a_session_that_is_too_long_is_refused() {
-        let mut room = Room { left: 10, session: Uuid::nil() };
-        room.take(10).unwrap();
-        assert!(matches!(room.take(1), Err(AuditError::LongSession(_))));
     }
 }

@@ -11,7 +11,8 @@ use super::audit::{ago, parse_age};
 use super::{ConfigFile, Failure, Format, Output, table};
 use crate::admin::{AdminError, Answer, Client, Request};
 use crate::app::State;
-use crate::reconcile::{Finding, LISTED, Report, Wanted, iso};
+use crate::audit::iso_time;
+use crate::reconcile::{Finding, LISTED, Report, Wanted};
 
 #[derive(Args)]
 pub(super) struct ReconcileArguments {
@@ -85,7 +86,7 @@ fn list(out: &mut impl Write, report: &Report) -> io::Result<()> {
     }
     let Report { account, error, from, until, statements, missing, logins, strange_logins, new, .. } = report;
     let summary = json!({
-        "finding": "summary", "account": account, "error": error, "from": iso(*from), "until": iso(*until),
+        "finding": "summary", "account": account, "error": error, "from": iso_time(*from), "until": iso_time(*until),
         "statements": statements, "missing": missing, "logins": logins, "strange_logins": strange_logins, "new": new,
     });
     writeln!(out, "{summary}")
@@ -97,9 +98,13 @@ fn tell(out: &mut impl Write, report: &Report) -> io::Result<()> {
         return writeln!(out, "{}: {error}", report.account);
     }
     let Report { account, from, until, statements, missing, logins, strange_logins, .. } = report;
-    let span = format!("from {} until {}", iso(*from), iso(*until));
+    let span = format!("from {} until {}", iso_time(*from), iso_time(*until));
     if report.begins_later {
-        writeln!(out, "{account}: the trail begins at {}: nothing is said of what was before", iso(*from))?;
+        writeln!(
+            out,
+            "{account}: the trail begins at {}: nothing is said of what was before",
+            iso_time(*from)
+        )?;
     }
     if *missing == 0 {
         writeln!(out, "{account}: all {statements} statements {span} are in the trail")?;

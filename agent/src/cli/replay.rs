@@ -13,8 +13,8 @@ use anyhow::anyhow;
 use clap::Args;
 use uuid::Uuid;
 
-use super::source::PayloadSource;
-use super::{Failure, Format, Output, show, verify};
+use super::source::EverySource;
+use super::{Failure, Format, Output, verify};
 use crate::audit::RecordedSession;
 use crate::audit::payload::identities;
 use crate::replay::Teller;
@@ -30,7 +30,7 @@ pub(super) struct ReplayArguments {
     #[arg(required_unless_present = "export")]
     session: Option<Uuid>,
     /// Replay a session that was exported (`snowfence audit export`), once it is verified
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["session", "journal"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["session", "journal", "clickhouse"])]
     export: Option<PathBuf>,
     /// A public key that the export must be signed with, or a file of such keys
     #[arg(long = "key", value_name = "KEY", requires = "export")]
@@ -60,7 +60,7 @@ pub(super) struct ReplayArguments {
     #[arg(long, requires = "serve")]
     timing: bool,
     #[command(flatten)]
-    source: PayloadSource,
+    source: EverySource,
     #[command(flatten)]
     output: Output,
 }
@@ -77,22 +77,19 @@ pub(super) fn replay(arguments: &ReplayArguments) -> Result<(), Failure> {
     }
 }
 
-/// A session of the journal.
+/// A session of the journal, or of ClickHouse.
 fn recorded(arguments: &ReplayArguments, id: Uuid) -> Result<RecordedSession, Failure> {
-    let journal = arguments.source.trail.journal()?;
-    let state = journal.parent().unwrap_or(Path::new("."));
     let identities = identities(&arguments.identity).map_err(|error| Failure::Usage(error.into()))?;
-    let kept = Box::new(arguments.source.kept(&journal)?);
-    let session = RecordedSession::load(&journal, id, kept, identities.into_boxed_slice())?;
-    let Some(session) = session else {
-        return Err(Failure::Failed(anyhow!(
-            "the journal {} knows no session {id}: `snowfence audit sessions` shows which there are",
-            journal.display()
-        )));
-    };
-    if !session.payloads.is_empty() {
-        show::note(&journal, state, &id.to_string(), session.payloads.len())?;
-    }
+    let kept = Box::new(arguments.source.kept()?);
+    let session = arguments.source.read(|records, place| {
+        let session = RecordedSession::load(records, id, kept, identities.into_boxed_slice())?;
+        session.ok_or_else(|| {
+            Failure::Failed(anyhow!(
+                "{place} knows no session {id}: `snowfence audit sessions` shows which there are"
+            ))
+        })
+    })?;
+    arguments.source.note(&id.to_string(), session.payloads.len())?;
     Ok(session)
 }
 

@@ -1,20 +1,18 @@
 //! `snowfence audit show`: what a client asked and was answered, for whoever holds an identity that it was sealed to.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::source::PayloadSource;
+use super::source::EverySource;
 use super::{Failure, Format, Output, table};
-use crate::admin::{AdminError, Client, Request};
-use crate::app::State;
-use crate::audit::payload::{Content, Found, Message, Payload, ReadError, find, identities, read};
-use crate::audit::{Event, EventKind, Journal};
+use crate::audit::iso_time;
+use crate::audit::payload::{Content, Message, Payload, ReadError, identities, read};
 
 /// What is shown of a body, in bytes.
 const SHOWN: usize = 4096;
@@ -30,34 +28,31 @@ pub(super) struct ShowArguments {
     #[arg(long)]
     whole: bool,
     #[command(flatten)]
-    source: PayloadSource,
+    source: EverySource,
     #[command(flatten)]
     output: Output,
 }
 
 pub(super) fn run(arguments: &ShowArguments) -> Result<(), Failure> {
-    let journal = arguments.source.trail.journal()?;
-    let state = journal.parent().unwrap_or(Path::new("."));
     let identities = identities(&arguments.identity).map_err(|error| Failure::Usage(error.into()))?;
-    let kept = arguments.source.kept(&journal)?;
-    let payloads = find(&journal, &arguments.id)?;
-    if payloads.is_empty() {
-        return Err(Failure::Failed(anyhow!(
-            "the journal {} knows no payloads of {}: are payloads kept (`[audit.payloads]`), and is it the identifier of a session, a statement, a payload or a query?",
-            journal.display(),
+    let payloads = arguments.source.read(|records, place| match records.payloads(&arguments.id)? {
+        payloads if payloads.is_empty() => Err(Failure::Failed(anyhow!(
+            "{place} knows no payloads of {}: are payloads kept (`[audit.payloads]`), and is it the identifier of a session, a statement, a payload or a query?",
             arguments.id
-        )));
-    }
-    note(&journal, state, &arguments.id, payloads.len())?;
+        ))),
+        payloads => Ok(payloads),
+    })?;
+    let kept = arguments.source.kept()?;
+    arguments.source.note(&arguments.id, payloads.len())?;
     let limit = if arguments.whole { usize::MAX } else { SHOWN };
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut failures = 0;
-    for Found { payload, time } in &payloads {
+    for payload in &payloads {
         let content = read(&kept, payload, &identities, limit);
         failures += usize::from(content.is_err());
         match arguments.output.format {
             Format::Json => writeln!(out, "{}", as_json(payload, &content))?,
-            Format::Text => print(&mut out, payload, time, &content)?,
+            Format::Text => print(&mut out, payload, &content)?,
         }
     }
     out.flush()?;
@@ -65,33 +60,6 @@ pub(super) fn run(arguments: &ShowArguments) -> Result<(), Failure> {
         return Err(Failure::Failed(anyhow!("{failures} of {} payloads cannot be read", payloads.len())));
     }
     Ok(())
-}
-
-/// That somebody looks is on record before there is anything to see.
-pub(super) fn note(journal: &Path, state: &Path, id: &str, payloads: usize) -> Result<(), Failure> {
-    let by = std::env::var("SUDO_USER").map(|user| format!(", for {user}")).unwrap_or_default();
-    let uid = rustix::process::getuid().as_raw();
-    let detail = format!("uid {uid}{by}: {payloads} payloads of {id}");
-    let unrecorded = "what is not recorded is not shown";
-    let asked = Client::connect(&State(state).socket()).and_then(|agent| {
-        agent.ask(&Request::Note { kind: EventKind::PayloadsRead, detail: detail.clone() })
-    });
-    match asked {
-        Ok(_) => Ok(()),
-        Err(AdminError::NotRunning(_)) => {
-            let event = Event::new(EventKind::PayloadsRead, detail);
-            let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-            let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
-            let noted = runtime.block_on(async {
-                let journal = Journal::open(journal, &node)?;
-                let noted = journal.append(vec![event.into()]).await;
-                journal.close().await;
-                noted
-            });
-            noted.context(unrecorded).map_err(Failure::Failed)
-        }
-        Err(error) => Err(Failure::Failed(anyhow!(error).context(unrecorded))),
-    }
 }
 
 fn as_json(payload: &Payload, content: &Result<Content, ReadError>) -> Value {
@@ -118,11 +86,10 @@ fn as_json(payload: &Payload, content: &Result<Content, ReadError>) -> Value {
 fn print(
     out: &mut impl Write,
     payload: &Payload,
-    time: &str,
     content: &Result<Content, ReadError>,
 ) -> Result<(), Failure> {
     let name = if payload.operation.is_empty() { "?" } else { &payload.operation };
-    let ending = payload.ending.as_str();
+    let (time, ending) = (iso_time(payload.time), payload.ending.as_str());
     writeln!(out, "── {time}  {name}  {} ms  {ending}  {}", payload.duration_us / 1000, payload.id)?;
     match content {
         Ok(content) => {

@@ -10,8 +10,6 @@ mod matching;
 mod metrics;
 mod reconciler;
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
 
 pub use metrics::Counts;
@@ -93,14 +91,6 @@ pub struct UnrecordedLogin {
     pub client: String,
     /// By what the user proved who it is.
     pub factor: String,
-}
-
-/// A time in microseconds since the Unix epoch as ISO 8601, UTC.
-pub fn iso(time: i64) -> String {
-    // The last second of the year 9999: a time is text from outside.
-    const LAST: Duration = Duration::from_secs(253_402_300_799);
-    let since = Duration::from_micros(u64::try_from(time).unwrap_or_default()).min(LAST);
-    humantime::format_rfc3339_micros(UNIX_EPOCH + since).to_string()
 }
 
 #[derive(Debug, thiserror::Error)]

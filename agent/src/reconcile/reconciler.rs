@@ -11,11 +11,9 @@ use uuid::Uuid;
 
 use super::history::Reader;
 use super::matching::{SKEW, strange_logins, without_children};
-use super::{
-    Counts, Finding, LISTED, ReconcileError, Report, UnrecordedLogin, UnrecordedStatement, Wanted, iso,
-};
+use super::{Counts, Finding, LISTED, ReconcileError, Report, UnrecordedLogin, UnrecordedStatement, Wanted};
 use crate::audit::trail::{Scope, Trail};
-use crate::audit::{Event, EventKind, Record, now};
+use crate::audit::{Event, EventKind, Record, iso_time, now};
 use crate::config::{self, Covered};
 use crate::proxy::{Asker, OwnSession, Proxy};
 use crate::snowflake::history::{Executed, Login, Span};
@@ -319,7 +317,7 @@ fn statement_finding(row: Executed, strange: &[Login]) -> Finding {
         user: row.user,
         role: row.role,
         session: row.session,
-        started: iso(row.started),
+        started: iso_time(row.started),
         status: row.status,
         text: row.text.chars().take(TEXT).collect(),
         address,
@@ -332,7 +330,7 @@ fn login_finding(login: &Login) -> Finding {
     Finding::UnrecordedLogin(UnrecordedLogin {
         event_id: login.event_id.clone(),
         user: login.user.clone(),
-        time: iso(login.time),
+        time: iso_time(login.time),
         address: login.address.clone(),
         client: login.client.clone(),
         factor: login.factor.clone(),

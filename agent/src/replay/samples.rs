@@ -7,7 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::audit::payload::{About, Ending, FrameKind, Kept, Payloads};
-use crate::audit::{Caller, Journal, Record, RecordedSession, Session, Workload, now};
+use crate::audit::{Caller, Journal, Record, RecordedSession, Records, Session, Workload, now};
 use crate::config::{self, WhenFull};
 
 /// What a session asked and was answered: target, answer, how it ended.
@@ -59,6 +59,7 @@ pub async fn recorded(
     let journal = Journal::open(&path, "node").unwrap();
     journal.append(records).await.unwrap();
     let pieces = Box::new(Kept::new(spool, None));
-    let session = RecordedSession::load(&path, session.id, pieces, Box::new([Box::new(identity)]));
+    let session =
+        RecordedSession::load(&Records::Journal(&path), session.id, pieces, Box::new([Box::new(identity)]));
     (directory, session.unwrap().unwrap())
 }

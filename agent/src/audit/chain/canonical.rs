@@ -103,7 +103,7 @@ pub(super) fn leaves(
 }
 
 /// Hands over each row of a query on one table.
-pub(super) fn each(
+pub fn each(
     connection: &Connection,
     journal: Uuid,
     table: &str,

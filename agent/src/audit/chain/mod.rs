@@ -14,7 +14,7 @@ mod tree;
 mod trust;
 mod verify;
 
-pub(super) use canonical::{Leaf, Members, id, integer, leaf, members, text};
+pub(super) use canonical::{Leaf, Members, each, id, integer, leaf, members, text};
 pub use checkpoint::Checkpoint;
 pub(super) use export::Line;
 pub use export::{ExportError, Exported, export, is_signed};

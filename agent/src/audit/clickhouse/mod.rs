@@ -12,6 +12,7 @@ mod ddl;
 mod deployed;
 mod migrations;
 mod proof;
+mod reader;
 mod retention;
 mod roles;
 mod tables;
@@ -38,6 +39,7 @@ use crate::config::{RetentionDays, Secret};
 pub(super) use self::central::Central;
 pub use self::deployed::{Applied, Finding, Report, apply, print, status};
 pub use self::proof::{Delivered, DeliveredSource, delivered};
+pub(super) use self::reader::Reader;
 
 /// How long ClickHouse has for one request.
 const REQUEST: Duration = Duration::from_mins(2);

@@ -5,7 +5,7 @@ use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::connection::Connection;
-use super::ddl::Target;
+use super::reader::Reader;
 use super::{AuditError, Settings};
 use crate::audit::chain::{Checkpoint, Leaf, Problem, Source, leaf, members};
 use crate::audit::retention::Announced;
@@ -13,8 +13,6 @@ use crate::audit::schema::RECORDS;
 
 /// Records that are asked for at once: of each, a digest stays in memory.
 const WINDOW: i64 = 200_000;
-/// No row is longer.
-const LONGEST: usize = 256 << 20;
 
 /// A journal that ClickHouse knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,9 +23,7 @@ pub struct Delivered {
 
 /// The records of one journal in ClickHouse.
 pub struct DeliveredSource<'r> {
-    runtime: &'r Runtime,
-    connection: Connection,
-    target: Target,
+    reader: Reader<'r>,
     journal: Uuid,
     /// The records in (`after`, `end`].
     window: Window,
@@ -56,8 +52,7 @@ pub async fn delivered(settings: &Settings) -> Result<Vec<Delivered>, AuditError
 
 impl<'r> DeliveredSource<'r> {
     pub fn new(settings: &Settings, journal: Uuid, runtime: &'r Runtime) -> Result<Self, AuditError> {
-        let (connection, target) = (Connection::new(settings)?, settings.target()?);
-        Ok(Self { runtime, connection, target, journal, window: Window::default() })
+        Ok(Self { reader: Reader::new(settings, runtime)?, journal, window: Window::default() })
     }
 
     fn load(&mut self, after: i64) -> Result<(), AuditError> {
@@ -78,14 +73,14 @@ impl<'r> DeliveredSource<'r> {
     /// The first record after this one.
     fn first_after(&self, seq: i64) -> Result<Option<i64>, AuditError> {
         let firsts = RECORDS.map(|table| {
-            let (table, journal) = (self.target.named(table), self.journal);
+            let (table, journal) = (self.reader.target.named(table), self.journal);
             format!("SELECT min(seq) AS first, count() AS rows FROM {table} WHERE journal = '{journal}' AND seq > {seq}")
         });
         let sql = format!(
             "SELECT min(first) FROM ({}) WHERE rows > 0 HAVING count() > 0",
             firsts.join(" UNION ALL ")
         );
-        let rows = self.runtime.block_on(self.connection.rows(&sql))?;
+        let rows = self.reader.texts(&sql)?;
         // What is beyond all numbers of a journal is none of its.
         Ok(rows.first().and_then(|[first]: &[String; 1]| first.parse().ok()))
     }
@@ -97,35 +92,10 @@ impl<'r> DeliveredSource<'r> {
         condition: &str,
         mut each: impl FnMut(i64, Map<String, Value>),
     ) -> Result<(), AuditError> {
-        let sql = format!(
-            "SELECT * REPLACE (toUnixTimestamp64Micro(time) AS time) FROM {} FINAL WHERE journal = '{}' AND {condition} \
-             SETTINGS output_format_json_quote_64bit_integers = 0",
-            self.target.named(table),
-            self.journal
-        );
-        let foreign = || self.connection.unintelligible();
-        let mut take = |line: &[u8]| {
-            let row: Map<String, Value> = serde_json::from_slice(line).map_err(|_| foreign())?;
-            each(row.get("seq").and_then(Value::as_i64).ok_or_else(foreign)?, row);
-            Ok::<_, AuditError>(())
-        };
-        self.runtime.block_on(async {
-            let query = self.connection.endpoint().server.query(&sql.replace('?', "??"));
-            let mut answer = self.connection.answered(async { query.fetch_bytes("JSONEachRow") }).await?;
-            let mut rest = Vec::new();
-            while let Some(bytes) = self.connection.answered(answer.next()).await? {
-                rest.extend_from_slice(&bytes);
-                let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-                let more = rest.split_off(whole);
-                for line in rest.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                    take(line)?;
-                }
-                rest = more;
-                if rest.len() > LONGEST {
-                    return Err(foreign());
-                }
-            }
-            if rest.is_empty() { Ok(()) } else { take(&rest) }
+        let condition = format!("journal = '{}' AND {condition}", self.journal);
+        self.reader.each(table, &condition, |_, seq, row| {
+            each(seq, row);
+            Ok(())
         })
     }
 }
@@ -137,19 +107,19 @@ impl Source for DeliveredSource<'_> {
 
     fn range(&mut self) -> Result<Option<(i64, i64)>, AuditError> {
         let ends = RECORDS.map(|table| {
-            let (table, journal) = (self.target.named(table), self.journal);
+            let (table, journal) = (self.reader.target.named(table), self.journal);
             format!("SELECT min(seq) AS first, max(seq) AS last, count() AS rows FROM {table} WHERE journal = '{journal}'")
         });
         let sql = format!(
             "SELECT min(first), max(last) FROM ({}) WHERE rows > 0 HAVING count() > 0",
             ends.join(" UNION ALL ")
         );
-        let rows = self.runtime.block_on(self.connection.rows(&sql))?;
+        let rows = self.reader.texts(&sql)?;
         let ends = rows
             .first()
             .map(|[first, last]: &[String; 2]| Option::zip(first.parse().ok(), last.parse().ok()));
         match ends {
-            Some(None) => Err(self.connection.unintelligible()),
+            Some(None) => Err(self.reader.connection.unintelligible()),
             ends => Ok(ends.flatten()),
         }
     }
@@ -160,11 +130,11 @@ impl Source for DeliveredSource<'_> {
     }
 
     fn signed(&mut self) -> Result<i64, AuditError> {
-        let table = self.target.named("checkpoints");
+        let table = self.reader.target.named("checkpoints");
         let sql = format!("SELECT toString(max(last_seq)) FROM {table} WHERE journal = '{}'", self.journal);
-        let rows = self.runtime.block_on(self.connection.rows(&sql))?;
+        let rows = self.reader.texts(&sql)?;
         let signed = rows.first().and_then(|[signed]: &[String; 1]| signed.parse().ok());
-        signed.ok_or_else(|| self.connection.unintelligible())
+        signed.ok_or_else(|| self.reader.connection.unintelligible())
     }
 
     /// What left the node's journal in its time is here all the same.
@@ -178,7 +148,7 @@ impl Source for DeliveredSource<'_> {
         self.rows("checkpoints", &condition, |_, row| {
             checkpoints.push(serde_json::from_value(Value::Object(row)));
         })?;
-        checkpoints.into_iter().collect::<Result<_, _>>().map_err(|_| self.connection.unintelligible())
+        checkpoints.into_iter().collect::<Result<_, _>>().map_err(|_| self.reader.connection.unintelligible())
     }
 
     fn leaves(&mut self, after: i64, end: i64, most: usize) -> Result<Vec<Leaf>, AuditError> {

@@ -18,17 +18,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
+use super::chain::Members;
 use super::{AuditError, now, schema};
 use crate::config::{self, WhenFull};
 
 pub use archive::{Archive, Archived, Status as ArchiveStatus};
 pub use frames::{Frame, FrameKind};
-pub(super) use reading::row;
-pub use reading::{
-    Content, Found, Identities, Kept, Message, Pieces, ReadError, find, frames, identities, read,
-};
+pub use reading::{Content, Identities, Kept, Message, Pieces, ReadError, frames, identities, read};
 pub use spool::{Place, SpoolError, parse};
 
 /// What is sealed at once.
@@ -66,6 +65,16 @@ pub struct Payload {
     pub places: Vec<Place>,
     /// SHA-256 of the digests of all pieces, in their order; hexadecimal.
     pub digest: String,
+}
+
+impl Payload {
+    /// From its record, wherever that is kept.
+    pub(super) fn of(record: &Members) -> Option<Self> {
+        let mut members = record.clone();
+        let places = serde_json::from_str(members.get("places")?.as_str()?).ok()?;
+        members.insert("places".to_owned(), places);
+        serde_json::from_value(Value::Object(members.into_iter().collect())).ok()
+    }
 }
 
 /// How a payload ended.

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use age::{Identity, IdentityFile};
 use aws_lc_rs::digest::{Context, SHA256};
-use rusqlite::Row;
-use rusqlite::types::Type;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -15,8 +13,7 @@ use super::archive::Archived;
 use super::frames::{self, Frame, FrameKind};
 use super::seal::{self, OpenError};
 use super::spool::{self, Place, SpoolError};
-use super::{Ending, LONGEST_PIECE, Payload, hexadecimal};
-use crate::audit::{AuditError, schema};
+use super::{LONGEST_PIECE, Payload, hexadecimal};
 use crate::storage::BucketError;
 
 /// Who reads.
@@ -81,14 +78,6 @@ impl Kept {
     }
 }
 
-/// A payload that the journal knows.
-#[derive(Debug)]
-pub struct Found {
-    pub payload: Payload,
-    /// When it began: ISO 8601, UTC.
-    pub time: String,
-}
-
 /// What a payload holds.
 #[derive(Debug, Default)]
 pub struct Content {
@@ -121,25 +110,6 @@ pub fn identities(path: &Path) -> Result<Vec<Box<dyn Identity + Send + Sync>>, R
         return Err(unusable("there is no identity in it (`AGE-SECRET-KEY-1…`)".to_owned()));
     }
     Ok(identities)
-}
-
-/// The payloads of a session, of a statement, or of a query by Snowflake's identifier, or the one of this identifier; in the
-/// order in which they began.
-pub fn find(journal: &Path, id: &str) -> Result<Vec<Found>, AuditError> {
-    let connection = schema::open_read_only(journal)?;
-    let mut query = connection
-        .prepare(&format!(
-            "SELECT *, {} AS iso FROM payloads WHERE ?1 <> '' AND (id = ?1 OR session = ?1 OR statement = ?1 OR query_id = ?1
-                OR statement IN (SELECT statement FROM outcomes WHERE query_id = ?1)
-                OR query_id IN (SELECT query_id FROM outcomes WHERE statement = ?1 AND query_id <> ''))
-             ORDER BY time, seq",
-            schema::ISO_TIME
-        ))
-        .map_err(AuditError::read)?;
-    let rows = query
-        .query_map([id], |found| Ok(Found { payload: row(found)?, time: found.get("iso")? }))
-        .map_err(AuditError::read)?;
-    rows.collect::<Result<_, _>>().map_err(AuditError::read)
 }
 
 /// Reads a payload, of its bodies no more than `limit` bytes each.
@@ -224,35 +194,4 @@ impl Message {
         self.length += length;
         self.pieces.push((frame.micros, length));
     }
-}
-
-/// A row of the table `payloads`.
-pub(in crate::audit) fn row(row: &Row<'_>) -> rusqlite::Result<Payload> {
-    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
-        rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error)
-    };
-    let id = |column: &str| {
-        Uuid::parse_str(&row.get::<_, String>(column)?).map_err(|error| wrong(Box::new(error)))
-    };
-    let count =
-        |column: &str| u64::try_from(row.get::<_, i64>(column)?).map_err(|error| wrong(Box::new(error)));
-    let ending: String = row.get("ending")?;
-    let places: String = row.get("places")?;
-    Ok(Payload {
-        id: id("id")?,
-        session: id("session")?,
-        statement: id("statement")?,
-        query_id: row.get("query_id")?,
-        time: row.get("time")?,
-        operation: row.get("operation")?,
-        request_bytes: count("request_bytes")?,
-        answer_bytes: count("answer_bytes")?,
-        sealed_bytes: count("sealed_bytes")?,
-        duration_us: count("duration_us")?,
-        ending: serde_json::from_value::<Ending>(Value::String(ending))
-            .map_err(|error| wrong(Box::new(error)))?,
-        run: id("run")?,
-        places: serde_json::from_str(&places).map_err(|error| wrong(Box::new(error)))?,
-        digest: row.get("digest")?,
-    })
 }

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
 use uuid::Uuid;
 
-use super::{RecordedSession, RecordedStatement, Room, SHOWN};
-use crate::audit::chain::{self, ExportReport, ExportedError, Line, Members, id, integer, verify_lines};
+use super::RecordedSession;
+use super::loading::Loading;
+use crate::audit::AuditError;
+use crate::audit::chain::{ExportReport, ExportedError, Line, verify_lines};
 use crate::audit::payload::{Identities, Payload, Pieces, ReadError};
-use crate::audit::{AuditError, Caller, Session, Workload};
 
 /// Why an export cannot be replayed.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +25,6 @@ pub enum ExportFileError {
     Export(#[from] ExportedError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("record {0} is not what this program exports")]
-    Record(i64),
     #[error("the export has no row of its session: it left the journal before")]
     Sessionless,
     #[error("this is not what was signed: {problem} (`snowfence audit verify --export` says it all)")]
@@ -51,89 +49,48 @@ impl RecordedSession {
     ) -> Result<(Self, ExportReport), ExportFileError> {
         let file =
             File::open(path).map_err(|source| ExportFileError::Io { path: path.to_owned(), source })?;
-        let mut loading = Loading::default();
-        let mut loaded = Ok(());
+        let mut reading =
+            Reading { loading: Loading::new(Uuid::nil()), numbers: HashMap::new(), places: Places::new() };
+        let mut read = Ok(());
         let report = verify_lines(BufReader::new(file), keys, |line, place| {
-            if loaded.is_ok() {
-                loaded = loading.line(line, place);
+            if read.is_ok() {
+                read = reading.line(line, place);
             }
         })?;
         if let Some(problem) = report.problems.first() {
             return Err(ExportFileError::Unproven { problem: problem.to_string() });
         }
-        loaded?;
-        let Loading { session, statements, mut payloads, places, .. } = loading;
+        read?;
+        let Reading { loading, places, .. } = reading;
+        let Loading { session, statements, payloads, .. } = loading.end();
         let session = session.ok_or(ExportFileError::Sessionless)?;
-        payloads.sort_by_key(|payload| payload.time);
         let pieces = Box::new(ExportPieces { path: path.to_owned(), places });
         Ok((Self { session, statements, payloads, pieces, identities }, report))
     }
 }
 
 /// What was read of an export so far.
-#[derive(Default)]
-struct Loading {
-    session: Option<Session>,
-    statements: Vec<RecordedStatement>,
-    /// Where a statement is among them.
+struct Reading {
+    loading: Loading,
+    /// How many pieces of each payload there were.
     numbers: HashMap<Uuid, usize>,
-    payloads: Vec<Payload>,
-    /// How many pieces of each there were so far.
-    pieces: HashMap<Uuid, usize>,
     places: Places,
-    room: Room,
 }
 
-impl Loading {
-    fn line(&mut self, line: &Line, place: Range<u64>) -> Result<(), ExportFileError> {
+impl Reading {
+    fn line(&mut self, line: &Line, place: Range<u64>) -> Result<(), AuditError> {
         match line {
-            Line::Head { session, .. } => self.room.session = *session,
+            Line::Head { session, .. } => self.loading.room.session = *session,
             Line::Checkpoint { .. } => {}
-            Line::Record { record, .. } => self.record(record)?,
-            Line::Piece { payload, .. } => self.piece(*payload, place)?,
-        }
-        Ok(())
-    }
-
-    fn record(&mut self, members: &Members) -> Result<(), ExportFileError> {
-        let wrong = || ExportFileError::Record(integer(members, "seq").unwrap_or_default());
-        match chain::text(members, "table") {
-            Some("sessions") => self.session = Some(session(members).ok_or_else(wrong)?),
-            Some("statements") => {
-                let statement = statement(members).ok_or_else(wrong)?;
-                self.room.take(size_of_val(&statement) + statement.sql.len())?;
-                self.numbers.insert(statement.id, self.statements.len());
-                self.statements.push(statement);
+            Line::Record { record, .. } => self.loading.record(record)?,
+            // They follow their payload, in their order.
+            Line::Piece { payload, .. } => {
+                self.loading.room.take(64)?;
+                let number = self.numbers.entry(*payload).or_default();
+                self.places.insert((*payload, *number), place);
+                *number += 1;
             }
-            Some("outcomes") => self.outcome(members).ok_or_else(wrong)?,
-            Some("payloads") => {
-                let payload = payload(members).ok_or_else(wrong)?;
-                self.room.take(size_of_val(&payload) + size_of_val(payload.places.as_slice()))?;
-                self.payloads.push(payload);
-            }
-            _ => {}
         }
-        Ok(())
-    }
-
-    fn outcome(&mut self, members: &Members) -> Option<()> {
-        let number = *self.numbers.get(&id(members, "statement")?)?;
-        let statement = self.statements.get_mut(number)?;
-        statement.status = text(members, "status")?;
-        statement.ended = integer(members, "time");
-        statement.query_id = text(members, "query_id")?;
-        statement.rows = members.get("rows").and_then(Value::as_u64);
-        statement.code = text(members, "code")?;
-        statement.message = text(members, "message")?;
-        Some(())
-    }
-
-    /// They follow their payload, in their order.
-    fn piece(&mut self, payload: Uuid, place: Range<u64>) -> Result<(), AuditError> {
-        self.room.take(64)?;
-        let number = self.pieces.entry(payload).or_default();
-        self.places.insert((payload, *number), place);
-        *number += 1;
         Ok(())
     }
 }
@@ -155,61 +112,4 @@ impl Pieces for ExportPieces {
         };
         Ok(STANDARD.decode(piece).unwrap_or_default())
     }
-}
-
-fn session(members: &Members) -> Option<Session> {
-    let text = |name| text(members, name);
-    Some(Session {
-        id: id(members, "id")?,
-        time: integer(members, "time")?,
-        workload: Workload {
-            cgroup: text("cgroup")?,
-            pid: integer(members, "pid")?.try_into().ok()?,
-            uid: integer(members, "uid")?.try_into().ok()?,
-            comm: text("comm")?,
-            executable: text("executable")?,
-        },
-        caller: Caller {
-            issuer: text("issuer")?,
-            subject: text("subject")?,
-            groups: match members.get("groups") {
-                Some(groups) => serde_json::from_value(groups.clone()).ok()?,
-                None => Vec::new(),
-            },
-        },
-        account: text("account")?,
-        rule: text("rule")?,
-        user: text("user")?,
-        role: text("role")?,
-        snowflake_session: text("snowflake_session")?,
-        client: text("client")?,
-    })
-}
-
-fn statement(members: &Members) -> Option<RecordedStatement> {
-    let text = |name| text(members, name);
-    Some(RecordedStatement {
-        id: id(members, "id")?,
-        time: integer(members, "time")?,
-        sql: text("sql")?.chars().take(SHOWN as usize).collect(),
-        verdict: text("verdict")?,
-        policy: text("policy")?,
-        status: "open".to_owned(),
-        ended: None,
-        query_id: String::new(),
-        rows: None,
-        code: String::new(),
-        message: String::new(),
-    })
-}
-
-fn payload(members: &Members) -> Option<Payload> {
-    let mut members = members.clone();
-    let places = serde_json::from_str(members.get("places")?.as_str()?).ok()?;
-    members.insert("places".to_owned(), places);
-    serde_json::from_value(Value::Object(members.into_iter().collect())).ok()
-}
-
-fn text(members: &Members, name: &str) -> Option<String> {
-    chain::text(members, name).map(ToOwned::to_owned)
 }
