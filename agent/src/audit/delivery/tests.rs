@@ -13,6 +13,8 @@ struct Place<const SAME: bool> {
 }
 
 impl<const SAME: bool> Sink for Place<SAME> {
+    type Batch = (i64, i64);
+
     const SAME_AGAIN: bool = SAME;
 
     fn name(&self) -> &'static str {
@@ -28,12 +30,16 @@ impl<const SAME: bool> Sink for Place<SAME> {
         Ok("place".to_owned())
     }
 
-    async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {
+    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
         Ok(after + if self.ranges.lock().unwrap().is_empty() { 1 } else { 3 })
     }
 
-    async fn send(&mut self, after: i64, end: i64) -> Result<u64, AuditError> {
-        self.ranges.lock().unwrap().push((after, end));
+    async fn read(&self, after: i64, end: i64) -> Result<(i64, i64), AuditError> {
+        Ok((after, end))
+    }
+
+    async fn send(&self, range: (i64, i64)) -> Result<u64, AuditError> {
+        self.ranges.lock().unwrap().push(range);
         let mut failures = self.failures.lock().unwrap();
         if *failures == 0 {
             return Ok(1);
