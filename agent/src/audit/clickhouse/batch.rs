@@ -147,16 +147,7 @@ const TABLES: [(&str, Columns); 7] = [
             ("previous", U64),
         ],
     ),
-    (
-        "running",
-        &[
-            ("node", Word),
-            ("seq", U64),
-            ("time", Time),
-            ("statement", Id),
-            ("query_id", Text),
-        ],
-    ),
+    ("running", &[("node", Word), ("seq", U64), ("time", Time), ("statement", Id), ("query_id", Text)]),
     (
         "checkpoints",
         &[

@@ -196,7 +196,8 @@ impl Sink for Writer {
 
     async fn read(&self, after: i64, end: i64) -> Result<Batch, AuditError> {
         let journal = self.journal.id();
-        schema::read(self.journal.path(), move |connection| Batch::read(connection, journal, after, end)).await
+        schema::read(self.journal.path(), move |connection| Batch::read(connection, journal, after, end))
+            .await
     }
 
     /// The tables go at the same time, as a server inserts each by one thread.

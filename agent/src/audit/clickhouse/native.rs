@@ -257,3 +257,57 @@ fn put_count(out: &mut Vec<u8>, count: usize) {
 fn not_understood(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(kind: Kind, values: &str) -> Vec<u8> {
+        let connection = rusqlite::Connection::open_in_memory().unwrap();
+        let mut query = connection.prepare(&format!("SELECT * FROM (VALUES {values})")).unwrap();
+        let mut rows = query.query([]).unwrap();
+        let mut block = Block::new(&[("c", kind)]);
+        while let Some(row) = rows.next().unwrap() {
+            block.push(row).unwrap();
+        }
+        let encoded = block.encode().unwrap();
+        let name = [&[1, b'c', u8::try_from(kind.name().len()).unwrap()], kind.name().as_bytes()].concat();
+        assert_eq!(encoded.get(2..2 + name.len()), Some(&name[..]));
+        encoded[2 + name.len()..].to_vec()
+    }
+
+    fn numbers(numbers: &[u64]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn indexes(indexes: &[u32]) -> Vec<u8> {
+        indexes.iter().flat_map(|index| index.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_word_goes_over_once() {
+        let found = encoded(Kind::Word, "('b'), ('b'), (''), ('a'), ('b')");
+        let words = [&numbers(&[1, 0x602, 3])[..], b"\0\x01b\x01a", &numbers(&[5])].concat();
+        assert_eq!(found, [words, indexes(&[1, 1, 0, 2, 1])].concat());
+    }
+
+    #[test]
+    fn lists_are_their_ends_and_their_words_and_empty_ones_have_no_words() {
+        let found = encoded(Kind::Words, r#"('["a","b"]'), (NULL), ('["b"]'), ('["b"]')"#);
+        let words = [&numbers(&[1, 2, 2, 3, 4, 0x602, 3])[..], b"\0\x01a\x01b", &numbers(&[4])].concat();
+        assert_eq!(found, [words, indexes(&[1, 2, 2, 2])].concat());
+        assert_eq!(encoded(Kind::Words, "('[]'), (NULL)"), numbers(&[1, 0, 0]));
+    }
+
+    #[test]
+    fn what_may_be_missing_says_so_first() {
+        assert_eq!(encoded(Kind::OptionalU64, "(7), (NULL)"), [vec![0, 1], numbers(&[7, 0])].concat());
+        assert_eq!(encoded(Kind::OptionalText, "(NULL), ('x')"), b"\x01\0\0\x01x");
+    }
+
+    #[test]
+    fn a_long_text_has_a_length_of_several_bytes() {
+        let found = encoded(Kind::Text, &format!("('{}')", "x".repeat(300)));
+        assert_eq!((&found[..2], found.len()), (&[0xac, 0x02][..], 302));
+    }
+}
