@@ -185,16 +185,15 @@ impl<S: Sink> Delivery<S> {
             Some(ready) => ready,
             None => self.begin().await?,
         };
-        let (end, batch) = match ahead {
-            Some(ahead) => ahead,
-            None => {
-                self.wait_for_records(after, written).await;
-                let end = self.sink.choose_end(after).await?;
-                if S::SAME_AGAIN {
-                    self.journal.save_cursor(&name, Cursor { delivered: after, sending: end }).await?;
-                }
-                (end, self.sink.read(after, end).await?)
+        let (end, batch) = if let Some(ahead) = ahead {
+            ahead
+        } else {
+            self.wait_for_records(after, written).await;
+            let end = self.sink.choose_end(after).await?;
+            if S::SAME_AGAIN {
+                self.journal.save_cursor(&name, Cursor { delivered: after, sending: end }).await?;
             }
+            (end, self.sink.read(after, end).await?)
         };
         let (given_up, ahead) = tokio::join!(self.sink.send(batch), self.read_ahead(end, written));
         let given_up = given_up?;
