@@ -76,7 +76,7 @@ impl Work {
         };
         let (began, before) = (Instant::now(), all()?);
         work()?;
-        Ok(Self { time: began.elapsed(), processor: all()? - before })
+        Ok(Self { time: began.elapsed(), processor: all()?.saturating_sub(before) })
     }
 
     /// The processor's time says what a quiet machine would do; the other what this one did.
