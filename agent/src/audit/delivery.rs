@@ -21,7 +21,10 @@ const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
 /// A place that takes ranges of the journal.
-pub(super) trait Sink: Send {
+pub(super) trait Sink: Send + Sync {
+    /// Records, ready to be sent.
+    type Batch: Send;
+
     /// Whether a range that may have been sent has to be sent again as the very same one, by which the place knows it.
     const SAME_AGAIN: bool;
 
@@ -36,10 +39,13 @@ pub(super) trait Sink: Send {
     fn prepare(&mut self) -> impl Future<Output = Result<String, AuditError>> + Send;
 
     /// Where the batch ends that begins after `after`, behind which there are records.
-    fn choose_end(&mut self, after: i64) -> impl Future<Output = Result<i64, AuditError>> + Send;
+    fn choose_end(&self, after: i64) -> impl Future<Output = Result<i64, AuditError>> + Send;
 
-    /// Delivers what is in (`after`, `end`], and returns when it has arrived: how many records had to be given up.
-    fn send(&mut self, after: i64, end: i64) -> impl Future<Output = Result<u64, AuditError>> + Send;
+    /// Reads what is in (`after`, `end`].
+    fn read(&self, after: i64, end: i64) -> impl Future<Output = Result<Self::Batch, AuditError>> + Send;
+
+    /// Delivers a batch, and returns when it has arrived: how many records had to be given up.
+    fn send(&self, batch: Self::Batch) -> impl Future<Output = Result<u64, AuditError>> + Send;
 
     /// Hears that a try has failed. Says whether the next one has to wait.
     fn has_failed(&mut self) -> impl Future<Output = bool> + Send {
@@ -113,6 +119,15 @@ pub(super) struct Delivery<S> {
     progress: Arc<watch::Sender<Progress>>,
 }
 
+/// From where a delivery goes on.
+struct Ready<B> {
+    /// Of the cursor.
+    name: String,
+    after: i64,
+    /// The next batch with its end, where it has been read. The cursor says that it may have been sent.
+    ahead: Option<(i64, B)>,
+}
+
 impl<S: Sink> Delivery<S> {
     pub(super) fn new(journal: Journal, sink: S, progress: Arc<watch::Sender<Progress>>) -> Self {
         Self { journal, sink, progress }
@@ -129,14 +144,15 @@ impl<S: Sink> Delivery<S> {
     async fn deliver(mut self) {
         let mut written = self.journal.written();
         let mut tries = 0;
-        let mut name = None;
+        let mut ready = None;
         loop {
-            match self.deliver_next(&mut written, &mut name).await {
-                Ok(()) => {
+            match self.deliver_next(&mut written, ready.take()).await {
+                Ok(next) => {
                     if tries > 0 {
                         info!("{} takes records again", self.sink.name());
                     }
                     tries = 0;
+                    ready = Some(next);
                 }
                 Err(AuditError::Closed) => return,
                 Err(error) => {
@@ -149,7 +165,6 @@ impl<S: Sink> Delivery<S> {
                         progress.errors += 1;
                         progress.error = Some(error.to_string());
                     });
-                    name = None;
                     if self.sink.has_failed().await {
                         sleep(delay(tries)).await;
                     }
@@ -159,43 +174,70 @@ impl<S: Sink> Delivery<S> {
         }
     }
 
-    /// Delivers one batch; waits for records where there are none.
+    /// Delivers one batch; waits for records where there are none. Meanwhile it reads the next one, where there is enough
+    /// for one already.
     async fn deliver_next(
         &mut self,
         written: &mut watch::Receiver<Written>,
-        name: &mut Option<String>,
-    ) -> Result<(), AuditError> {
-        let name = match name {
-            Some(name) => name.clone(),
-            None => name.insert(self.sink.prepare().await?).clone(),
+        ready: Option<Ready<S::Batch>>,
+    ) -> Result<Ready<S::Batch>, AuditError> {
+        let Ready { name, after, ahead } = match ready {
+            Some(ready) => ready,
+            None => self.begin().await?,
         };
-        let cursor = {
-            let name = name.clone();
-            schema::read(self.journal.path(), move |connection| store::cursor(connection, &name)).await?
-        };
-        self.progress.send_modify(|progress| {
-            progress.cursor = Some(name.clone());
-            progress.delivered = cursor.delivered;
-        });
-        let end = if S::SAME_AGAIN && cursor.sending > cursor.delivered {
-            cursor.sending
+        let (end, batch) = if let Some(ahead) = ahead {
+            ahead
         } else {
-            self.wait_for_records(cursor.delivered, written).await;
-            let end = self.sink.choose_end(cursor.delivered).await?;
+            self.wait_for_records(after, written).await;
+            let end = self.sink.choose_end(after).await?;
             if S::SAME_AGAIN {
-                let sending = Cursor { delivered: cursor.delivered, sending: end };
-                self.journal.save_cursor(&name, sending).await?;
+                self.journal.save_cursor(&name, Cursor { delivered: after, sending: end }).await?;
             }
-            end
+            (end, self.sink.read(after, end).await?)
         };
-        let given_up = self.sink.send(cursor.delivered, end).await?;
-        self.journal.save_cursor(&name, Cursor { delivered: end, sending: end }).await?;
+        let (given_up, ahead) = tokio::join!(self.sink.send(batch), self.read_ahead(end, written));
+        let given_up = given_up?;
+        // The next batch may be sent from here on.
+        let sending = ahead.as_ref().map_or(end, |(end, _)| *end);
+        self.journal.save_cursor(&name, Cursor { delivered: end, sending }).await?;
         self.progress.send_modify(|progress| {
             progress.delivered = end;
             progress.given_up += given_up;
             progress.error = None;
         });
-        Ok(())
+        Ok(Ready { name, after: end, ahead })
+    }
+
+    /// Makes the sink ready, and reads again what may have been sent.
+    async fn begin(&mut self) -> Result<Ready<S::Batch>, AuditError> {
+        let name = self.sink.prepare().await?;
+        let cursor = {
+            let name = name.clone();
+            schema::read(self.journal.path(), move |connection| store::cursor(connection, &name)).await?
+        };
+        let Cursor { delivered, sending } = cursor;
+        self.progress.send_modify(|progress| {
+            progress.cursor = Some(name.clone());
+            progress.delivered = delivered;
+        });
+        let ahead = if S::SAME_AGAIN && sending > delivered {
+            Some((sending, self.sink.read(delivered, sending).await?))
+        } else {
+            None
+        };
+        Ok(Ready { name, after: delivered, ahead })
+    }
+
+    /// The end of the batch that begins after `after`, and the batch; `None` where it has to wait for more, or cannot be
+    /// read: then it is tried in its turn.
+    async fn read_ahead(&self, after: i64, written: &watch::Receiver<Written>) -> Option<(i64, S::Batch)> {
+        let (rows, _) = self.sink.patience();
+        let waiting = written.borrow().last_seq.saturating_sub(after);
+        if waiting < i64::from(rows) {
+            return None;
+        }
+        let end = self.sink.choose_end(after).await.ok()?;
+        Some((end, self.sink.read(after, end).await.ok()?))
     }
 
     async fn wait_for_records(&self, delivered: i64, written: &mut watch::Receiver<Written>) {

@@ -145,7 +145,9 @@ fn client(url: &str, settings: &Settings) -> Result<Client, AuditError> {
         // An error comes as the status, and not after a beginning that looks well.
         .with_setting("wait_end_of_query", "1")
         // A clock that jumped must not make a batch that can never be delivered.
-        .with_setting("max_partitions_per_insert_block", "0");
+        .with_setting("max_partitions_per_insert_block", "0")
+        // No two records have the same key: there is nothing to merge in a batch.
+        .with_setting("optimize_on_insert", "0");
     if settings.cluster.is_some() {
         client = client
             // The answer means that the shard has the rows, and not that they wait to be sent there.

@@ -11,6 +11,7 @@ mod connection;
 mod ddl;
 mod deployed;
 mod migrations;
+mod native;
 mod proof;
 mod reader;
 mod retention;
@@ -23,11 +24,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::clickhouse::{Row, RowOwned, RowWrite};
+use bytes::Bytes;
+use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use tracing::info;
 
-use self::batch::Batch;
+use self::batch::{Batch, Rows};
 use self::connection::Connection;
 use self::ddl::Target;
 use self::deployed::Deployed;
@@ -43,6 +45,9 @@ pub(super) use self::reader::Reader;
 
 /// How long ClickHouse has for one request.
 const REQUEST: Duration = Duration::from_mins(2);
+
+/// How much of a request is compressed at once.
+const CHUNK: usize = 1 << 20;
 
 /// Where ClickHouse is, and how much goes there at once.
 #[derive(Clone, Debug)]
@@ -89,8 +94,8 @@ impl Settings {
             retention: RetentionDays::default(),
             user: None,
             password: None,
-            batch_rows: 20_000,
-            batch_bytes: 16 << 20,
+            batch_rows: 80_000,
+            batch_bytes: 64 << 20,
             interval: Duration::from_secs(1),
             request: REQUEST,
         }
@@ -138,19 +143,16 @@ impl Writer {
         schema::read(self.journal.path(), move |connection| store::cursor(connection, &sink)).await
     }
 
-    async fn insert<T>(&self, table: &str, rows: Vec<T>, after: i64, end: i64) -> Result<(), AuditError>
-    where
-        T: Row + RowOwned + RowWrite,
-    {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let token = format!("{} {table} {after} {end}", self.journal.id());
+    /// Inserts the rows of one table, as the batch of this token.
+    async fn insert(&self, table: Rows, token: String) -> Result<(), AuditError> {
+        let Rows { table, columns, native } = table;
         let insert = async {
-            let insert = self.connection.endpoint().database.insert::<T>(table).await?;
+            let sql = format!("INSERT INTO {table} ({columns}) FORMAT Native");
+            let insert = self.connection.endpoint().database.insert_formatted_with(sql);
             let mut insert = insert.with_setting("insert_deduplication_token", token);
-            for row in &rows {
-                insert.write(row).await?;
+            let mut left = Bytes::from(native);
+            while !left.is_empty() {
+                insert.send(left.split_to(left.len().min(CHUNK))).await?;
             }
             insert.end().await
         };
@@ -160,6 +162,8 @@ impl Writer {
 
 impl Sink for Writer {
     const SAME_AGAIN: bool = true;
+
+    type Batch = Batch;
 
     fn name(&self) -> &'static str {
         "ClickHouse"
@@ -186,30 +190,31 @@ impl Sink for Writer {
         Ok(cursor)
     }
 
-    async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {
+    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
         let (rows, bytes) = (self.settings.batch_rows, self.settings.batch_bytes);
         schema::read(self.journal.path(), move |connection| batch::choose_end(connection, after, rows, bytes))
             .await
     }
 
-    async fn send(&mut self, after: i64, end: i64) -> Result<u64, AuditError> {
+    async fn read(&self, after: i64, end: i64) -> Result<Batch, AuditError> {
         let journal = self.journal.id();
-        let Batch { sessions, statements, outcomes, events, payloads, running, checkpoints } =
-            schema::read(self.journal.path(), move |connection| Batch::read(connection, journal, after, end))
-                .await?;
-        self.insert("sessions", sessions, after, end).await?;
-        self.insert("statements", statements, after, end).await?;
-        self.insert("outcomes", outcomes, after, end).await?;
-        self.insert("events", events, after, end).await?;
-        self.insert("payloads", payloads, after, end).await?;
-        self.insert("running", running, after, end).await?;
-        self.insert("checkpoints", checkpoints, after, end).await?;
+        schema::read(self.journal.path(), move |connection| Batch::read(connection, journal, after, end))
+            .await
+    }
+
+    /// The tables go at the same time, as a server inserts each by one thread.
+    async fn send(&self, batch: Batch) -> Result<u64, AuditError> {
+        let Batch { after, end, tables } = batch;
+        let inserts = tables.into_iter().map(|table| {
+            let token = format!("{} {} {after} {end}", self.journal.id(), table.table);
+            self.insert(table, token)
+        });
+        try_join_all(inserts).await?;
         Ok(0)
     }
 
     /// It may be another server by now. The others may be well: only when each had its turn is there reason to wait.
     async fn has_failed(&mut self) -> bool {
-        self.connection.endpoint().database.clear_cached_metadata().await;
         self.connection.next()
     }
 }

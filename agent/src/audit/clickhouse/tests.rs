@@ -119,7 +119,7 @@ async fn the_next_endpoint_gets_the_same_range_with_the_same_token() {
         urls: vec![one.url.clone(), other.url.clone()],
         ..settings(String::new())
     };
-    let writer = without_validation(Writer::new(journal.clone(), changed).unwrap());
+    let writer = Writer::new(journal.clone(), changed).unwrap();
     let tried = async {
         while one.tokens().len() < 2 || other.tokens().len() < 2 {
             sleep(Duration::from_millis(10)).await;
@@ -157,7 +157,7 @@ async fn a_clickhouse_that_answers_slowly_or_wrongly_has_not_confirmed() {
             apply_schema: false,
             ..settings(stub.url.clone())
         };
-        let writer = without_validation(Writer::new(journal.clone(), settings).unwrap());
+        let writer = Writer::new(journal.clone(), settings).unwrap();
         let (progress, monitor) = watched(&journal);
         let tried = async {
             while monitor.status().error.is_none() {
@@ -258,14 +258,6 @@ async fn the_writer_ends_with_the_journal() {
 }
 
 const DESTINATION: Uuid = Uuid::from_u128(7);
-
-/// The stub does not know the tables' columns.
-fn without_validation(mut writer: Writer) -> Writer {
-    for endpoint in &mut writer.connection.endpoints {
-        endpoint.database = endpoint.database.clone().with_validation(false);
-    }
-    writer
-}
 
 /// How a stub answers; questions about the schema it answers as this program's, where nothing else is said.
 #[derive(Clone, Copy, Debug)]

@@ -10,9 +10,13 @@ struct Place<const SAME: bool> {
     failures: Arc<Mutex<u32>>,
     ranges: Arc<Mutex<Vec<(i64, i64)>>>,
     prepared: Arc<Mutex<u32>>,
+    /// It takes nothing that comes after this record.
+    refuses_after: Option<i64>,
 }
 
 impl<const SAME: bool> Sink for Place<SAME> {
+    type Batch = (i64, i64);
+
     const SAME_AGAIN: bool = SAME;
 
     fn name(&self) -> &'static str {
@@ -28,17 +32,21 @@ impl<const SAME: bool> Sink for Place<SAME> {
         Ok("place".to_owned())
     }
 
-    async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {
+    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
         Ok(after + if self.ranges.lock().unwrap().is_empty() { 1 } else { 3 })
     }
 
-    async fn send(&mut self, after: i64, end: i64) -> Result<u64, AuditError> {
-        self.ranges.lock().unwrap().push((after, end));
+    async fn read(&self, after: i64, end: i64) -> Result<(i64, i64), AuditError> {
+        Ok((after, end))
+    }
+
+    async fn send(&self, range: (i64, i64)) -> Result<u64, AuditError> {
+        self.ranges.lock().unwrap().push(range);
         let mut failures = self.failures.lock().unwrap();
-        if *failures == 0 {
+        if *failures == 0 && self.refuses_after.is_none_or(|last| range.0 < last) {
             return Ok(1);
         }
-        *failures -= 1;
+        *failures = failures.saturating_sub(1);
         Err(AuditError::Siem { sink: "place".to_owned(), cause: "it is away".to_owned() })
     }
 }
@@ -82,6 +90,18 @@ async fn what_may_have_been_sent_is_sent_again_as_the_same_range_also_by_another
     let status = run(&journal, &place, |status| status.pending == 0).await;
     assert_eq!((status.delivered, status.given_up, status.error), (4, 2, None));
     assert_eq!(*place.ranges.lock().unwrap(), [(0, 1), (0, 1), (1, 4)]);
+}
+
+#[tokio::test]
+async fn a_batch_that_was_read_ahead_is_noted_before_it_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path(), 4).await;
+    let place = Place::<true> { refuses_after: Some(1), ..Place::default() };
+    let status = run(&journal, &place, |status| status.errors == 1).await;
+    assert_eq!((status.delivered, status.pending), (1, 3));
+    let connection = schema::open_read_only(journal.path()).unwrap();
+    assert_eq!(store::cursor(&connection, "place").unwrap(), Cursor { delivered: 1, sending: 4 });
+    assert_eq!(*place.ranges.lock().unwrap(), [(0, 1), (1, 4)]);
 }
 
 #[tokio::test]

@@ -175,6 +175,8 @@ impl Sink {
 }
 
 impl delivery::Sink for Sink {
+    type Batch = Vec<OcsfEvent>;
+
     const SAME_AGAIN: bool = false;
 
     fn name(&self) -> &str {
@@ -189,7 +191,7 @@ impl delivery::Sink for Sink {
         Ok(format!("siem {}", self.settings.name))
     }
 
-    async fn choose_end(&mut self, after: i64) -> Result<i64, AuditError> {
+    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
         let (filter, (records, bytes)) = (self.filter(), self.limits());
         schema::read(self.journal.path(), move |connection| {
             rows::choose_end(connection, filter.only.as_deref(), after, records, bytes)
@@ -197,8 +199,11 @@ impl delivery::Sink for Sink {
         .await
     }
 
-    async fn send(&mut self, after: i64, end: i64) -> Result<u64, AuditError> {
-        let events = self.events(self.filter(), after, end).await?;
+    async fn read(&self, after: i64, end: i64) -> Result<Vec<OcsfEvent>, AuditError> {
+        self.events(self.filter(), after, end).await
+    }
+
+    async fn send(&self, events: Vec<OcsfEvent>) -> Result<u64, AuditError> {
         if events.is_empty() {
             return Ok(0);
         }

@@ -17,7 +17,7 @@ const PRODUCT: &str = "snowfence";
 
 /// A record as it goes to a sink.
 #[derive(Clone, Debug)]
-pub(super) struct Event {
+pub(in crate::audit) struct Event {
     pub seq: i64,
     pub table: &'static str,
     pub node: String,
@@ -33,7 +33,7 @@ pub(super) struct Event {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Severity {
+pub(in crate::audit) enum Severity {
     Informational = 1,
     Low,
     Medium,

@@ -1,21 +1,20 @@
 //! What the trail costs: `cargo xtask bench audit`.
 //!
 //! Records are appended to a journal below the current folder, so that a real disk syncs them. With
-//! `SNOWFENCE_TEST_CLICKHOUSE` (the command of a server, as the tests have it) they are delivered there, too.
+//! `SNOWFENCE_TEST_CLICKHOUSE` (the command of a server, as the tests have it) they are delivered there, too: at first to a
+//! place that takes requests and drops them, which shows what the agent can do; then these requests are made again by a
+//! client that has them ready, which shows what ClickHouse can do; at last by the agent to ClickHouse.
+
+mod delivery;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use snowfence::audit::chain::{JournalSource, Notary, SigningKey, Source, verify};
-use snowfence::audit::clickhouse::{Settings, Writer};
-use snowfence::audit::delivery::Monitor;
 use snowfence::audit::{Caller, Journal, Outcome, OutcomeStatus, Record, Statement, Verdict, Workload, now};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -73,7 +72,7 @@ fn main() -> Result<()> {
         length(&path)? / count(STATEMENTS),
     );
     if let Ok(command) = std::env::var("SNOWFENCE_TEST_CLICKHOUSE") {
-        deliver(&runtime, &journal, &command, folder.path(), &mut figures)?;
+        delivery::measure(&runtime, &journal, &command, folder.path(), &mut figures)?;
     }
     runtime.block_on(journal.close());
     Ok(())
@@ -163,76 +162,6 @@ async fn fill(journal: &Journal) -> Result<()> {
         journal.append(records).await?;
     }
     Ok(())
-}
-
-fn deliver(
-    runtime: &Runtime,
-    journal: &Journal,
-    command: &str,
-    folder: &Path,
-    figures: &mut Figures,
-) -> Result<()> {
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let _server = Server::start(command, port, &folder.join("clickhouse"))?;
-    let url = format!("http://127.0.0.1:{port}");
-    runtime.block_on(answers(&url))?;
-    let writer = Writer::new(journal.clone(), Settings::new(vec![url.clone()], "snowfence"))?;
-    let progress = Arc::default();
-    let monitor = Monitor::new("clickhouse", journal, &progress);
-    let began = Instant::now();
-    let last = journal.written().borrow().last_seq;
-    runtime.block_on(writer.run(progress, async {
-        while monitor.status().delivered < last {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }));
-    figures.show(
-        "statements delivered to ClickHouse",
-        "1/s",
-        count(STATEMENTS) / began.elapsed().as_secs_f64(),
-    );
-    let sql = "SELECT toString(sum(bytes_on_disk)) FROM system.parts WHERE active AND database = 'snowfence'";
-    let bytes = runtime.block_on(ask(&url, sql))?;
-    let bytes: Value = serde_json::from_str(bytes.trim())?;
-    let bytes: f64 = bytes.as_f64().context("ClickHouse says no number")?;
-    figures.show("ClickHouse, for each statement with its outcome", "bytes", bytes / count(STATEMENTS));
-    Ok(())
-}
-
-struct Server(Child);
-
-impl Server {
-    fn start(command: &str, port: u16, data: &Path) -> Result<Self> {
-        let mut words = command.split_whitespace();
-        let program = words.next().context("SNOWFENCE_TEST_CLICKHOUSE is empty")?;
-        let mut server = Command::new(program);
-        server.args(words).args(["--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data);
-        Ok(Self(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("start ClickHouse")?))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // One that has ended already needs no end.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-async fn answers(url: &str) -> Result<()> {
-    for _ in 0..300 {
-        if ask(url, "SELECT 1").await.is_ok() {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    anyhow::bail!("ClickHouse does not answer at {url}")
-}
-
-async fn ask(url: &str, sql: &str) -> Result<String> {
-    let answer =
-        clickhouse::Client::default().with_url(url).query(sql).fetch_bytes("TSVRaw")?.collect().await?;
-    Ok(String::from_utf8(answer.to_vec())?)
 }
 
 fn statement(session: Uuid) -> Statement {

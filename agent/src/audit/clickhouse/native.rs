@@ -1,0 +1,313 @@
+//! Rows of the journal as a block of ClickHouse's Native format: column by column, each with its name and type.
+//!
+//! A word that repeats goes over once, and ClickHouse stores it as it comes. Both sides do a fraction of the work that
+//! rows take. The format is that of `SerializationLowCardinality`, `SerializationArray` and `SerializationNullable`.
+
+use std::collections::HashMap;
+
+use rusqlite::types::{Type, ValueRef};
+use uuid::Uuid;
+
+/// How a column of the journal is written. ClickHouse converts it where the table has another type.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Bool,
+    OptionalText,
+    OptionalU32,
+    OptionalU64,
+    Text,
+    /// Microseconds since 1970.
+    Time,
+    U32,
+    U64,
+    Uuid,
+    /// A text that repeats.
+    Word,
+    /// A JSON array of texts that repeat; none where it is NULL.
+    Words,
+}
+
+/// Rows, as columns.
+#[derive(Debug)]
+pub(super) struct Block {
+    columns: Vec<Column>,
+    rows: usize,
+}
+
+impl Block {
+    pub(super) fn new(columns: &[(&'static str, Kind)]) -> Self {
+        Self { columns: columns.iter().map(|(name, kind)| Column::new(name, *kind)).collect(), rows: 0 }
+    }
+
+    /// Takes a row that has the block's columns, in their order.
+    pub(super) fn push(&mut self, row: &rusqlite::Row<'_>) -> rusqlite::Result<()> {
+        for (index, column) in self.columns.iter_mut().enumerate() {
+            column.push(row.get_ref(index)?)?;
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// The bytes on the wire; `None` where there is no row.
+    pub(super) fn encode(self) -> Option<Vec<u8>> {
+        if self.rows == 0 {
+            return None;
+        }
+        let mut out = Vec::new();
+        put_length(&mut out, self.columns.len());
+        put_length(&mut out, self.rows);
+        for column in self.columns {
+            column.encode(self.rows, &mut out);
+        }
+        Some(out)
+    }
+}
+
+#[derive(Debug)]
+struct Column {
+    name: &'static str,
+    kind: Kind,
+    /// One byte a row, where the column may be NULL.
+    nulls: Vec<u8>,
+    /// The ends of lists.
+    ends: Vec<u8>,
+    /// Values; of words, their indexes in the dictionary.
+    values: Vec<u8>,
+    dictionary: Dictionary,
+    /// The last list, which the next row often has too: as it is in the journal, and its indexes.
+    list: (String, Vec<u32>),
+}
+
+impl Column {
+    fn new(name: &'static str, kind: Kind) -> Self {
+        Self {
+            name,
+            kind,
+            nulls: Vec::new(),
+            ends: Vec::new(),
+            values: Vec::new(),
+            dictionary: Dictionary::default(),
+            list: ("[]".to_owned(), Vec::new()),
+        }
+    }
+
+    fn push(&mut self, value: ValueRef<'_>) -> rusqlite::Result<()> {
+        let is_null = matches!(value, ValueRef::Null);
+        match self.kind {
+            Kind::Bool => self.values.push(u8::from(value.as_i64()? != 0)),
+            Kind::OptionalText => {
+                self.nulls.push(is_null.into());
+                put_text(&mut self.values, value.as_str_or_null()?.unwrap_or_default());
+            }
+            Kind::OptionalU32 => {
+                self.nulls.push(is_null.into());
+                let number = value.as_i64_or_null()?.unwrap_or_default();
+                self.values.extend(u32::try_from(number).map_err(not_understood)?.to_le_bytes());
+            }
+            Kind::OptionalU64 => {
+                self.nulls.push(is_null.into());
+                let number = value.as_i64_or_null()?.unwrap_or_default();
+                self.values.extend(u64::try_from(number).map_err(not_understood)?.to_le_bytes());
+            }
+            Kind::Text => put_text(&mut self.values, value.as_str()?),
+            Kind::Time => self.values.extend(value.as_i64()?.to_le_bytes()),
+            Kind::U32 => {
+                let number = u32::try_from(value.as_i64()?).map_err(not_understood)?;
+                self.values.extend(number.to_le_bytes());
+            }
+            Kind::U64 => {
+                let number = u64::try_from(value.as_i64()?).map_err(not_understood)?;
+                self.values.extend(number.to_le_bytes());
+            }
+            Kind::Uuid => {
+                let (high, low) = Uuid::parse_str(value.as_str()?).map_err(not_understood)?.as_u64_pair();
+                self.values.extend(high.to_le_bytes());
+                self.values.extend(low.to_le_bytes());
+            }
+            Kind::Word => {
+                let index = self.dictionary.index(value.as_str()?);
+                self.values.extend(index.to_le_bytes());
+            }
+            Kind::Words => self.push_list(value.as_str_or_null()?.unwrap_or("[]"))?,
+        }
+        Ok(())
+    }
+
+    fn push_list(&mut self, json: &str) -> rusqlite::Result<()> {
+        let (last, indexes) = &mut self.list;
+        if last != json {
+            let words: Vec<String> = serde_json::from_str(json).map_err(not_understood)?;
+            *indexes = words.iter().map(|word| self.dictionary.index(word)).collect();
+            last.clear();
+            last.push_str(json);
+        }
+        self.values.extend(indexes.iter().flat_map(|index| index.to_le_bytes()));
+        let end = self.values.len() / size_of::<u32>();
+        put_count(&mut self.ends, end);
+        Ok(())
+    }
+
+    fn encode(self, rows: usize, out: &mut Vec<u8>) {
+        put_text(out, self.name);
+        put_text(out, self.kind.name());
+        match self.kind {
+            Kind::Word => {
+                out.extend(Dictionary::VERSION);
+                self.dictionary.encode(out);
+                put_count(out, rows);
+            }
+            Kind::Words => {
+                out.extend(Dictionary::VERSION);
+                out.extend(self.ends);
+                // Of lists that are all empty there is no more.
+                if !self.values.is_empty() {
+                    self.dictionary.encode(out);
+                    put_count(out, self.values.len() / size_of::<u32>());
+                }
+            }
+            _ => out.extend(self.nulls),
+        }
+        out.extend(self.values);
+    }
+}
+
+impl Kind {
+    /// Of the type, in ClickHouse.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "Bool",
+            Self::OptionalText => "Nullable(String)",
+            Self::OptionalU32 => "Nullable(UInt32)",
+            Self::OptionalU64 => "Nullable(UInt64)",
+            Self::Text => "String",
+            Self::Time => "DateTime64(6, 'UTC')",
+            Self::U32 => "UInt32",
+            Self::U64 => "UInt64",
+            Self::Uuid => "UUID",
+            Self::Word => "LowCardinality(String)",
+            Self::Words => "Array(LowCardinality(String))",
+        }
+    }
+}
+
+/// The words of a column, each once. The first one is the empty one, as ClickHouse has it.
+#[derive(Debug)]
+struct Dictionary {
+    /// As they go over the wire.
+    encoded: Vec<u8>,
+    indexes: HashMap<Box<str>, u32>,
+    /// The last one that was asked for, and its index: the next one is often the same.
+    last: (String, u32),
+}
+
+impl Default for Dictionary {
+    fn default() -> Self {
+        Self { encoded: vec![0], indexes: HashMap::from([("".into(), 0)]), last: (String::new(), 0) }
+    }
+}
+
+impl Dictionary {
+    /// Of the serialisation, before the column.
+    const VERSION: [u8; 8] = 1_u64.to_le_bytes();
+    /// The words come with the block, and their indexes are `UInt32`.
+    const KIND: [u8; 8] = 0x602_u64.to_le_bytes();
+
+    fn index(&mut self, word: &str) -> u32 {
+        let (last, index) = &mut self.last;
+        if last != word {
+            *index = self.indexes.get(word).copied().unwrap_or_else(|| {
+                // A batch has fewer rows than there are numbers here.
+                let next = u32::try_from(self.indexes.len()).unwrap_or(u32::MAX);
+                self.indexes.insert(word.into(), next);
+                put_text(&mut self.encoded, word);
+                next
+            });
+            last.clear();
+            last.push_str(word);
+        }
+        *index
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(Self::KIND);
+        put_count(out, self.indexes.len());
+        out.extend(&self.encoded);
+    }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    put_length(out, text.len());
+    out.extend(text.as_bytes());
+}
+
+/// Seven bits a byte, the low ones first.
+fn put_length(out: &mut Vec<u8>, length: usize) {
+    let mut left = length;
+    while left >= 0x80 {
+        out.push(u8::try_from(left & 0x7f).unwrap_or_default() | 0x80);
+        left >>= 7;
+    }
+    out.push(u8::try_from(left).unwrap_or_default());
+}
+
+fn put_count(out: &mut Vec<u8>, count: usize) {
+    out.extend(u64::try_from(count).unwrap_or(u64::MAX).to_le_bytes());
+}
+
+fn not_understood(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(kind: Kind, values: &str) -> Vec<u8> {
+        let connection = rusqlite::Connection::open_in_memory().unwrap();
+        let mut query = connection.prepare(&format!("SELECT * FROM (VALUES {values})")).unwrap();
+        let mut rows = query.query([]).unwrap();
+        let mut block = Block::new(&[("c", kind)]);
+        while let Some(row) = rows.next().unwrap() {
+            block.push(row).unwrap();
+        }
+        let encoded = block.encode().unwrap();
+        let name = [&[1, b'c', u8::try_from(kind.name().len()).unwrap()], kind.name().as_bytes()].concat();
+        assert_eq!(encoded.get(2..2 + name.len()), Some(&name[..]));
+        encoded[2 + name.len()..].to_vec()
+    }
+
+    fn numbers(numbers: &[u64]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn indexes(indexes: &[u32]) -> Vec<u8> {
+        indexes.iter().flat_map(|index| index.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_word_goes_over_once() {
+        let found = encoded(Kind::Word, "('b'), ('b'), (''), ('a'), ('b')");
+        let words = [&numbers(&[1, 0x602, 3])[..], b"\0\x01b\x01a", &numbers(&[5])].concat();
+        assert_eq!(found, [words, indexes(&[1, 1, 0, 2, 1])].concat());
+    }
+
+    #[test]
+    fn lists_are_their_ends_and_their_words_and_empty_ones_have_no_words() {
+        let found = encoded(Kind::Words, r#"('["a","b"]'), (NULL), ('["b"]'), ('["b"]')"#);
+        let words = [&numbers(&[1, 2, 2, 3, 4, 0x602, 3])[..], b"\0\x01a\x01b", &numbers(&[4])].concat();
+        assert_eq!(found, [words, indexes(&[1, 2, 2, 2])].concat());
+        assert_eq!(encoded(Kind::Words, "('[]'), (NULL)"), numbers(&[1, 0, 0]));
+    }
+
+    #[test]
+    fn what_may_be_missing_says_so_first() {
+        assert_eq!(encoded(Kind::OptionalU64, "(7), (NULL)"), [vec![0, 1], numbers(&[7, 0])].concat());
+        assert_eq!(encoded(Kind::OptionalText, "(NULL), ('x')"), b"\x01\0\0\x01x");
+    }
+
+    #[test]
+    fn a_long_text_has_a_length_of_several_bytes() {
+        let found = encoded(Kind::Text, &format!("('{}')", "x".repeat(300)));
+        assert_eq!((&found[..2], found.len()), (&[0xac, 0x02][..], 302));
+    }
+}
