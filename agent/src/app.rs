@@ -26,7 +26,7 @@ use crate::admin::metrics::{self, Metrics};
 use crate::admin::succession::{Predecessor, Remains, receive_legacy};
 use crate::admin::{self, AdminError, Succession};
 use crate::audit::chain::KeyError as SigningKeyError;
-use crate::audit::payload::{self, Payloads};
+use crate::audit::payload::{self, Archive, Payloads};
 use crate::audit::trail::Trail;
 use crate::audit::{AuditError, Event, EventKind, Journal, Record, serve_predecessor};
 use crate::capture::{self, Capture, CaptureError, Captured, Names};
@@ -39,6 +39,7 @@ use crate::proxy::{
     VaultError,
 };
 use crate::reconcile::Reconciler;
+use crate::storage::{Bucket, BucketError};
 use crate::tls::{self, Authority, Listed, TlsError};
 
 /// Statements under way get this long to end when the agent is told to stop.
@@ -58,6 +59,8 @@ pub enum AppError {
     ClickHousePassword(SecretError),
     #[error("the token for the SIEM sink `{sink}` cannot be read: {source}")]
     SiemToken { sink: String, source: SecretError },
+    #[error("the archive for payloads: {0}")]
+    Archive(#[from] BucketError),
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error(transparent)]
@@ -208,6 +211,9 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     let server_tls = tls::server_config(Arc::clone(&authority), listed)?;
     let upstream_tls = tls::client_config(config.tls.upstream_ca_bundle.as_deref(), &[b"h2", b"http/1.1"])?;
     let mut delivery = Delivery::new(&config, control)?;
+    let archive = config.payloads.as_ref().and_then(|payloads| payloads.archive.as_ref());
+    let archive = archive.map(|settings| Ok::<_, AppError>((settings, Bucket::open(&settings.bucket)?)));
+    let archive = archive.transpose()?;
     let metrics_listener = match config.metrics {
         Some(address) => {
             // Where it will be served.
@@ -257,6 +263,9 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         Some(settings) => Some(keep_payloads(&state, settings.clone(), &journal).await?),
         None => None,
     };
+    if let (Some(payloads), Some((settings, bucket))) = (&payloads, archive) {
+        background.spawn_on(Archive::new(payloads, bucket, settings).run(), control);
+    }
     let dialer = Dialer::new(capture.marker());
     let sessions = Sessions::new(Vault::open(&state.sessions())?, &identity);
     sessions.remember(journal.path())?;

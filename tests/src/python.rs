@@ -52,6 +52,8 @@ pub enum Environment {
     Connector5,
     /// The checkers of what `deploy/` ships.
     Deploy,
+    /// An S3 with object lock.
+    Objects,
     /// What checks events against the schema of OCSF.
     Ocsf,
     /// What reads payloads, and verifies the trail, as another program than the agent does.
@@ -65,13 +67,14 @@ pub enum Environment {
 }
 
 impl Environment {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Adbc,
         Self::Cli,
         Self::ClickHouse,
         Self::Connector4,
         Self::Connector5,
         Self::Deploy,
+        Self::Objects,
         Self::Ocsf,
         Self::Payloads,
         Self::Snowpark,
@@ -87,6 +90,7 @@ impl Environment {
             Self::Connector4 => "connector4",
             Self::Connector5 => "connector5",
             Self::Deploy => "deploy",
+            Self::Objects => "objects",
             Self::Ocsf => "ocsf",
             Self::Payloads => "payloads",
             Self::Snowpark => "snowpark",

@@ -10,9 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use sandbox::Credential;
+use sandbox::{Credential, network};
 use serde_json::{Value, json};
 
+use common::objects::Objects;
 use common::reader::Reader;
 use common::{RAW, client, eventually, journal};
 
@@ -253,6 +254,75 @@ cursor.execute("select 'after'").fetchall()"#,
             && runs[0] != runs[2]
             && payloads.iter().all(|payload| payload["ending"] == "complete"))
     })
+}
+
+#[test]
+fn what_has_left_the_host_is_in_the_archive_as_it_was() -> Result<()> {
+    let (reader, objects) = (Reader::new()?, Objects::new()?);
+    let settings = format!("archive_seconds = 1\n[archive]\n{}", objects.place("payloads/eu"));
+    let mut sandbox = reader.sandbox(&settings)?.without_agent().start()?;
+    let _store = objects.serve(&sandbox)?;
+    objects.fail("503 SlowDown")?;
+    sandbox.start_agent()?;
+    let pod = sandbox.pod("reports")?;
+    client(
+        &pod,
+        &format!(
+            r#"{RAW}
+data = json.loads(ask(login(), "select /* a part of 64 MiB */ 'seen ' || 'later' as t"))["data"]
+connection = http.client.HTTPSConnection(host, context=trust, timeout=60)
+connection.request("GET", urllib.parse.urlsplit(data["chunks"][-1]["url"]).path, headers=data["chunkHeaders"])
+say(bytes=len(connection.getresponse().read()))"#
+        ),
+    )?;
+    let archive = || -> Result<Value> {
+        let said: Value = serde_json::from_str(&sandbox.snowfence(["doctor", "--format", "json"])?.stdout)?;
+        Ok(said["agent"]["archive"].clone())
+    };
+    eventually("the agent says that its archive is full", || {
+        let said = archive()?;
+        Ok(said["error"].as_str().is_some_and(|error| error.contains("SlowDown")) && said["errors"] != 0)
+    })?;
+    objects.recover()?;
+    eventually("the archive takes payloads again", || Ok(archive()?["archived_bytes"] != 0))?;
+    eventually("all of it is archived", || {
+        let said = archive()?;
+        Ok(said["error"].is_null() && said["pending_bytes"] == 0)
+    })?;
+    assert!(objects.requests().contains("?partNumber=2&"), "what is long goes in parts");
+
+    // By another program, from what was downloaded.
+    let before = reader.read(&sandbox)?;
+    let (state, spool) = (sandbox.agent_state(), sandbox.agent_state().join("spool"));
+    let copy = tempfile::tempdir_in(&state)?;
+    objects.download(&sandbox, "payloads/eu", copy.path())?;
+    assert_eq!(reader.read_from(&sandbox, copy.path())?, before);
+
+    // By the agent's own, when nothing is left here.
+    for run in fs::read_dir(&spool)? {
+        for file in fs::read_dir(run?.path())? {
+            let path = file?.path();
+            if path.extension().is_some_and(|extension| extension == "segment") {
+                assert!(path.with_extension("archived").exists(), "{}", path.display());
+                fs::remove_file(path)?;
+            }
+        }
+    }
+    let identity = reader.identity_file(&sandbox)?;
+    let session = before[0]["session"].as_str().context("a session")?;
+    let outside = network::outside(sandbox.id());
+    let run = |words: &[&str]| network::inside(&outside, || sandbox.snowfence(words))?.into_stdout();
+    let shown = run(&["audit", "show", session, "--identity", &identity])?;
+    assert!(shown.contains("seen ") && !shown.contains("no longer"), "{shown}");
+    let replayed = run(&["replay", session, "--identity", &identity])?;
+    assert!(replayed.contains("a part of 64 MiB"), "{replayed}");
+    let file = state.join("session.jsonl").display().to_string();
+    run(&["audit", "export", session, "--to", &file])?;
+    let verified = run(&["audit", "verify", "--export", &file, "--format", "json"])?;
+    let verified: Value = serde_json::from_str(verified.trim())?;
+    assert_eq!((&verified["good"], &verified["incomplete"]), (&json!(true), &json!(0)), "{verified}");
+    assert_eq!(verified["payloads"], before.len());
+    Ok(())
 }
 
 #[test]

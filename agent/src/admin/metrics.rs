@@ -172,6 +172,16 @@ impl Collector for Spool {
         ] {
             gauge(&mut encoder, name, help, number(value))?;
         }
+        let Some(archive) = self.0.archive() else { return Ok(()) };
+        let help = "Payloads that are not in the archive";
+        gauge(&mut encoder, "archive_pending_bytes", help, number(archive.pending_bytes))?;
+        for (name, help, value) in [
+            ("archived_bytes", "Payloads that were brought to the archive", archive.archived_bytes),
+            ("archive_errors", "Tries to bring payloads to the archive that failed", archive.errors),
+        ] {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
         Ok(())
     }
 }

@@ -134,6 +134,7 @@ impl Agent {
             endpoints: EndpointCounts::of(endpoints.iter().map(|endpoint| endpoint.class)),
             coverage: self.capture.coverage().await?,
             sinks: self.sinks.iter().map(Monitor::status).collect(),
+            archive: self.proxy.payloads.as_ref().and_then(|payloads| payloads.archive()),
         })
     }
 

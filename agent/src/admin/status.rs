@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::delivery;
+use crate::audit::payload::ArchiveStatus;
 use crate::capture::{CoverageState, EndpointClass};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Status {
     /// Where the trail is delivered.
     #[serde(default)]
     pub sinks: Vec<delivery::Status>,
+    /// Where payloads are archived.
+    #[serde(default)]
+    pub archive: Option<ArchiveStatus>,
 }
 
 /// How many networks are in the endpoint sets, and why.

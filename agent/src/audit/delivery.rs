@@ -214,7 +214,7 @@ impl<S: Sink> Delivery<S> {
 
 /// Doubles from [`FIRST_DELAY`] to [`LONGEST_DELAY`], less up to half of it by chance, so that a fleet does not come
 /// back in step.
-fn delay(tries: u32) -> Duration {
+pub(super) fn delay(tries: u32) -> Duration {
     let longest = FIRST_DELAY.saturating_mul(2_u32.saturating_pow(tries)).min(LONGEST_DELAY);
     let chance = RandomState::new().build_hasher().finish() % 1000;
     longest.mul_f64(1.0 - f64::from(u16::try_from(chance).unwrap_or(0)) / 2000.0)

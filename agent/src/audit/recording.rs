@@ -219,7 +219,7 @@ fn payloads(connection: &Connection, session: Uuid, room: &mut Room) -> Result<V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::payload::SpoolFolder;
+    use crate::audit::payload::Kept;
     use crate::audit::{Journal, Verdict, samples};
 
     #[tokio::test]
@@ -245,7 +245,7 @@ mod tests {
         ];
         journal.append(records).await.unwrap();
         let load = |id| {
-            let pieces = Box::new(SpoolFolder(directory.path().join("spool")));
+            let pieces = Box::new(Kept::new(directory.path().join("spool"), None));
             RecordedSession::load(&path, id, pieces, Box::new([])).unwrap()
         };
         let recorded = load(session.id).unwrap();

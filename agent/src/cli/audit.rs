@@ -2,15 +2,14 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::{ConfigFile, Failure, Format, Output, export, reconcile, show, table, verify};
-use crate::app::State;
+use super::source::Source;
+use super::{Failure, Format, Output, export, reconcile, show, table, verify};
 use crate::audit::query::{Cell, Limits, query};
 use crate::audit::summary::{self, By, Summary};
 use crate::audit::tail::{Entry, EventEntry, StatementEntry, Tail};
@@ -89,15 +88,6 @@ Examples:
         after_help = "Keep it where this host cannot change it.\n\nExample:\n  sudo snowfence audit key >> keys"
     )]
     Key(verify::KeyArguments),
-}
-
-#[derive(Args)]
-pub(super) struct Source {
-    #[command(flatten)]
-    config: ConfigFile,
-    /// Read this journal instead of the one that the configuration names
-    #[arg(long, value_name = "FILE")]
-    journal: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -205,24 +195,6 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
         Command::Reconcile(arguments) => reconcile::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Key(arguments) => verify::key(&arguments),
-    }
-}
-
-impl Source {
-    /// Whether it is the journal that the configuration names.
-    pub(super) fn is_own(&self) -> bool {
-        self.journal.is_none()
-    }
-
-    pub(super) fn config(&self) -> &ConfigFile {
-        &self.config
-    }
-
-    pub(super) fn journal(&self) -> Result<PathBuf, Failure> {
-        match &self.journal {
-            Some(path) => Ok(path.clone()),
-            None => Ok(State(&self.config.load()?.agent.state_dir).journal()),
-        }
     }
 }
 

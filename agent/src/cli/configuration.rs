@@ -9,6 +9,7 @@ use super::{ConfigFile, Failure, Format, Output};
 use crate::audit::siem;
 use crate::config::{self, Config, ConfigError, SiemTarget, schema};
 use crate::policy::Policy;
+use crate::storage::Bucket;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -86,6 +87,11 @@ fn check(file: &ConfigFile, without_secrets: bool) -> Result<Config, ConfigError
         let password = config.clickhouse.as_ref().and_then(|clickhouse| clickhouse.password.as_ref());
         if let Some(Err(error)) = password.map(config::SecretReference::read) {
             let path = ["audit", "clickhouse", "password"].map(ToOwned::to_owned).to_vec();
+            unusable.push((path, error.to_string()));
+        }
+        let archive = config.payloads.as_ref().and_then(|payloads| payloads.archive.as_ref());
+        if let Some(Err(error)) = archive.map(|archive| Bucket::open(&archive.bucket)) {
+            let path = ["audit", "payloads", "archive"].map(ToOwned::to_owned).to_vec();
             unusable.push((path, error.to_string()));
         }
         for (index, sink) in config.siem.iter().enumerate() {

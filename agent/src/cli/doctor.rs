@@ -12,6 +12,7 @@ use serde_json::json;
 use super::{ConfigFile, Failure, Format, table};
 use crate::admin::{AdminError, Answer, Client, Request, Status};
 use crate::app::State;
+use crate::audit::payload::ArchiveStatus;
 use crate::audit::query::{Limits, query};
 use crate::audit::{AuditError, delivery};
 use crate::capture::doctor::{Examination, Finding, Health, examine};
@@ -142,7 +143,7 @@ fn failed_handshakes(journal: &Path) -> Result<Vec<FailedHandshake>, AuditError>
 }
 
 fn tell_of_agent(out: &mut impl Write, status: &Status) -> io::Result<()> {
-    let Status { version, pid, node, endpoints, coverage, sinks, .. } = status;
+    let Status { version, pid, node, endpoints, coverage, sinks, archive, .. } = status;
     writeln!(out, "The agent {version} runs on {node} as process {pid}.")?;
     writeln!(
         out,
@@ -171,6 +172,18 @@ fn tell_of_agent(out: &mut impl Write, status: &Status) -> io::Result<()> {
             given_up => format!(", {given_up} given up"),
         };
         writeln!(out, "  sink {name}: {delivered} records delivered, {pending} pending{given_up}")?;
+        if let Some(error) = error {
+            writeln!(out, "              {}", table::harmless(error).collect::<String>())?;
+        }
+    }
+    if let Some(ArchiveStatus { pending_bytes, archived_bytes, error, .. }) = archive {
+        let mebibytes = |bytes: &u64| bytes.div_ceil(1 << 20);
+        writeln!(
+            out,
+            "  archive:    {} MiB of payloads archived, {} MiB pending",
+            mebibytes(archived_bytes),
+            mebibytes(pending_bytes)
+        )?;
         if let Some(error) = error {
             writeln!(out, "              {}", table::harmless(error).collect::<String>())?;
         }

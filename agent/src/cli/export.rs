@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::audit::Source;
+use super::source::PayloadSource;
 use super::verify::Progress;
 use super::{Failure, Format, Output};
 use crate::admin::Client;
@@ -29,20 +29,21 @@ pub(super) struct ExportArguments {
     #[arg(long, short = 'O', value_name = "FILE")]
     to: Option<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    source: PayloadSource,
     #[command(flatten)]
     output: Output,
 }
 
 pub(super) fn run(arguments: &ExportArguments) -> Result<(), Failure> {
-    let journal = arguments.source.journal()?;
+    let journal = arguments.source.trail.journal()?;
     let state = journal.parent().unwrap_or(Path::new("."));
+    let kept = arguments.source.kept(&journal)?;
     wait_until_signed(&journal, state, arguments.session)?;
     let write = |out: &mut dyn Write| {
         let mut out = BufWriter::new(out);
         let mut progress = Progress::new("records written");
         let show = |now, all| progress.show(count(now), count(all));
-        let exported = export(&journal, &State(state).spool(), arguments.session, &mut out, show)?;
+        let exported = export(&journal, &kept, arguments.session, &mut out, show)?;
         out.flush()?;
         progress.end();
         Ok::<_, ExportError>(exported)
@@ -79,7 +80,7 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), Failure> {
     if exported.removed > 0 {
         writeln!(
             out,
-            "{} payloads are without their pieces, which are no longer in the spool (`audit.payloads.keep_days`)",
+            "{} payloads are without their pieces, which are no longer in the spool (`audit.payloads.keep_days`), nor in an archive",
             exported.removed
         )?;
     }

@@ -14,6 +14,7 @@ mod replay;
 mod run;
 mod schema;
 mod show;
+mod source;
 mod table;
 mod verify;
 

@@ -13,11 +13,10 @@ use anyhow::anyhow;
 use clap::Args;
 use uuid::Uuid;
 
-use super::audit::Source;
+use super::source::PayloadSource;
 use super::{Failure, Format, Output, show, verify};
-use crate::app::State;
 use crate::audit::RecordedSession;
-use crate::audit::payload::{SpoolFolder, identities};
+use crate::audit::payload::identities;
 use crate::replay::Teller;
 
 use layout::{INDENT, beginning, lines, seconds};
@@ -61,7 +60,7 @@ pub(super) struct ReplayArguments {
     #[arg(long, requires = "serve")]
     timing: bool,
     #[command(flatten)]
-    source: Source,
+    source: PayloadSource,
     #[command(flatten)]
     output: Output,
 }
@@ -80,11 +79,11 @@ pub(super) fn replay(arguments: &ReplayArguments) -> Result<(), Failure> {
 
 /// A session of the journal.
 fn recorded(arguments: &ReplayArguments, id: Uuid) -> Result<RecordedSession, Failure> {
-    let journal = arguments.source.journal()?;
+    let journal = arguments.source.trail.journal()?;
     let state = journal.parent().unwrap_or(Path::new("."));
     let identities = identities(&arguments.identity).map_err(|error| Failure::Usage(error.into()))?;
-    let spool = Box::new(SpoolFolder(State(state).spool()));
-    let session = RecordedSession::load(&journal, id, spool, identities.into_boxed_slice())?;
+    let kept = Box::new(arguments.source.kept(&journal)?);
+    let session = RecordedSession::load(&journal, id, kept, identities.into_boxed_slice())?;
     let Some(session) = session else {
         return Err(Failure::Failed(anyhow!(
             "the journal {} knows no session {id}: `snowfence audit sessions` shows which there are",

@@ -9,13 +9,11 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::audit::Source;
+use super::source::PayloadSource;
 use super::{Failure, Format, Output, table};
 use crate::admin::{AdminError, Client, Request};
 use crate::app::State;
-use crate::audit::payload::{
-    Content, Found, Message, Payload, ReadError, SpoolFolder, find, identities, read,
-};
+use crate::audit::payload::{Content, Found, Message, Payload, ReadError, find, identities, read};
 use crate::audit::{Event, EventKind, Journal};
 
 /// What is shown of a body, in bytes.
@@ -32,15 +30,16 @@ pub(super) struct ShowArguments {
     #[arg(long)]
     whole: bool,
     #[command(flatten)]
-    source: Source,
+    source: PayloadSource,
     #[command(flatten)]
     output: Output,
 }
 
 pub(super) fn run(arguments: &ShowArguments) -> Result<(), Failure> {
-    let journal = arguments.source.journal()?;
+    let journal = arguments.source.trail.journal()?;
     let state = journal.parent().unwrap_or(Path::new("."));
     let identities = identities(&arguments.identity).map_err(|error| Failure::Usage(error.into()))?;
+    let kept = arguments.source.kept(&journal)?;
     let payloads = find(&journal, &arguments.id)?;
     if payloads.is_empty() {
         return Err(Failure::Failed(anyhow!(
@@ -52,9 +51,9 @@ pub(super) fn run(arguments: &ShowArguments) -> Result<(), Failure> {
     note(&journal, state, &arguments.id, payloads.len())?;
     let limit = if arguments.whole { usize::MAX } else { SHOWN };
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let (spool, mut failures) = (SpoolFolder(State(state).spool()), 0);
+    let mut failures = 0;
     for Found { payload, time } in &payloads {
-        let content = read(&spool, payload, &identities, limit);
+        let content = read(&kept, payload, &identities, limit);
         failures += usize::from(content.is_err());
         match arguments.output.format {
             Format::Json => writeln!(out, "{}", as_json(payload, &content))?,

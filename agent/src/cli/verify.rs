@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::audit::Source;
+use super::source::Source;
 use super::{ConfigFile, Failure, Format, Output, schema};
 use crate::app::State;
 use crate::audit::chain::{self, JournalSource, Report, SigningKey, verify, verify_export};

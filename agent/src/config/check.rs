@@ -12,7 +12,7 @@ use hyper::Uri;
 use super::document::Document;
 use super::{
     Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, Journal, KeySource,
-    Kubernetes, Payloads, PodSelector, RetentionDays, Rule, Scope, Tls, is_under, raw, reconcile,
+    Kubernetes, PodSelector, RetentionDays, Rule, Scope, Tls, is_under, payloads, raw, reconcile,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -30,7 +30,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         clickhouse.is_some() || !raw.siem.is_empty(),
         raw.audit.payloads.as_ref(),
     );
-    let payloads = raw.audit.payloads.map(|raw| checker.payloads(&raw));
+    let payloads = raw.audit.payloads.map(|raw| payloads::check(raw, checker.document));
     let known = reconcile::Known {
         accounts: &accounts,
         credentials: &credentials,
@@ -65,10 +65,10 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     }
 }
 
-const MEBIBYTE: u64 = 1 << 20;
+pub(super) const MEBIBYTE: u64 = 1 << 20;
 /// Mebibytes of a store.
-const LEAST: u64 = 64;
-const DAY: Duration = Duration::from_hours(24);
+pub(super) const LEAST: u64 = 64;
+pub(super) const DAY: Duration = Duration::from_hours(24);
 
 struct Checker<'a> {
     document: &'a mut Document,
@@ -454,7 +454,7 @@ impl Checker<'_> {
         &mut self,
         raw: &raw::Journal,
         is_delivered: bool,
-        payloads: Option<&raw::Payloads>,
+        payloads: Option<&payloads::Raw>,
     ) -> Journal {
         const USUAL: u32 = 30;
         if raw.max_mebibytes < LEAST {
@@ -471,43 +471,6 @@ impl Checker<'_> {
         }
         let days = raw.keep_days.or(is_delivered.then_some(USUAL.max(least)));
         Journal { keep: days.map(|days| DAY * days), limit: raw.max_mebibytes.saturating_mul(MEBIBYTE) }
-    }
-
-    fn payloads(&mut self, raw: &raw::Payloads) -> Payloads {
-        if raw.recipients.is_empty() {
-            self.wrong(
-                at!["audit", "payloads", "recipients"],
-                "expected at least one public key: `age-keygen` makes a pair",
-            );
-        }
-        if raw.spool_mebibytes < LEAST {
-            self.wrong(at!["audit", "payloads", "spool_mebibytes"], format!("expected at least {LEAST}"));
-        }
-        if raw.keep_days == 0 {
-            self.wrong(at!["audit", "payloads", "keep_days"], "expected at least a day");
-        }
-        let mut recipients = Vec::new();
-        for (index, text) in raw.recipients.iter().enumerate() {
-            match text.parse() {
-                Ok(recipient) => recipients.push(recipient),
-                // Whoever puts the other half here has just told everybody.
-                Err(_) if text.to_uppercase().starts_with("AGE-SECRET-KEY-") => self.wrong(
-                    at!["audit", "payloads", "recipients", index],
-                    "this is a secret key: keep it away from this host, make a new pair, and put the public key (`age1…`) here",
-                ),
-                Err(_) => self.wrong(
-                    at!["audit", "payloads", "recipients", index],
-                    "expected a public key of age (X25519), such as `age1…`",
-                ),
-            }
-        }
-        Payloads {
-            recipients,
-            spool_limit: raw.spool_mebibytes.saturating_mul(MEBIBYTE),
-            when_full: raw.when_full,
-            keep: DAY * raw.keep_days,
-            answer_limit: raw.answer_mebibytes.map(|limit| limit.saturating_mul(MEBIBYTE)),
-        }
     }
 }
 

@@ -4,8 +4,10 @@
 //! checked: the accounts, issuers and credentials that a rule names exist, globs and addresses are parsed. Secrets
 //! are references ([`SecretReference`]) that are read when they are used, never values.
 
+mod bucket;
 mod check;
 mod document;
+mod payloads;
 mod raw;
 mod reconcile;
 mod secret;
@@ -19,10 +21,12 @@ use std::time::Duration;
 use globset::GlobSet;
 use ipnet::IpNet;
 
+pub use bucket::{Bucket, BucketKind};
 pub use document::{Problem, position};
+pub use payloads::{Archive, Payloads, WhenFull};
 pub use raw::{
     CredentialType, Mode, QueryTag, RawSockets, RetentionDays, SiemFormat, SiemRecords, SiemVerdict,
-    Telemetry, WhenFull, schema,
+    Telemetry, schema,
 };
 pub use reconcile::{Against, Covered, History, Reconcile};
 pub use secret::{Secret, SecretError, SecretReference};
@@ -211,17 +215,6 @@ pub struct Journal {
     pub keep: Option<Duration>,
     /// Bytes.
     pub limit: u64,
-}
-
-#[derive(Debug, Clone)]
-pub struct Payloads {
-    pub recipients: Vec<age::x25519::Recipient>,
-    /// Bytes.
-    pub spool_limit: u64,
-    pub when_full: WhenFull,
-    pub keep: Duration,
-    /// Bytes of one answer; `None` for all.
-    pub answer_limit: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]

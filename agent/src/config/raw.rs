@@ -318,7 +318,7 @@ pub struct Audit {
     /// How much of the trail stays on this host.
     pub journal: Journal,
     /// What clients asked and were answered, whole and encrypted, for replay. Without it, no answer is kept.
-    pub payloads: Option<Payloads>,
+    pub payloads: Option<super::payloads::Raw>,
     /// How the trail is compared with Snowflake's own history. Without it, it is not.
     pub reconcile: Option<super::reconcile::Raw>,
 }
@@ -338,45 +338,6 @@ impl Default for Journal {
     fn default() -> Self {
         Self { keep_days: None, max_mebibytes: 20 * 1024 }
     }
-}
-
-/// Requests and answers as clients saw them. They are encrypted to public keys before they touch the disk, so that this
-/// host cannot read them back.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Payloads {
-    /// Public keys of age (`age1…`). Each of their holders can read the payloads alone.
-    pub recipients: Vec<String>,
-    /// Room on the disk.
-    #[serde(default = "spool_mebibytes")]
-    pub spool_mebibytes: u64,
-    /// What happens when the room is used up.
-    #[serde(default)]
-    pub when_full: WhenFull,
-    /// Days after which payloads are removed.
-    #[serde(default = "keep_days")]
-    pub keep_days: u32,
-    /// How much of one answer is kept; what is longer is marked as truncated. Default: all.
-    pub answer_mebibytes: Option<u64>,
-}
-
-/// What happens when there is no room for payloads.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum WhenFull {
-    /// Statements are refused until older payloads are old enough to go.
-    #[default]
-    Refuse,
-    /// The oldest payloads go before their time.
-    RemoveOldest,
-}
-
-fn spool_mebibytes() -> u64 {
-    10 * 1024
-}
-
-fn keep_days() -> u32 {
-    30
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -31,6 +31,7 @@ use crate::audit::{Recorded, Verdict};
 use crate::capture::Names;
 use crate::config::Secret;
 use crate::snowflake::{Operation, Stage, authorization};
+use crate::storage::innermost;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Snowflake answers within 45 s, if only to say that the statement still runs.
@@ -337,15 +338,6 @@ fn certificate_error(error: &(dyn std::error::Error + 'static)) -> Option<rustls
         .filter_map(|error| error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
         .find(|error| matches!(error, rustls::Error::InvalidCertificate(_)))
         .cloned()
-}
-
-/// The reason at the end of a chain of errors.
-pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 impl fmt::Debug for Verified {

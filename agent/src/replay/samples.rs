@@ -6,7 +6,7 @@ use age::x25519;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::audit::payload::{About, Ending, FrameKind, Payloads, SpoolFolder};
+use crate::audit::payload::{About, Ending, FrameKind, Kept, Payloads};
 use crate::audit::{Caller, Journal, Record, RecordedSession, Session, Workload, now};
 use crate::config::{self, WhenFull};
 
@@ -27,6 +27,7 @@ pub async fn recorded(
         when_full: WhenFull::Refuse,
         keep: Duration::from_hours(1),
         answer_limit: None,
+        archive: None,
     };
     let payloads = Payloads::open(&spool, settings).unwrap();
     let session = Session {
@@ -57,7 +58,7 @@ pub async fn recorded(
     records.extend(more(&session));
     let journal = Journal::open(&path, "node").unwrap();
     journal.append(records).await.unwrap();
-    let pieces = Box::new(SpoolFolder(spool));
+    let pieces = Box::new(Kept::new(spool, None));
     let session = RecordedSession::load(&path, session.id, pieces, Box::new([Box::new(identity)]));
     (directory, session.unwrap().unwrap())
 }

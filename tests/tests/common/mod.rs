@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each scenario file uses its own part of this")]
 
 pub mod curl;
+pub mod objects;
 pub mod reader;
 
 use std::fs;
@@ -166,12 +167,12 @@ impl Drop for Ended {
 /// Runs Python in a network namespace, with the machine's own interpreter and files; returns when it says that it is ready.
 pub fn serve(namespace: &Path, source: &str, folder: Option<&Path>) -> Result<Ended> {
     let namespace = format!("--net={}", namespace.display());
-    let server = Command::new("nsenter")
-        .args([&namespace, "/usr/bin/python3", "-c", source])
-        .args(folder)
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut server = Ended(server);
+    ready(Command::new("nsenter").args([&namespace, "/usr/bin/python3", "-c", source]).args(folder))
+}
+
+/// Starts a server; returns when it says that it is ready.
+pub fn ready(command: &mut Command) -> Result<Ended> {
+    let mut server = Ended(command.stdout(Stdio::piped()).spawn()?);
     let mut ready = [0; 5];
     server.0.stdout.as_mut().context("a process whose output is read")?.read_exact(&mut ready)?;
     Ok(server)

@@ -29,10 +29,14 @@ impl Reader {
 
     /// All payloads, each digest checked on the way.
     pub fn read(&self, sandbox: &Sandbox) -> Result<Vec<Value>> {
-        let state = sandbox.agent_state();
-        let (journal, spool) = (state.join("journal.db"), state.join("spool"));
+        self.read_from(sandbox, &sandbox.agent_state().join("spool"))
+    }
+
+    /// The same, with the pieces in another folder.
+    pub fn read_from(&self, sandbox: &Sandbox, spool: &Path) -> Result<Vec<Value>> {
+        let journal = sandbox.agent_state().join("journal.db");
         let text = |path: &Path| path.display().to_string();
-        let said = program("payloads.py", &["read", &text(&journal), &text(&spool), &self.identity])?;
+        let said = program("payloads.py", &["read", &text(&journal), &text(spool), &self.identity])?;
         said.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::canonical::{self, Members, id, text};
 use super::checkpoint::Checkpoint;
 use super::{digest, tree};
-use crate::audit::payload::{self, Place, SpoolError, hexadecimal};
+use crate::audit::payload::{Kept, Place, ReadError, hexadecimal};
 use crate::audit::{AuditError, now, retention, schema};
 
 /// The form of the file.
@@ -63,7 +63,7 @@ pub struct Exported {
     /// Records that no checkpoint covers yet.
     pub unsigned: u64,
     pub payloads: u64,
-    /// Payloads whose pieces are no longer in the spool.
+    /// Payloads whose pieces are no longer in the spool, nor in an archive.
     pub removed: u64,
 }
 
@@ -73,8 +73,8 @@ pub enum ExportError {
     Audit(#[from] AuditError),
     #[error("cannot write the export: {0}")]
     Write(#[from] io::Error),
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
+    #[error("a payload: {0}")]
+    Payload(#[from] ReadError),
     #[error("the journal knows no session {0}")]
     Unknown(Uuid),
 }
@@ -89,7 +89,7 @@ pub fn is_signed(journal: &Path, session: Uuid) -> Result<bool, AuditError> {
 /// Writes a session. `progress` is told how many of its records are written, and how many there are.
 pub fn export(
     journal: &Path,
-    spool: &Path,
+    kept: &Kept,
     session: Uuid,
     out: &mut impl Write,
     mut progress: impl FnMut(usize, usize),
@@ -132,7 +132,7 @@ pub fn export(
         file.line(&Line::Record { record: members, proof })?;
         if let Some(pieces) = pieces {
             exported.payloads += 1;
-            exported.removed += u64::from(!file.pieces(spool, &pieces)?);
+            exported.removed += u64::from(!file.pieces(kept, &pieces)?);
         }
         progress(number + 1, records.len());
     }
@@ -170,12 +170,10 @@ impl<W: Write> File<'_, W> {
     }
 
     /// Whether all of them are there.
-    fn pieces(&mut self, spool: &Path, pieces: &Pieces) -> Result<bool, ExportError> {
+    fn pieces(&mut self, kept: &Kept, pieces: &Pieces) -> Result<bool, ExportError> {
         for place in &pieces.places {
-            let entry = match payload::read_entry(spool, pieces.run, *place) {
-                Err(SpoolError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    return Ok(false);
-                }
+            let entry = match kept.read(pieces.run, *place) {
+                Err(ReadError::Removed) => return Ok(false),
                 entry => entry?,
             };
             self.line(&Line::Piece { payload: pieces.payload, piece: STANDARD.encode(entry) })?;

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::*;
-use crate::audit::payload::{About, Ending, FrameKind, Payloads};
+use crate::audit::payload::{About, Ending, FrameKind, Kept, Payloads};
 use crate::audit::samples::{any_record, event, outcome, payload, session, statement};
 use crate::audit::schema::RECORDS;
 use crate::audit::{EventKind, Journal, Record, Running, Verdict};
@@ -294,6 +294,7 @@ impl Sample {
             when_full: crate::config::WhenFull::Refuse,
             keep: std::time::Duration::from_hours(1),
             answer_limit: None,
+            archive: None,
         };
         let payloads = Payloads::open(&trail.spool(), settings).unwrap();
         let (session, other) = (session(), session());
@@ -318,7 +319,8 @@ impl Sample {
         }
         let mut file = Vec::new();
         assert!(is_signed(&trail.path(), session.id).unwrap());
-        let exported = export(&trail.path(), &trail.spool(), session.id, &mut file, |_, _| {}).unwrap();
+        let kept = Kept::new(trail.spool(), None);
+        let exported = export(&trail.path(), &kept, session.id, &mut file, |_, _| {}).unwrap();
         assert_eq!((exported.records, exported.unsigned, exported.payloads, exported.removed), (10, 0, 3, 0));
         Self { trail, file }
     }

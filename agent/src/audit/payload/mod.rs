@@ -3,6 +3,7 @@
 //! A payload is one request and its answer. Its pieces are sealed to the configured public keys and appended to the
 //! [spool](spool::Spool) before the client gets what is in them; where they are is recorded in the journal when it ends.
 
+mod archive;
 mod frames;
 mod reading;
 mod seal;
@@ -11,7 +12,7 @@ mod spool;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,12 +23,13 @@ use uuid::Uuid;
 use super::{AuditError, now, schema};
 use crate::config::{self, WhenFull};
 
+pub use archive::{Archive, Archived, Status as ArchiveStatus};
 pub use frames::{Frame, FrameKind};
 pub(super) use reading::row;
 pub use reading::{
-    Content, Found, Identities, Message, Pieces, ReadError, SpoolFolder, find, frames, identities, read,
+    Content, Found, Identities, Kept, Message, Pieces, ReadError, find, frames, identities, read,
 };
-pub use spool::{Place, SpoolError, parse, read_entry};
+pub use spool::{Place, SpoolError, parse};
 
 /// What is sealed at once.
 pub const PIECE: usize = 1 << 20;
@@ -107,13 +109,14 @@ pub struct About<'a> {
 pub struct Payloads {
     spool: spool::Spool,
     settings: config::Payloads,
+    archive: Mutex<ArchiveStatus>,
 }
 
 impl Payloads {
     /// Begins to write below `root`. A thread brings what is written onto the disk and removes what is too old.
     pub fn open(root: &Path, settings: config::Payloads) -> Result<Arc<Self>, AuditError> {
-        let spool = spool::Spool::open(root, settings.spool_limit)?;
-        let payloads = Arc::new(Self { spool, settings });
+        let spool = spool::Spool::open(root, settings.spool_limit, settings.archive.is_some())?;
+        let payloads = Arc::new(Self { spool, settings, archive: Mutex::default() });
         let kept = Arc::downgrade(&payloads);
         let thread = thread::Builder::new().name("spool".to_owned()).spawn(move || {
             let mut cleaned: Option<Instant> = None;
@@ -121,9 +124,8 @@ impl Payloads {
                 if let Err(error) = payloads.spool.sync() {
                     tracing::error!(%error, "payloads cannot be brought onto the disk: statements are refused");
                 }
-                if payloads.settings.when_full == WhenFull::RemoveOldest {
-                    told(payloads.spool.remove_oldest(), "there is no more room");
-                }
+                let even_the_only_ones = payloads.settings.when_full == WhenFull::RemoveOldest;
+                told(payloads.spool.remove_oldest(even_the_only_ones), "there is no more room");
                 if cleaned.is_none_or(|cleaned| cleaned.elapsed() >= CLEANING) {
                     cleaned = Some(Instant::now());
                     payloads.clean();
@@ -149,6 +151,12 @@ impl Payloads {
     /// Bytes that there may be in the spool.
     pub fn room(&self) -> u64 {
         self.settings.spool_limit
+    }
+
+    /// How far the archive is, where there is one.
+    pub fn archive(&self) -> Option<ArchiveStatus> {
+        let status = || self.archive.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.settings.archive.is_some().then(status)
     }
 
     /// Brings onto the disk what was written.
@@ -367,12 +375,12 @@ mod tests {
     use super::*;
     use crate::audit::Journal;
 
-    struct Kept {
+    struct Scene {
         directory: tempfile::TempDir,
         identity: x25519::Identity,
     }
 
-    impl Kept {
+    impl Scene {
         fn new() -> Self {
             Self { directory: tempfile::tempdir().unwrap(), identity: x25519::Identity::generate() }
         }
@@ -384,6 +392,7 @@ mod tests {
                 when_full: WhenFull::Refuse,
                 keep: Duration::from_hours(1),
                 answer_limit,
+                archive: None,
             };
             Payloads::open(&self.spool(), settings).unwrap()
         }
@@ -393,13 +402,14 @@ mod tests {
         }
 
         fn content(&self, payload: &Payload) -> Content {
-            read(&SpoolFolder(self.spool()), payload, &[Box::new(self.identity.clone())], usize::MAX).unwrap()
+            read(&Kept::new(self.spool(), None), payload, &[Box::new(self.identity.clone())], usize::MAX)
+                .unwrap()
         }
     }
 
     #[tokio::test]
     async fn a_payload_of_any_length_comes_back_as_it_was() {
-        let kept = Kept::new();
+        let kept = Scene::new();
         let payloads = kept.open(None);
         let long: Vec<u8> = (0..3 * PIECE + 7).map(|index| u8::try_from(index % 251).unwrap()).collect();
         for answer in [&b""[..], b"{}", &long] {
@@ -412,7 +422,7 @@ mod tests {
             let content = kept.content(&payload);
             assert_eq!(content.request.body, b"select 1");
             assert!(content.answer.body == *answer, "{} bytes", answer.len());
-            let short = read(&SpoolFolder(kept.spool()), &payload, &[Box::new(kept.identity.clone())], 3);
+            let short = read(&Kept::new(kept.spool(), None), &payload, &[Box::new(kept.identity.clone())], 3);
             let short = short.unwrap().answer;
             assert_eq!((short.body.len(), short.length), (answer.len().min(3), answer.len() as u64));
             assert_eq!((payload.request_bytes, payload.answer_bytes), (8, answer.len() as u64));
@@ -422,7 +432,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_longer_than_the_limit_is_marked() {
-        let kept = Kept::new();
+        let kept = Scene::new();
         let mut recording = kept.open(Some(10)).begin(&About::default(), Instant::now());
         for part in [&b"first"[..], b"second", b"third"] {
             recording.add(FrameKind::AnswerBody, part).await.unwrap();
@@ -434,7 +444,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_under_way_when_the_agent_died_is_found_once() {
-        let kept = Kept::new();
+        let kept = Scene::new();
         let path = kept.directory.path().join("journal.db");
         let journal = Journal::open(&path, "node").unwrap();
         let payloads = kept.open(None);

@@ -5,16 +5,19 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use age::{Identity, IdentityFile};
+use aws_lc_rs::digest::{Context, SHA256};
 use rusqlite::Row;
 use rusqlite::types::Type;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::archive::Archived;
 use super::frames::{self, Frame, FrameKind};
 use super::seal::{self, OpenError};
-use super::spool::{self, SpoolError};
-use super::{Ending, LONGEST_PIECE, Payload};
+use super::spool::{self, Place, SpoolError};
+use super::{Ending, LONGEST_PIECE, Payload, hexadecimal};
 use crate::audit::{AuditError, schema};
+use crate::storage::BucketError;
 
 /// Who reads.
 pub type Identities = [Box<dyn Identity + Send + Sync>];
@@ -30,11 +33,15 @@ pub enum ReadError {
     Identity { path: PathBuf, problem: String },
     #[error(transparent)]
     Spool(SpoolError),
-    #[error("the piece is no longer in the spool: payloads are kept for `audit.payloads.keep_days`")]
+    #[error(
+        "it is no longer in the spool (`audit.payloads.keep_days`), nor in an archive that is configured or named (`--archive`)"
+    )]
     Removed,
+    #[error("it is no longer in the spool, and the archive does not give it: {0}")]
+    Archive(BucketError),
     #[error(transparent)]
     Open(#[from] OpenError),
-    #[error("a piece is not what the journal says: {0}")]
+    #[error("it is not what the record of it says: {0}")]
     Foreign(&'static str),
 }
 
@@ -49,12 +56,30 @@ impl From<SpoolError> for ReadError {
 
 /// Where sealed pieces are.
 pub trait Pieces: Send + Sync {
-    /// A piece of a payload, by its number, as it was sealed. It is the one that was asked for.
-    fn sealed(&self, payload: &Payload, number: usize) -> Result<Vec<u8>, ReadError>;
+    /// The entry of a payload's piece, by its number. Whether it is the right one is not looked at.
+    fn entry(&self, payload: &Payload, number: usize) -> Result<Vec<u8>, ReadError>;
 }
 
-/// A folder `spool`, whether an agent writes there or not.
-pub struct SpoolFolder(pub PathBuf);
+/// Where an agent keeps payloads: in a folder `spool`, whether it writes there or not, and in an archive once they have left
+/// that.
+pub struct Kept {
+    spool: PathBuf,
+    archive: Option<Archived>,
+}
+
+impl Kept {
+    pub fn new(spool: PathBuf, archive: Option<Archived>) -> Self {
+        Self { spool, archive }
+    }
+
+    /// The entry at a place of a run.
+    pub fn read(&self, run: Uuid, place: Place) -> Result<Vec<u8>, ReadError> {
+        match (spool::read_entry(&self.spool, run, place).map_err(ReadError::from), &self.archive) {
+            (Err(ReadError::Removed), Some(archive)) => archive.read(run, place),
+            (entry, _) => entry,
+        }
+    }
+}
 
 /// A payload that the journal knows.
 #[derive(Debug)]
@@ -132,16 +157,19 @@ pub fn read(
     Ok(content)
 }
 
-/// Hands over what a payload holds, frame by frame, until that breaks. There is one piece in memory at a time.
+/// Hands over what a payload holds, frame by frame, until that breaks. There is one piece in memory at a time. Nothing is handed
+/// over before all of it is seen to be what the record says: anybody can seal something to a public key.
 pub fn frames(
     pieces: &dyn Pieces,
     payload: &Payload,
     identities: &Identities,
     mut each: impl FnMut(Frame<'_>) -> ControlFlow<()>,
 ) -> Result<(), ReadError> {
-    for number in 0..payload.places.len() {
-        let sealed = pieces.sealed(payload, number)?;
-        let plain = seal::open(identities, &sealed, LONGEST_PIECE)?;
+    for (number, digest) in digests(pieces, payload)?.into_iter().enumerate() {
+        let entry = pieces.entry(payload, number)?;
+        let piece = spool::parse(&entry).filter(|piece| piece.digest == digest);
+        let piece = piece.ok_or(ReadError::Foreign("it changes while it is read"))?;
+        let plain = seal::open(identities, piece.sealed, LONGEST_PIECE)?;
         for frame in frames::read(&plain) {
             if each(frame.ok_or(ReadError::Foreign("it holds what are no frames"))?).is_break() {
                 return Ok(());
@@ -151,18 +179,26 @@ pub fn frames(
     Ok(())
 }
 
-impl Pieces for SpoolFolder {
-    fn sealed(&self, payload: &Payload, number: usize) -> Result<Vec<u8>, ReadError> {
-        let place = payload.places.get(number).ok_or(ReadError::Foreign("there are fewer of them"))?;
-        let (entry, sealed) = spool::read(&self.0, payload.run, *place)?;
-        let is_it = entry.payload == payload.id
-            && entry.session == payload.session
-            && entry.statement == payload.statement
-            && u32::try_from(number) == Ok(entry.piece);
-        if !is_it {
-            return Err(ReadError::Foreign("it is another payload's, or another one of this"));
-        }
-        Ok(sealed)
+/// The digests of a payload's pieces, which are those that it was recorded with.
+fn digests(pieces: &dyn Pieces, payload: &Payload) -> Result<Vec<[u8; 32]>, ReadError> {
+    let mut all = Context::new(&SHA256);
+    let digests = (0..payload.places.len()).map(|number| {
+        let entry = pieces.entry(payload, number)?;
+        let piece = spool::parse(&entry).ok_or(ReadError::Foreign("a piece is damaged"))?;
+        all.update(&piece.digest);
+        Ok(piece.digest)
+    });
+    let digests = digests.collect::<Result<_, ReadError>>()?;
+    if hexadecimal(all.finish().as_ref()) != payload.digest {
+        return Err(ReadError::Foreign("a piece is another one"));
+    }
+    Ok(digests)
+}
+
+impl Pieces for Kept {
+    fn entry(&self, payload: &Payload, number: usize) -> Result<Vec<u8>, ReadError> {
+        let place = payload.places.get(number).ok_or(ReadError::Foreign("there are fewer pieces"))?;
+        self.read(payload.run, *place)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The spool: sealed pieces in append-only files, each of which says whose it is.
 //!
 //! ```text
-//! spool/<run>/lock              held by the agent that writes there
-//! spool/<run>/00000001.segment  entries, one after the other
+//! spool/<run>/lock               held by the agent that writes there
+//! spool/<run>/00000001.segment   entries, one after the other
+//! spool/<run>/00000001.archived  says that the segment is in the archive
 //! ```
 //!
 //! An entry is a head of 104 bytes and the sealed piece. The head: `SNFP`, the version (4 bytes), the identifiers of the
@@ -12,6 +13,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,13 +40,14 @@ pub const SYNC: Duration = Duration::from_millis(100);
 const PROBE: Entry =
     Entry { payload: Uuid::nil(), session: Uuid::nil(), statement: Uuid::nil(), piece: 0, time: 0 };
 const EXTENSION: &str = "segment";
+const ARCHIVED: &str = "archived";
 const LOCK: &str = "lock";
 const SETTLED: &str = "settled";
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpoolError {
     #[error(
-        "the spool for payloads is full ({limit} bytes): raise `audit.payloads.spool_mebibytes`, lower `keep_days`, or set `when_full`"
+        "the spool for payloads is full ({limit} bytes): see to the archive, raise `audit.payloads.spool_mebibytes`, lower `keep_days`, or set `when_full`"
     )]
     Full { limit: u64 },
     #[error("{}: {source}", path.display())]
@@ -66,7 +69,7 @@ pub struct Entry {
 }
 
 /// Where an entry is, within a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
     pub segment: u32,
     pub offset: u64,
@@ -88,8 +91,22 @@ pub struct Spool {
     limit: u64,
     /// A file that has so many bytes gets no more entries.
     segment: u64,
+    /// Segments go to an archive, and are not removed before.
+    has_archive: bool,
     state: Mutex<State>,
     _lock: File,
+}
+
+/// A file of entries.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    pub run: Uuid,
+    pub number: u32,
+    pub path: PathBuf,
+    /// Bytes.
+    pub length: u64,
+    pub is_archived: bool,
+    written: SystemTime,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +117,8 @@ struct State {
     length: u64,
     /// Of all segments of all runs.
     total: u64,
-    /// When the last entry was.
+    /// When the first entry of that segment was, and the last of all.
+    begun: Option<SystemTime>,
     written: Option<SystemTime>,
     unsynced: Vec<Arc<File>>,
     /// The last entry, or the last sync.
@@ -116,15 +134,15 @@ pub struct Ended {
 
 impl Spool {
     /// Begins a run.
-    pub fn open(root: &Path, limit: u64) -> Result<Self, SpoolError> {
+    pub fn open(root: &Path, limit: u64, has_archive: bool) -> Result<Self, SpoolError> {
         let run = Uuid::now_v7();
         let directory = root.join(run.to_string());
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&directory))?;
         let lock = lock(&directory)?;
-        let total = segments(root)?.iter().map(|(_, length, _)| length).sum();
+        let total = segments(root)?.iter().map(|segment| segment.length).sum();
         let state = Mutex::new(State { total, ..State::default() });
         let segment = SEGMENT.min(limit / SEGMENTS);
-        Ok(Self { root: root.to_owned(), run, limit, segment, state, _lock: lock })
+        Ok(Self { root: root.to_owned(), run, limit, segment, has_archive, state, _lock: lock })
     }
 
     pub fn run(&self) -> Uuid {
@@ -171,6 +189,7 @@ impl Spool {
                 sync_directory(&self.directory())?;
                 state.segment += 1;
                 state.length = 0;
+                state.begun = Some(SystemTime::now());
                 state.file.insert(file).clone()
             }
         };
@@ -205,15 +224,14 @@ impl Spool {
     }
 
     /// Removes the segments of all runs that were last written before `time`, and the folders of settled runs of
-    /// which nothing is left. Returns how many segments.
+    /// which nothing is left. Where there is an archive, what is not in it stays. Returns how many segments.
     pub fn remove_before(&self, time: SystemTime) -> Result<usize, SpoolError> {
         let mut removed = 0;
         // The one that is written to goes too, if nothing was for so long.
-        self.close_before(time);
-        let current = self.current();
-        for (path, length, written) in segments(&self.root)? {
-            if written < time && current.as_ref() != Some(&path) {
-                self.remove(&path, length)?;
+        self.close_if(|state| state.written.is_some_and(|written| written < time));
+        for segment in self.closed()? {
+            if segment.written < time && (segment.is_archived || !self.has_archive) {
+                self.remove(&segment)?;
                 removed += 1;
             }
         }
@@ -225,46 +243,88 @@ impl Spool {
         Ok(removed)
     }
 
-    /// Removes the oldest segments of all runs while less than a tenth of the room is left. Returns how many.
-    pub fn remove_oldest(&self) -> Result<usize, SpoolError> {
+    /// Removes the oldest segments of all runs while less than a tenth of the room is left: those that are in the archive first,
+    /// and the others if `even_the_only_ones`. Returns how many.
+    pub fn remove_oldest(&self, even_the_only_ones: bool) -> Result<usize, SpoolError> {
         let most = self.limit - self.limit / 10;
         if self.total() <= most {
             return Ok(0);
         }
         let mut removed = 0;
-        let mut segments = segments(&self.root)?;
-        segments.sort_by_key(|(_, _, written)| *written);
-        let current = self.current();
-        for (path, length, _) in segments {
-            if current.as_ref() != Some(&path) && self.total() > most {
-                self.remove(&path, length)?;
+        let mut segments = self.closed()?;
+        segments.retain(|segment| segment.is_archived || even_the_only_ones);
+        segments.sort_by_key(|segment| (!segment.is_archived, segment.written));
+        for segment in segments {
+            if self.total() > most {
+                self.remove(&segment)?;
                 removed += 1;
             }
         }
         Ok(removed)
     }
 
-    fn close_before(&self, time: SystemTime) {
+    /// The segments that are complete and not in the archive, the oldest first. One that was begun before `time` is complete from
+    /// now on.
+    pub fn unarchived(&self, time: SystemTime) -> Result<Vec<Segment>, SpoolError> {
+        self.close_if(|state| state.begun.is_some_and(|begun| begun < time));
+        let mut segments = self.closed()?;
+        segments.retain(|segment| !segment.is_archived && self.has_ended(segment.run));
+        segments.sort_by_key(|segment| segment.written);
+        Ok(segments)
+    }
+
+    /// Bytes that are not in the archive.
+    pub fn unarchived_bytes(&self) -> Result<u64, SpoolError> {
+        let segments = segments(&self.root)?;
+        Ok(segments.iter().filter(|segment| !segment.is_archived).map(|segment| segment.length).sum())
+    }
+
+    /// Notes that a segment is in the archive.
+    pub fn mark_archived(&self, segment: &Segment) -> Result<(), SpoolError> {
+        let path = segment.path.with_extension(ARCHIVED);
+        let noted = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        noted.map(drop).map_err(failed(&path))?;
+        // Unless it was removed meanwhile.
+        if !segment.path.exists() {
+            let _ = fs::remove_file(path);
+        }
+        Ok(())
+    }
+
+    /// Nobody writes to the closed segments of this run any more, be it this one.
+    fn has_ended(&self, run: Uuid) -> bool {
+        run == self.run || lock(&self.root.join(run.to_string())).is_ok()
+    }
+
+    fn close_if(&self, condition: impl FnOnce(&State) -> bool) {
         let mut state = self.state();
-        if state.written.is_some_and(|written| written < time) {
+        if condition(&state) {
             state.file = None;
+            state.begun = None;
         }
     }
 
-    /// The segment that is written to.
-    fn current(&self) -> Option<PathBuf> {
-        let state = self.state();
-        state.file.is_some().then(|| segment_path(&self.directory(), state.segment))
+    /// All segments but the one that is written to.
+    fn closed(&self) -> Result<Vec<Segment>, SpoolError> {
+        let mut segments = segments(&self.root)?;
+        let current = {
+            let state = self.state();
+            state.file.is_some().then_some((self.run, state.segment))
+        };
+        segments.retain(|segment| current != Some((segment.run, segment.number)));
+        Ok(segments)
     }
 
-    fn remove(&self, path: &Path, length: u64) -> Result<(), SpoolError> {
-        match fs::remove_file(path) {
-            // Another agent has removed it.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(path)(error)),
-            _ => {}
+    fn remove(&self, segment: &Segment) -> Result<(), SpoolError> {
+        for path in [segment.path.clone(), segment.path.with_extension(ARCHIVED)] {
+            match fs::remove_file(&path) {
+                // Another agent has removed it, or it is not archived.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&path)(error)),
+                _ => {}
+            }
         }
         let mut state = self.state();
-        state.total = state.total.saturating_sub(length);
+        state.total = state.total.saturating_sub(segment.length);
         Ok(())
     }
 
@@ -290,9 +350,7 @@ impl Ended {
         mut found: impl FnMut(Entry, Written),
     ) -> Result<(), SpoolError> {
         for path in files(&self.directory)? {
-            let Some(segment) = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()) else {
-                continue;
-            };
+            let Some(segment) = segment_number(&path) else { continue };
             let mut file = io::BufReader::new(File::open(&path).map_err(failed(&path))?);
             let mut offset = 0;
             while let Some((head, entry, length)) = next_head(&mut file) {
@@ -335,27 +393,25 @@ pub fn unsettled(root: &Path) -> Result<Vec<Ended>, SpoolError> {
     Ok(unsettled)
 }
 
-/// Reads what is sealed in an entry.
-pub fn read(root: &Path, run: Uuid, place: Place) -> Result<(Entry, Vec<u8>), SpoolError> {
-    let mut bytes = read_entry(root, run, place)?;
-    match parse(&bytes) {
-        Some(Parsed { entry, .. }) => Ok((entry, bytes.split_off(HEAD))),
-        None => Err(damaged(&segment_path(&root.join(run.to_string()), place.segment))),
-    }
-}
-
 /// Reads an entry as it is, with its head.
 pub fn read_entry(root: &Path, run: Uuid, place: Place) -> Result<Vec<u8>, SpoolError> {
     let path = segment_path(&root.join(run.to_string()), place.segment);
     let file = File::open(&path).map_err(failed(&path))?;
-    let mut bytes = vec![0; HEAD];
-    file.read_exact_at(&mut bytes, place.offset).map_err(failed(&path))?;
-    let head = bytes.first_chunk().and_then(decode).filter(|(_, length)| *length == place.length);
-    let (_, length) = head.ok_or_else(|| damaged(&path))?;
-    bytes.resize(HEAD + usize::try_from(length).unwrap_or_default(), 0);
-    let sealed = bytes.get_mut(HEAD..).unwrap_or_default();
-    file.read_exact_at(sealed, place.offset + HEAD as u64).map_err(failed(&path))?;
+    let range = place.range();
+    if range.end > file.metadata().map_err(failed(&path))?.len() {
+        return Err(damaged(&path));
+    }
+    let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
+    file.read_exact_at(&mut bytes, range.start).map_err(failed(&path))?;
     Ok(bytes)
+}
+
+impl Place {
+    /// The bytes of the entry in its segment.
+    pub fn range(&self) -> Range<u64> {
+        let end = self.offset.saturating_add(HEAD as u64).saturating_add(u64::from(self.length));
+        self.offset..end
+    }
 }
 
 /// An entry as it was read.
@@ -387,14 +443,19 @@ fn lock(directory: &Path) -> Result<File, SpoolError> {
     Ok(file)
 }
 
-/// The segments of all runs: path, length, time of the last change.
-fn segments(root: &Path) -> Result<Vec<(PathBuf, u64, SystemTime)>, SpoolError> {
+/// The segments of all runs.
+fn segments(root: &Path) -> Result<Vec<Segment>, SpoolError> {
     let mut segments = Vec::new();
     for directory in children(root)? {
+        let Some(run) = directory.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
         for path in files(&directory)? {
+            let Some(number) = segment_number(&path) else { continue };
             let found = path.metadata().and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
             match found {
-                Ok((length, written)) => segments.push((path, length, written)),
+                Ok((length, written)) => {
+                    let is_archived = path.with_extension(ARCHIVED).exists();
+                    segments.push(Segment { run, number, path, length, is_archived, written });
+                }
                 // Another agent has removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(&path)(error)),
@@ -421,7 +482,16 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>, SpoolError> {
 }
 
 fn segment_path(directory: &Path, segment: u32) -> PathBuf {
-    directory.join(format!("{segment:08}")).with_extension(EXTENSION)
+    directory.join(segment_name(segment))
+}
+
+/// How the file of a segment is called, in its run's folder and in the archive.
+pub fn segment_name(segment: u32) -> String {
+    format!("{segment:08}.{EXTENSION}")
+}
+
+fn segment_number(path: &Path) -> Option<u32> {
+    path.file_stem()?.to_str()?.parse().ok()
 }
 
 fn sync_directory(directory: &Path) -> Result<(), SpoolError> {
@@ -508,16 +578,21 @@ mod tests {
         entries
     }
 
+    fn read(root: &Path, run: Uuid, place: Place) -> Option<(Entry, Vec<u8>)> {
+        let bytes = read_entry(root, run, place).ok()?;
+        let Parsed { entry, sealed, .. } = parse(&bytes)?;
+        Some((entry, sealed.to_vec()))
+    }
+
     #[test]
     fn what_was_appended_is_found_again() {
         let directory = tempfile::tempdir().unwrap();
-        let spool = Spool::open(directory.path(), LIMIT).unwrap();
+        let spool = Spool::open(directory.path(), LIMIT, false).unwrap();
         let first = spool.append(&entry(0), b"first").unwrap().place;
         let second = spool.append(&entry(1), &vec![7; 100_000]).unwrap().place;
         spool.sync().unwrap();
-        let read = |place| read(directory.path(), spool.run(), place).unwrap();
-        assert_eq!(read(first), (entry(0), b"first".to_vec()));
-        assert_eq!(read(second), (entry(1), vec![7; 100_000]));
+        assert_eq!(read(directory.path(), spool.run(), first), Some((entry(0), b"first".to_vec())));
+        assert_eq!(read(directory.path(), spool.run(), second), Some((entry(1), vec![7; 100_000])));
         assert!(unsettled(directory.path()).unwrap().is_empty(), "a run that goes on is left alone");
         let run = spool.run();
         drop(spool);
@@ -532,7 +607,7 @@ mod tests {
     #[test]
     fn a_torn_or_changed_entry_ends_its_file() {
         let directory = tempfile::tempdir().unwrap();
-        let spool = Spool::open(directory.path(), LIMIT).unwrap();
+        let spool = Spool::open(directory.path(), LIMIT, false).unwrap();
         let places: Vec<Place> =
             (0..3).map(|piece| spool.append(&entry(piece), b"sealed").unwrap().place).collect();
         let path = segment_path(&spool.directory(), 1);
@@ -549,20 +624,20 @@ mod tests {
         fs::write(&path, &changed).unwrap();
         let ended = unsettled(directory.path()).unwrap();
         assert_eq!(entries(&ended[0]), [(entry(0), places[0])]);
-        assert!(read(directory.path(), run, places[1]).is_err());
-        assert!(read(directory.path(), run, places[2]).is_ok());
+        assert!(read(directory.path(), run, places[1]).is_none());
+        assert!(read(directory.path(), run, places[2]).is_some());
     }
 
     #[test]
     fn a_full_spool_takes_nothing_until_old_segments_go() {
         let directory = tempfile::tempdir().unwrap();
         drop({
-            let earlier = Spool::open(directory.path(), LIMIT).unwrap();
+            let earlier = Spool::open(directory.path(), LIMIT, false).unwrap();
             earlier.append(&entry(0), &vec![0; 1_000_000]).unwrap();
             earlier
         });
         unsettled(directory.path()).unwrap()[0].settled().unwrap();
-        let spool = Spool::open(directory.path(), LIMIT).unwrap();
+        let spool = Spool::open(directory.path(), LIMIT, false).unwrap();
         assert!(spool.ready().is_ok());
         spool.append(&entry(0), &vec![0; 100_000]).unwrap();
         assert!(
@@ -583,21 +658,21 @@ mod tests {
     #[test]
     fn the_oldest_segments_go_while_little_room_is_left() {
         let directory = tempfile::tempdir().unwrap();
-        let spool = Spool::open(directory.path(), 200 << 20).unwrap();
+        let spool = Spool::open(directory.path(), 200 << 20, false).unwrap();
         let megabytes = vec![0; 10 << 20];
         let append = |piece| spool.append(&entry(piece), &megabytes).unwrap().place;
         let places: Vec<Place> = (0..17).map(append).collect();
-        assert_eq!((places[16].segment, spool.remove_oldest().unwrap()), (6, 0));
+        assert_eq!((places[16].segment, spool.remove_oldest(true).unwrap()), (6, 0));
         append(17);
-        assert_eq!(spool.remove_oldest().unwrap(), 1);
-        let is_there = |place| read(directory.path(), spool.run(), place).is_ok();
+        assert_eq!(spool.remove_oldest(true).unwrap(), 1);
+        let is_there = |place| read(directory.path(), spool.run(), place).is_some();
         assert_eq!([0, 2, 3, 16].map(|at: usize| is_there(places[at])), [false, false, true, true]);
     }
 
     #[test]
     fn a_new_segment_begins_when_one_is_long_enough() {
         let directory = tempfile::tempdir().unwrap();
-        let spool = Spool::open(directory.path(), u64::MAX).unwrap();
+        let spool = Spool::open(directory.path(), u64::MAX, false).unwrap();
         let megabytes = vec![0; 10 << 20];
         let places: Vec<u32> =
             (0..8).map(|piece| spool.append(&entry(piece), &megabytes).unwrap().place.segment).collect();

@@ -1,0 +1,344 @@
+//! The archive: an object store that the spool's segments are brought to, as they are, and read from once they have left the
+//! spool.
+//!
+//! A segment's name there is `<run>/<segment>`, as in the spool, so that a record says where its payload is for good.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+use std::{fs, io};
+
+use bytes::Bytes;
+use moka::sync::Cache;
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::spool::{self, Place, Segment, SpoolError};
+use super::{Payloads, ReadError};
+use crate::audit::delivery::delay;
+use crate::config;
+use crate::storage::{Bucket, BucketError};
+
+/// What is sent in one request, and in memory at a time. No store takes parts of less than 5 MiB.
+const PART: u64 = 8 << 20;
+/// How often it is looked for segments, at most.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Of what was read of late, to be read again.
+const REMEMBERED: u64 = 64 << 20;
+
+/// How far an archive is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Bytes of payloads that are not there.
+    pub pending_bytes: u64,
+    /// Bytes that were brought there, since the agent started.
+    pub archived_bytes: u64,
+    /// Tries that failed, since the agent started.
+    pub errors: u64,
+    /// Why the last try failed; `None` after one that did not.
+    pub error: Option<String>,
+}
+
+/// What brings segments to the archive.
+pub struct Archive {
+    payloads: Arc<Payloads>,
+    bucket: Bucket,
+    patience: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("{0}")]
+    Bucket(#[from] BucketError),
+    #[error("{0}")]
+    Spool(#[from] SpoolError),
+    #[error("{0}")]
+    Read(#[from] io::Error),
+}
+
+impl Archive {
+    pub fn new(payloads: &Arc<Payloads>, bucket: Bucket, settings: &config::Archive) -> Self {
+        Self { payloads: Arc::clone(payloads), bucket, patience: settings.patience }
+    }
+
+    /// Brings segments there for as long as the agent runs, each as often as it takes. May be dropped at any moment.
+    pub async fn run(self) {
+        let mut tries = 0;
+        loop {
+            match self.step().await {
+                Ok(()) => {
+                    if tries > 0 {
+                        tracing::info!(url = self.bucket.url(), "the archive takes payloads again");
+                    }
+                    tries = 0;
+                    self.change(|status| status.error = None);
+                    sleep(self.patience.min(INTERVAL)).await;
+                }
+                Err(error) => {
+                    if tries == 0 {
+                        tracing::warn!(
+                            "payloads cannot be archived: {error}; the spool keeps them, and it is tried until it succeeds"
+                        );
+                    }
+                    self.change(|status| {
+                        status.errors += 1;
+                        status.error = Some(error.to_string());
+                    });
+                    sleep(delay(tries)).await;
+                    tries = tries.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    /// Brings there what is complete by now.
+    async fn step(&self) -> Result<(), Problem> {
+        let before = SystemTime::now().checked_sub(self.patience).unwrap_or(SystemTime::UNIX_EPOCH);
+        for segment in self.in_spool(move |spool| spool.unarchived(before)).await? {
+            self.upload(&segment).await?;
+            let length = segment.length;
+            self.in_spool(move |spool| spool.mark_archived(&segment)).await?;
+            self.change(|status| status.archived_bytes += length);
+        }
+        let pending = self.in_spool(spool::Spool::unarchived_bytes).await?;
+        self.change(|status| status.pending_bytes = pending);
+        Ok(())
+    }
+
+    /// That a segment is there already changes nothing: it is the same.
+    async fn upload(&self, segment: &Segment) -> Result<(), Problem> {
+        let name = name(segment.run, segment.number);
+        let file = match fs::File::open(&segment.path) {
+            Ok(file) => Arc::new(file),
+            // It had to go before its time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let failed = |error: object_store::Error| self.bucket.failed(&error);
+        if segment.length <= PART {
+            let content = part(&file, 0..segment.length).await?;
+            self.bucket.store().put(&name, content.into()).await.map_err(failed)?;
+            return Ok(());
+        }
+        let mut upload = self.bucket.store().put_multipart(&name).await.map_err(failed)?;
+        let sent = send(upload.as_mut(), &file, segment.length, failed).await;
+        if sent.is_err() {
+            // What was sent of it costs room there until it is told so.
+            let _ = upload.abort().await;
+        }
+        sent
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.payloads.archive.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    async fn in_spool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&spool::Spool) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let payloads = Arc::clone(&self.payloads);
+        let done = tokio::task::spawn_blocking(move || work(&payloads.spool)).await;
+        Ok(done.map_err(io::Error::from)??)
+    }
+}
+
+async fn send(
+    upload: &mut dyn MultipartUpload,
+    file: &Arc<fs::File>,
+    length: u64,
+    failed: impl Fn(object_store::Error) -> BucketError,
+) -> Result<(), Problem> {
+    let mut sent = 0;
+    while sent < length {
+        let end = length.min(sent + PART);
+        let content = part(file, sent..end).await?;
+        upload.put_part(PutPayload::from(content)).await.map_err(&failed)?;
+        sent = end;
+    }
+    upload.complete().await.map_err(failed)?;
+    Ok(())
+}
+
+async fn part(file: &Arc<fs::File>, range: Range<u64>) -> io::Result<Bytes> {
+    let file = Arc::clone(file);
+    let read = move || {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
+        file.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes.into())
+    };
+    tokio::task::spawn_blocking(read).await?
+}
+
+fn name(run: Uuid, segment: u32) -> Path {
+    Path::from_iter([run.to_string(), spool::segment_name(segment)])
+}
+
+/// An archive, to be read.
+pub struct Archived {
+    bucket: Bucket,
+    runtime: Runtime,
+    read: Cache<(Uuid, Place), Arc<[u8]>>,
+}
+
+impl Archived {
+    pub fn open(settings: &config::Bucket) -> Result<Self, BucketError> {
+        let bucket = Bucket::open(settings)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(BucketError::Runtime)?;
+        let length = |_: &_, entry: &Arc<[u8]>| u32::try_from(entry.len()).unwrap_or(u32::MAX);
+        let read = Cache::builder().weigher(length).max_capacity(REMEMBERED).build();
+        Ok(Self { bucket, runtime, read })
+    }
+
+    /// The entry at a place of a run.
+    pub fn read(&self, run: Uuid, place: Place) -> Result<Vec<u8>, ReadError> {
+        if let Some(entry) = self.read.get(&(run, place)) {
+            return Ok(entry.to_vec());
+        }
+        let name = name(run, place.segment);
+        let entry = self.runtime.block_on(self.bucket.store().get_range(&name, place.range()));
+        let entry = entry.map_err(|error| match self.bucket.failed(&error) {
+            BucketError::Request { is_missing: true, .. } => ReadError::Removed,
+            error => ReadError::Archive(error),
+        })?;
+        self.read.insert((run, place), entry.as_ref().into());
+        Ok(entry.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use age::x25519;
+
+    use super::*;
+    use crate::audit::payload::{self, About, Ending, FrameKind, Kept, Payload};
+    use crate::config::WhenFull;
+
+    struct Scene {
+        directory: tempfile::TempDir,
+        identity: x25519::Identity,
+        payloads: Arc<Payloads>,
+        settings: config::Archive,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let bucket = directory.path().join("bucket");
+            fs::create_dir(&bucket).unwrap();
+            let bucket = config::Bucket::parse(&format!("file://{}", bucket.display())).unwrap();
+            let settings = config::Archive { bucket, patience: Duration::from_nanos(1) };
+            let identity = x25519::Identity::generate();
+            let kept = config::Payloads {
+                recipients: vec![identity.to_public()],
+                spool_limit: 64 << 20,
+                when_full: WhenFull::Refuse,
+                keep: Duration::from_hours(1),
+                answer_limit: None,
+                archive: Some(settings.clone()),
+            };
+            let payloads = Payloads::open(&directory.path().join("spool"), kept).unwrap();
+            Self { directory, identity, payloads, settings }
+        }
+
+        fn archive(&self) -> Archive {
+            Archive::new(&self.payloads, Bucket::open(&self.settings.bucket).unwrap(), &self.settings)
+        }
+
+        async fn keep(&self, length: usize) -> Payload {
+            let mut recording = self.payloads.begin(&About::default(), Instant::now());
+            // What does not compress.
+            let mut state = 1_u64;
+            let body: Vec<u8> = std::iter::repeat_with(|| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state.to_be_bytes()[0]
+            })
+            .take(length)
+            .collect();
+            recording.add(FrameKind::AnswerBody, &body).await.unwrap();
+            recording.end(Ending::Complete, "").await.unwrap()
+        }
+
+        /// As many bytes as the answer had; the error's text where it cannot be read.
+        fn read(&self, payload: &Payload) -> Result<u64, String> {
+            let archive = Archived::open(&self.settings.bucket).unwrap();
+            let kept = Kept::new(self.directory.path().join("spool"), Some(archive));
+            let content = payload::read(&kept, payload, &[Box::new(self.identity.clone())], usize::MAX);
+            content.map(|content| content.answer.length).map_err(|error| error.to_string())
+        }
+
+        /// The files below a folder that end so.
+        fn files(&self, folder: &str, end: &str) -> Vec<std::path::PathBuf> {
+            let mut files = Vec::new();
+            for run in fs::read_dir(self.directory.path().join(folder)).unwrap() {
+                files.extend(fs::read_dir(run.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
+            }
+            files.retain(|file| file.to_string_lossy().ends_with(end));
+            files
+        }
+    }
+
+    fn wait(work: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+    }
+
+    #[test]
+    fn what_has_left_the_host_is_read_from_the_archive() {
+        let scene = Scene::new();
+        let mut kept = Vec::new();
+        wait(async {
+            // The second one is longer than what is sent at once.
+            for length in [100, 10_000_000] {
+                kept.push((scene.keep(length).await, length as u64));
+                scene.archive().step().await.unwrap();
+            }
+            // The one that was written to a moment ago is complete after the patience.
+            scene.archive().step().await.unwrap();
+        });
+        assert_eq!(scene.payloads.archive().unwrap().pending_bytes, 0);
+        assert_eq!(scene.files("bucket", ".segment").len(), scene.files("spool", ".archived").len());
+        for segment in scene.files("spool", ".segment") {
+            fs::remove_file(segment).unwrap();
+        }
+        for (payload, length) in &kept {
+            assert_eq!(scene.read(payload), Ok(*length));
+        }
+        // Anybody can seal something to a public key: it is looked at before it is shown.
+        let (payload, _) = &kept[0];
+        let forged = Scene { identity: scene.identity.clone(), ..Scene::new() };
+        let mut other = None;
+        wait(async { other = Some(forged.keep(100).await) });
+        let segment = fs::read(&forged.files("spool", ".segment")[0]).unwrap();
+        let name = scene.directory.path().join("bucket").join(name(payload.run, 1).as_ref());
+        fs::write(&name, segment).unwrap();
+        assert!(scene.read(payload).is_err_and(|error| error.starts_with("it is not what the record")));
+        fs::remove_file(&name).unwrap();
+        assert!(scene.read(payload).is_err_and(|error| error.contains("no longer in the spool")));
+    }
+
+    #[test]
+    fn nothing_goes_before_it_is_archived() {
+        let scene = Scene::new();
+        let (archive, bucket) = (scene.archive(), scene.directory.path().join("bucket"));
+        wait(async {
+            scene.keep(100).await;
+            fs::remove_dir(&bucket).unwrap();
+            fs::write(&bucket, "no folder").unwrap();
+            assert!(archive.step().await.is_err());
+            let late = SystemTime::now() + Duration::from_hours(24);
+            assert_eq!(scene.payloads.spool.remove_before(late).unwrap(), 0);
+            fs::remove_file(&bucket).unwrap();
+            archive.step().await.unwrap();
+            assert_eq!(scene.payloads.spool.remove_before(late).unwrap(), 1);
+        });
+        assert!(scene.files("spool", "segment").is_empty());
+    }
+}

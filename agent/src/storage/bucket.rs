@@ -1,0 +1,131 @@
+//! A place in an object store that the operator has named.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use object_store::aws::{AmazonS3Builder, Checksum};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::prefix::PrefixStore;
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+
+use super::carrier::{Carrier, innermost};
+use crate::config::{self, BucketKind, Secret, SecretError};
+use crate::tls::{self, TlsError};
+
+/// Whoever asks tries again by themselves.
+const RETRIES: usize = 3;
+const RETRY_TIMEOUT: Duration = Duration::from_secs(40);
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Why a place in an object store cannot be used. It repeats no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum BucketError {
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("{0}")]
+    Tls(Arc<TlsError>),
+    #[error("{}: {source}", path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("{url}: {problem}")]
+    Settings { url: String, problem: String },
+    #[error("{0}")]
+    Runtime(std::io::Error),
+    #[error("{url}: {problem}")]
+    Request { url: String, problem: String, is_missing: bool },
+}
+
+/// A place in an object store: all names are below it.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    url: String,
+    store: Arc<dyn ObjectStore>,
+}
+
+impl Bucket {
+    /// Checks the settings and reads the secrets. Sends nothing yet.
+    pub fn open(settings: &config::Bucket) -> Result<Self, BucketError> {
+        let url = settings.url.to_string();
+        let wrong = |error: object_store::Error| BucketError::Settings {
+            url: url.clone(),
+            problem: innermost(&error),
+        };
+        let secrets = settings.secrets.iter().map(|(name, reference)| Ok((name, reference.read()?)));
+        let secrets = secrets.collect::<Result<Vec<_>, SecretError>>()?;
+        let options = || {
+            let plain = settings.options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+            plain.chain(secrets.iter().map(|(name, secret)| (name.as_str(), Secret::expose(secret))))
+        };
+        // The builders are alike and have no trait in common.
+        macro_rules! cloud {
+            ($builder:expr) => {{
+                let builder =
+                    $builder.with_url(&url).with_http_connector(carrier(settings)?).with_retry(retry());
+                let builder = options().fold(builder, |builder, (name, value)| match name.parse() {
+                    Ok(key) => builder.with_config(key, value),
+                    // It was found when the configuration was read.
+                    Err(_) => builder,
+                });
+                Arc::new(PrefixStore::new(builder.build().map_err(wrong)?, settings.prefix.clone()))
+            }};
+        }
+        let store: Arc<dyn ObjectStore> = match &settings.kind {
+            BucketKind::Azure => cloud!(MicrosoftAzureBuilder::from_env()),
+            BucketKind::Gcs => cloud!(GoogleCloudStorageBuilder::from_env()),
+            BucketKind::S3 => {
+                cloud!(AmazonS3Builder::from_env().with_checksum_algorithm(Checksum::SHA256))
+            }
+            BucketKind::Folder(path) => {
+                // It is not made here: where a mount is missing, that would hide it.
+                let failed = |source| BucketError::Folder { path: path.clone(), source };
+                path.read_dir().map_err(failed)?;
+                Arc::new(LocalFileSystem::new_with_prefix(path).map_err(wrong)?.with_fsync(true))
+            }
+        };
+        Ok(Self { url, store })
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub fn store(&self) -> &dyn ObjectStore {
+        self.store.as_ref()
+    }
+
+    /// What the store did not do, in one line. What it says in words may repeat what it was asked with.
+    pub fn failed(&self, error: &object_store::Error) -> BucketError {
+        let problem = innermost(error);
+        BucketError::Request {
+            url: self.url.clone(),
+            problem: problem.lines().next().unwrap_or_default().chars().take(300).collect(),
+            is_missing: matches!(error, object_store::Error::NotFound { .. }),
+        }
+    }
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT }
+}
+
+/// HTTP without TLS is what clouds give credentials by, on the machine itself; that a store is not asked by it was seen to
+/// when the configuration was read.
+fn carrier(settings: &config::Bucket) -> Result<Carrier<HttpsConnector<HttpConnector>>, BucketError> {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.enforce_http(false);
+    let tls = tls::client_config(settings.ca_bundle.as_deref(), &[])
+        .map_err(|error| BucketError::Tls(Arc::new(error)))?;
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(Arc::unwrap_or_clone(tls))
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector);
+    Ok(Carrier::new(Client::builder(TokioExecutor::new()).build(connector)))
+}

@@ -1,0 +1,106 @@
+//! What carries requests to an object store.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::{fmt, io};
+
+use async_trait::async_trait;
+use http_body_util::{BodyExt, Collected, Limited};
+use hyper::{Method, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::Connect;
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse,
+    HttpResponseBody, HttpService,
+};
+
+/// Until the storage begins to answer; a piece of a file is written in that time too.
+const ANSWER_DEADLINE: Duration = Duration::from_mins(1);
+/// What a storage says of an error is at most some kilobytes.
+const ERROR_LIMIT: usize = 64 * 1024;
+
+/// Carries requests, and remembers what is said of errors.
+pub struct Carrier<C> {
+    client: Client<C, HttpRequestBody>,
+    said: Arc<Mutex<Option<Said>>>,
+}
+
+/// What a storage said last of an error.
+#[derive(Clone, Copy, Debug)]
+pub struct Said {
+    pub status: StatusCode,
+    pub expired: bool,
+}
+
+impl<C> Carrier<C> {
+    pub fn new(client: Client<C, HttpRequestBody>) -> Self {
+        Self { client, said: Arc::default() }
+    }
+
+    /// What was said last of an error, unless all has gone well since.
+    pub fn said(&self) -> Option<Said> {
+        *self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, said: Option<Said>) {
+        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = said;
+    }
+}
+
+impl<C: Clone> Clone for Carrier<C> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), said: Arc::clone(&self.said) }
+    }
+}
+
+impl<C> fmt::Debug for Carrier<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Carrier")
+    }
+}
+
+impl<C: Connect + Clone + Send + Sync + 'static> HttpConnector for Carrier<C> {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl<C: Connect + Clone + Send + Sync + 'static> HttpService for Carrier<C> {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        // To a question for the head of a file S3 says nothing else of credentials that have expired.
+        let is_head = request.method() == Method::HEAD;
+        let answered = tokio::time::timeout(ANSWER_DEADLINE, self.client.request(request)).await;
+        let response = answered
+            .map_err(|_| HttpError::new(HttpErrorKind::Timeout, io::Error::from(io::ErrorKind::TimedOut)))?
+            .map_err(|error| {
+                let kind = if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Request };
+                HttpError::new(kind, io::Error::other(innermost(&error)))
+            })?;
+        let broken = |error| HttpError::new(HttpErrorKind::Interrupted, error);
+        let (head, body) = response.into_parts();
+        if head.status.is_success() {
+            self.note(None);
+            return Ok(HttpResponse::from_parts(head, HttpResponseBody::new(body.map_err(broken))));
+        }
+        let body = Limited::new(body, ERROR_LIMIT).collect().await;
+        let body = body.map(Collected::to_bytes).unwrap_or_default();
+        let says = |code: &[u8]| memchr::memmem::find(&body, code).is_some();
+        let expired = head.status == StatusCode::UNAUTHORIZED
+            || (is_head && head.status == StatusCode::BAD_REQUEST)
+            || says(b"ExpiredToken")
+            || says(b"not valid in the specified time frame");
+        self.note(Some(Said { status: head.status, expired }));
+        Ok(HttpResponse::from_parts(head, HttpResponseBody::from(body)))
+    }
+}
+
+/// The reason at the end of a chain of errors.
+pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
