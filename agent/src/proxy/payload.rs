@@ -1,6 +1,8 @@
 //! Requests and their answers, kept as payloads where the configuration asks for it: each piece is in the spool before
 //! the client gets it, and what cannot be kept is not passed on.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use hyper::body::Frame as Piece;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::Proxy;
@@ -118,58 +121,96 @@ pub fn unkept(error: &SpoolError) -> String {
         .to_owned()
 }
 
-/// Carries an answer to the client as it comes.
-async fn relay(
-    proxy: &Arc<Proxy>,
-    mut source: Channel<Bytes, io::Error>,
-    mut client: Sender<Bytes, io::Error>,
-    mut recording: Recording,
-) -> Result<(), SpoolError> {
-    let not_kept = |client: Sender<Bytes, io::Error>, error| {
-        client.abort(io::Error::other("the answer cannot be kept"));
-        Err(error)
-    };
-    loop {
-        let (pieces, end) = gather(&mut source).await;
-        for piece in &pieces {
-            if let Err(error) = recording.add(FrameKind::AnswerBody, piece).await {
-                return not_kept(client, error);
-            }
-        }
-        let (ending, reason) = match &end {
-            None => {
-                if let Err(error) = recording.keep().await {
-                    return not_kept(client, error);
-                }
-                if send(&mut client, pieces).await {
-                    continue;
-                }
-                return leave(proxy, recording).await;
-            }
-            Some(Ok(())) => (Ending::Complete, String::new()),
-            Some(Err(error)) => (Ending::Broken, error.to_string()),
-        };
-        match recording.end(ending, &reason).await {
-            Ok(payload) => note(proxy, payload),
-            Err(error) => return not_kept(client, error),
-        }
-        // Its end is the end of the answer; that the client is gone changes nothing any more.
-        send(&mut client, pieces).await;
-        if let Some(Err(error)) = end {
-            client.abort(error);
-        }
-        return Ok(());
-    }
+/// What came of an answer within a moment.
+struct Part {
+    pieces: Vec<Bytes>,
+    /// How the answer ended, if it did.
+    end: Option<Result<(), io::Error>>,
 }
 
-/// The client is gone before the end.
-async fn leave(proxy: &Arc<Proxy>, recording: Recording) -> Result<(), SpoolError> {
-    note(proxy, recording.end(Ending::Broken, "the client left").await?);
+/// Carries an answer to the client as it comes. While one part of it is kept, the next is read and the one before is sent.
+async fn relay(
+    proxy: &Arc<Proxy>,
+    source: Channel<Bytes, io::Error>,
+    client: Sender<Bytes, io::Error>,
+    mut recording: Recording,
+) -> Result<(), SpoolError> {
+    let (read_parts, parts) = mpsc::channel(1);
+    let (kept_parts, to_send) = mpsc::channel(1);
+    let keeping = async {
+        tokio::select! {
+            last = keep(&mut recording, parts, kept_parts) => last,
+            never = read(source, read_parts) => match never {},
+        }
+    };
+    let (last, client) = tokio::join!(keeping, send_all(client, to_send));
+    let not_kept = |client: Option<Sender<Bytes, io::Error>>, error| {
+        if let Some(client) = client {
+            client.abort(io::Error::other("the answer cannot be kept"));
+        }
+        Err(error)
+    };
+    let Part { pieces, end } = match last {
+        Ok(last) => last,
+        Err(error) => return not_kept(client, error),
+    };
+    let (Some(end), Some(mut client)) = (end, client) else {
+        note(proxy, recording.end(Ending::Broken, "the client left").await?);
+        return Ok(());
+    };
+    let (ending, reason) = match &end {
+        Ok(()) => (Ending::Complete, String::new()),
+        Err(error) => (Ending::Broken, error.to_string()),
+    };
+    match recording.end(ending, &reason).await {
+        Ok(payload) => note(proxy, payload),
+        Err(error) => return not_kept(Some(client), error),
+    }
+    // Its end is the end of the answer; that the client is gone changes nothing any more.
+    send(&mut client, pieces).await;
+    if let Err(error) = end {
+        client.abort(error);
+    }
     Ok(())
 }
 
-/// What comes within a moment, and how the answer ended if it did.
-async fn gather(source: &mut Channel<Bytes, io::Error>) -> (Vec<Bytes>, Option<Result<(), io::Error>>) {
+/// Reads an answer part by part, one ahead of what is kept.
+async fn read(mut source: Channel<Bytes, io::Error>, parts: mpsc::Sender<Part>) -> Infallible {
+    while let Ok(place) = parts.reserve().await {
+        let part = gather(&mut source).await;
+        let is_last = part.end.is_some();
+        place.send(part);
+        if is_last {
+            break;
+        }
+    }
+    pending().await
+}
+
+/// Keeps what is read and hands it on, but for the last part, which is added and returned. A part without an end: the
+/// client has left.
+async fn keep(
+    recording: &mut Recording,
+    mut parts: mpsc::Receiver<Part>,
+    kept_parts: mpsc::Sender<Vec<Bytes>>,
+) -> Result<Part, SpoolError> {
+    while let Some(Part { pieces, end }) = parts.recv().await {
+        for piece in &pieces {
+            recording.add(FrameKind::AnswerBody, piece).await?;
+        }
+        if end.is_some() {
+            return Ok(Part { pieces, end });
+        }
+        recording.keep().await?;
+        if kept_parts.send(pieces).await.is_err() {
+            break;
+        }
+    }
+    Ok(Part { pieces: Vec::new(), end: None })
+}
+
+/// What comes within a moment.
+async fn gather(source: &mut Channel<Bytes, io::Error>) -> Part {
     let (mut pieces, mut length) = (Vec::new(), 0);
     let mut deadline = None;
     while length < PIECE / 2 {
@@ -181,8 +222,8 @@ async fn gather(source: &mut Channel<Bytes, io::Error>) -> (Vec<Bytes>, Option<R
             },
         };
         match next.map(|frame| frame.map(Piece::into_data)) {
-            None => return (pieces, Some(Ok(()))),
-            Some(Err(error)) => return (pieces, Some(Err(error))),
+            None => return Part { pieces, end: Some(Ok(())) },
+            Some(Err(error)) => return Part { pieces, end: Some(Err(error)) },
             Some(Ok(Ok(piece))) => {
                 length += piece.len();
                 pieces.push(piece);
@@ -192,7 +233,20 @@ async fn gather(source: &mut Channel<Bytes, io::Error>) -> (Vec<Bytes>, Option<R
         }
         deadline.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
     }
-    (pieces, None)
+    Part { pieces, end: None }
+}
+
+/// Sends what was kept; `None` if the client does not take all of it.
+async fn send_all(
+    mut client: Sender<Bytes, io::Error>,
+    mut kept_parts: mpsc::Receiver<Vec<Bytes>>,
+) -> Option<Sender<Bytes, io::Error>> {
+    while let Some(pieces) = kept_parts.recv().await {
+        if !send(&mut client, pieces).await {
+            return None;
+        }
+    }
+    Some(client)
 }
 
 /// Whether the client takes it.

@@ -1,5 +1,5 @@
 //! What large results cost the agent: its memory while eight clients fetch one at once, and the time that a client waits for
-//! one, with payloads kept and without. Two sandboxes are up that differ in that alone.
+//! one, and for many small ones, with payloads kept and without. Two sandboxes are up that differ in that alone.
 
 use std::{fmt::Write as _, fs, thread};
 
@@ -15,6 +15,8 @@ const CLIENTS: usize = 8;
 const LARGE_MEBIBYTES: u64 = 256;
 /// The one whose time is measured fetches so much.
 const TIMED_MEBIBYTES: u64 = 128;
+/// Small answers are timed so many at a time, one after the other on one connection.
+const STATEMENTS: u32 = 200;
 const MEBIBYTE: u64 = 1024 * 1024;
 /// The goal for memory above rest.
 const MOST_MEBIBYTES: u64 = 64;
@@ -23,19 +25,23 @@ const MOST_RATIO: f64 = 1.1;
 /// Nobody has the other half of it.
 const RECIPIENT: &str = "age1rhr5ulvxqavdus8ra0n7nuz2ers0gheprzffm325mc30prt06dmsk5lqjm";
 
-/// Fetches a part of a result, of so many mebibytes, and prints the bytes and the seconds that it took.
-const CLIENT: &str = r#"
+/// What both clients begin with: a session.
+const SESSION: &str = r#"
 import http.client, json, os, ssl, sys, time, urllib.parse, uuid
 host = os.environ["SNOWFLAKE_HOST"]
 trust = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
 def connection():
     return http.client.HTTPSConnection(host, context=trust, timeout=600)
+asked = connection()
 def post(path, data, token):
     headers = {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
-    asked = connection()
     asked.request("POST", f"{path}?requestId={uuid.uuid4()}", json.dumps(data), headers)
     return json.loads(asked.getresponse().read())["data"]
 token = post("/session/v1/login-request", dict(data=dict(AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"])), "None")["token"]
+"#;
+
+/// Fetches a part of a result, of so many mebibytes, and prints the bytes and the seconds that it took.
+const LARGE: &str = r#"
 data = post("/queries/v1/query-request", dict(sqlText=f"select /* a part of {sys.argv[1]} MiB */ 1"), token)
 # The emulated storage keeps some waiting for longer than the agent waits. Drivers try again then, too.
 for _ in range(10):
@@ -49,6 +55,13 @@ length, buffer = 0, memoryview(bytearray(1 << 20))
 while count := answer.readinto(buffer):
     length += count
 print(json.dumps([length, time.monotonic() - began]))
+"#;
+
+/// Asks so many statements, and prints how many were answered and the seconds that it took.
+const SMALL: &str = r#"
+began = time.monotonic()
+answers = [post("/queries/v1/query-request", dict(sqlText="select 1"), token) for _ in range(int(sys.argv[1]))]
+print(json.dumps([sum(answer["total"] for answer in answers), time.monotonic() - began]))
 "#;
 
 /// The agent's memory in bytes: at rest, and the most while the results were fetched.
@@ -75,14 +88,16 @@ pub fn run(plan: &Plan) -> Result<()> {
         seconds(pod)?;
     }
     let times = Pairs::measure(plan.pairs, || seconds(&pod), || seconds(&pod_with))?;
+    (plan.say)(&format!("{} pairs of {STATEMENTS} statements with a small answer", plan.pairs));
+    let small = Pairs::measure(plan.pairs, || ask(&pod), || ask(&pod_with))?;
     (plan.say)(&format!(
         "{CLIENTS} clients at once, {LARGE_MEBIBYTES} MiB each: without payloads, then with"
     ));
     let memory = [memory(&mut without)?, memory(&mut with)?];
     if plan.json {
-        println!("{}", as_json(plan, &times, &memory)?);
+        println!("{}", as_json(plan, &times, &small, &memory)?);
     } else {
-        print!("{}", as_table(plan, &times, &memory)?);
+        print!("{}", as_table(plan, &times, &small, &memory)?);
     }
     Ok(())
 }
@@ -101,12 +116,23 @@ fn start(plan: &Plan, payloads: bool) -> Result<Sandbox> {
 
 /// Fetches a result, and says how many seconds it took.
 fn fetch(pod: &Pod, mebibytes: u64) -> Result<f64> {
-    let mebibytes = mebibytes.to_string();
-    let said =
-        pod.run(["sh", "-c", "exec \"$SANDBOX_PYTHON\" -c \"$1\" \"$2\"", "sh", CLIENT, &mebibytes])?;
-    let (length, seconds): (u64, f64) = serde_json::from_str(said.into_stdout()?.trim())?;
-    ensure!(length == mebibytes.parse::<u64>()? * MEBIBYTE, "only {length} bytes came");
+    let (length, seconds) = run_client(pod, LARGE, mebibytes)?;
+    ensure!(length == mebibytes * MEBIBYTE, "only {length} bytes came");
     Ok(seconds)
+}
+
+/// Asks small statements, and says how many seconds it took.
+fn ask(pod: &Pod) -> Result<f64> {
+    let (answers, seconds) = run_client(pod, SMALL, STATEMENTS.into())?;
+    ensure!(answers == u64::from(STATEMENTS), "only {answers} answers came");
+    Ok(seconds)
+}
+
+/// What a client prints: how much it got, and in how many seconds.
+fn run_client(pod: &Pod, client: &str, amount: u64) -> Result<(u64, f64)> {
+    let (program, amount) = (format!("{SESSION}{client}"), amount.to_string());
+    let said = pod.run(["sh", "-c", "exec \"$SANDBOX_PYTHON\" -c \"$1\" \"$2\"", "sh", &program, &amount])?;
+    Ok(serde_json::from_str(said.into_stdout()?.trim())?)
 }
 
 fn memory(sandbox: &mut Sandbox) -> Result<Memory> {
@@ -138,17 +164,21 @@ pub fn resident(pid: u32) -> Result<(u64, u64)> {
     Ok((of("VmRSS")?, of("VmHWM")?))
 }
 
-fn as_json(plan: &Plan, times: &Pairs, memory: &[Memory; 2]) -> Result<Value> {
+fn as_json(plan: &Plan, times: &Pairs, small: &Pairs, memory: &[Memory; 2]) -> Result<Value> {
     let [without, with] =
         memory.each_ref().map(|memory| json!({ "rest_bytes": memory.rest, "most_bytes": memory.most }));
     Ok(json!({
         "pairs": plan.pairs,
         "seconds": { "without": times.without()?, "with": times.with()?, "ratio": times.ratio()? },
+        "small": {
+            "statements": STATEMENTS,
+            "seconds": { "without": small.without()?, "with": small.with()?, "ratio": small.ratio()? },
+        },
         "memory": { "without": without, "with": with },
     }))
 }
 
-fn as_table(plan: &Plan, times: &Pairs, memory: &[Memory; 2]) -> Result<String> {
+fn as_table(plan: &Plan, times: &Pairs, small: &Pairs, memory: &[Memory; 2]) -> Result<String> {
     let mut text = String::new();
     let judge = |is_met: bool| if is_met { "met" } else { "missed" };
     let (ratio, without, with) = (times.ratio()?, times.without()?.median, times.with()?.median);
@@ -161,6 +191,12 @@ fn as_table(plan: &Plan, times: &Pairs, memory: &[Memory; 2]) -> Result<String> 
     let rate = |seconds: f64| f64::from(u32::try_from(TIMED_MEBIBYTES).unwrap_or(u32::MAX)) / seconds;
     writeln!(text, "medians            {:.0} MiB/s without, {:.0} MiB/s with", rate(without), rate(with))?;
     writeln!(text, "goal: at most {MOST_RATIO} times: {}", judge(ratio.median <= MOST_RATIO))?;
+    writeln!(text)?;
+    let (ratio, without, with) = (small.ratio()?, small.without()?.median, small.with()?.median);
+    writeln!(text, "{STATEMENTS} small answers, {} pairs, time with payloads kept / without", plan.pairs)?;
+    writeln!(text, "min, median, max   {ratio:.3}")?;
+    let rate = |seconds: f64| f64::from(STATEMENTS) / seconds;
+    writeln!(text, "medians            {:.0}/s without, {:.0}/s with", rate(without), rate(with))?;
     writeln!(text)?;
     writeln!(text, "The agent's memory while {CLIENTS} clients fetch {LARGE_MEBIBYTES} MiB each at once")?;
     for (name, memory) in ["without payloads", "with payloads"].into_iter().zip(memory) {

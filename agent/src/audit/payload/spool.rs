@@ -167,16 +167,16 @@ impl Spool {
 
     /// Appends an entry. It is on the disk when [`Self::sync`] has returned after that.
     pub fn append(&self, entry: &Entry, sealed: &[u8]) -> Result<Written, SpoolError> {
-        let (bytes, digest) = encode(entry, sealed);
+        let (head, digest) = encode(entry, sealed);
         let mut state = self.state();
-        let written = self.write(&mut state, &bytes);
+        let written = self.write(&mut state, &head, sealed);
         state.has_failed = written.is_err();
         let length = u32::try_from(sealed.len()).unwrap_or(u32::MAX);
         written.map(|(segment, offset)| Written { place: Place { segment, offset, length }, digest })
     }
 
-    fn write(&self, state: &mut State, bytes: &[u8]) -> Result<(u32, u64), SpoolError> {
-        let added = bytes.len() as u64;
+    fn write(&self, state: &mut State, head: &[u8], sealed: &[u8]) -> Result<(u32, u64), SpoolError> {
+        let added = (head.len() + sealed.len()) as u64;
         if state.total + added > self.limit {
             return Err(SpoolError::Full { limit: self.limit });
         }
@@ -194,7 +194,7 @@ impl Spool {
             }
         };
         let offset = state.length;
-        if let Err(error) = (&*file).write_all(bytes) {
+        if let Err(error) = (&*file).write_all(head).and_then(|()| (&*file).write_all(sealed)) {
             // What is written of it is no entry; the next one begins in its place.
             let path = segment_path(&self.directory(), state.segment);
             if file.set_len(offset).is_err() {
@@ -503,8 +503,9 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> SpoolError + use<> {
     move |source| SpoolError::Io { path: path.clone(), source: Arc::new(source) }
 }
 
+/// The head of an entry, and the digest that is the end of it.
 fn encode(entry: &Entry, sealed: &[u8]) -> (Vec<u8>, [u8; DIGEST]) {
-    let mut bytes = Vec::with_capacity(HEAD + sealed.len());
+    let mut bytes = Vec::with_capacity(HEAD);
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
     for id in [entry.payload, entry.session, entry.statement] {
@@ -515,7 +516,6 @@ fn encode(entry: &Entry, sealed: &[u8]) -> (Vec<u8>, [u8; DIGEST]) {
     bytes.extend_from_slice(&entry.time.to_le_bytes());
     let digest = digest(&bytes, sealed);
     bytes.extend_from_slice(&digest);
-    bytes.extend_from_slice(sealed);
     (bytes, digest)
 }
 
