@@ -229,7 +229,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     };
     // Without a predecessor the journal is opened first: what is wrong with it must not cost anybody a connection.
     let journal = match predecessor {
-        None => Some(Journal::open(&state.journal(), &config.agent.node)?),
+        None => Some(Journal::open_salvaged(&state.journal(), &config.agent.node)?),
         Some(_) => None,
     };
     let settings = capture_settings(&config);
@@ -257,7 +257,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
             let (journal, open) = Journal::take_over(&state.journal(), &config.agent.node)?;
             (journal, Some((predecessor, remains, open)))
         }
-        (None, None) => (Journal::open(&state.journal(), &config.agent.node)?, None),
+        (None, None) => (Journal::open_salvaged(&state.journal(), &config.agent.node)?, None),
     };
     let payloads = match &config.payloads {
         Some(settings) => Some(keep_payloads(&state, settings.clone(), &journal).await?),

@@ -55,6 +55,7 @@ pub struct Builder {
     policy: Option<PathBuf>,
     configuration: Option<PathBuf>,
     changes: Vec<Change>,
+    environment: BTreeMap<String, String>,
     credential: Credential,
     driver: Environment,
     role: Option<String>,
@@ -107,6 +108,13 @@ impl Builder {
         self.configure(move |configuration| {
             configuration::put(configuration, "audit", "payloads", settings.into())
         })
+    }
+
+    /// Sets a variable of the agent's environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
     }
 
     /// What the agent logs in to the emulated Snowflake with. Default: a password.
@@ -179,7 +187,8 @@ impl Builder {
         mount_bpffs()?;
         let (state, ownership) = State::claim()?;
         signals::watch_over(state.id())?;
-        let agent_plan = agent_plan(&state, &binary)?;
+        let mut agent_plan = agent_plan(&state, &binary)?;
+        agent_plan.environment.extend(self.environment.clone());
         let mut sandbox = Sandbox {
             agent: None,
             agent_plan,
@@ -224,6 +233,7 @@ impl Sandbox {
             policy: None,
             configuration: None,
             changes: Vec::new(),
+            environment: BTreeMap::new(),
             credential: Credential::default(),
             driver: Environment::Connector5,
             role: None,

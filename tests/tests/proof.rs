@@ -11,7 +11,7 @@ use sandbox::{Environment, Sandbox, network};
 use serde_json::Value;
 
 use common::reader::{Reader, program};
-use common::{client, eventually, journal};
+use common::{RAW, client, eventually, journal};
 
 /// What a session of a pod is made of.
 const SESSION: &str = r#"
@@ -170,4 +170,119 @@ fn an_exported_session_carries_its_proof() -> Result<()> {
     let none = sandbox.snowfence(["audit", "export", "0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11", "--to", "-"])?;
     assert!(!none.succeeded() && none.stderr.contains("knows no session"), "{}", none.stderr);
     Ok(())
+}
+
+/// Statements of any text that a client can send, as it sent them.
+const HOSTILE: &str = r#"
+places = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+samples = [*range(0x300), *range(0x2000, 0x2100), *range(0xFF00, 0x10000), *places[::97], 0x10FFFF]
+texts = ["".join(map(chr, samples)).replace("'", ""), chr(0), "a" + chr(0) + "b", chr(0x202E) + "gnp.exe" + chr(0x2066)]
+texts += [chr(number) for number in [*range(32), *range(127, 160)]] + ["x" * 1_000_000, "\\" * 1000 + '"' * 1000]
+statements = [f"select '{text}'" for text in texts]
+statements.append("select 1 from " + ", ".join(f"t{number}" for number in range(100_000)))
+token = login()
+answers = [ask(token, sql) for sql in statements]
+half = post("/queries/v1/query-request", dict(sqlText="LONE", sequenceId=1), token)
+headers = {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
+lone = send("POST", f"/queries/v1/query-request?requestId={uuid.uuid4()}", headers, '{"sqlText": "select \\ud800", "sequenceId": 1}')
+with open(os.environ["HOME"] + "/sent.json", "w") as file:
+    json.dump(statements, file)
+say(answers=[answer[:200] for answer in answers], lone=[lone[0], lone[2].decode()[:300]])
+"#;
+
+#[test]
+fn hostile_texts_are_everywhere_what_was_sent() -> Result<()> {
+    let reader = Reader::new()?;
+    let mut sandbox = reader.sandbox("")?.start()?;
+    let pod = sandbox.pod("hostile")?;
+    let said = client(&pod, &format!("{RAW}{HOSTILE}"))?;
+    let sent = fs::read_to_string(Path::new(&pod.environment()["HOME"]).join("sent.json"))?;
+    let sent: Vec<String> = serde_json::from_str(&sent)?;
+    let sqls = |rows: Vec<Value>| -> Vec<String> {
+        rows.iter()
+            .filter_map(|row| Some(row["sql"].as_str()?.to_owned()))
+            .filter(|sql| sql != "LONE")
+            .collect()
+    };
+    let same = |place: &str, found: Vec<String>| {
+        for (sent, found) in sent.iter().zip(&found) {
+            assert!(sent == found, "{place}: {:?} became {:?}", shown(sent), shown(found));
+        }
+        assert_eq!(found.len(), sent.len(), "{place}");
+    };
+    let lone = &said[0]["lone"];
+    assert!(lone[1].as_str().unwrap_or_default().contains("success\":false") || lone[0] != 200, "{lone}");
+    same("journal", sqls(journal(&sandbox, "SELECT sql FROM statements ORDER BY seq")?));
+    let question = "SELECT sql FROM snowfence.statements ORDER BY seq";
+    eventually("ClickHouse has them", || {
+        Ok(sqls(sandbox.clickhouse_rows(question).unwrap_or_default()).len() == sent.len())
+    })?;
+    same("ClickHouse", sqls(sandbox.clickhouse_rows(question)?));
+    let counts = "SELECT max(json_array_length(objects)) AS objects FROM statements";
+    let there = "SELECT max(length(objects)) AS objects FROM snowfence.statements";
+    let most = [
+        journal(&sandbox, counts)?[0]["objects"].clone(),
+        sandbox.clickhouse_rows(there)?[0]["objects"].clone(),
+    ];
+    assert_eq!(most, [1000, 1000], "of a hundred thousand objects so many are named");
+
+    let tail = sandbox.snowfence(["audit", "tail", "-n", "1000", "--format", "json"])?.into_stdout()?;
+    assert!(tail.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
+    let text = sandbox.snowfence(["audit", "tail", "-n", "1000"])?.into_stdout()?;
+    let table = sandbox.snowfence(["audit", "query", "SELECT sql FROM statements"])?.into_stdout()?;
+    for printed in [&text, &table] {
+        let control = printed.chars().find(|printed| printed.is_control() && *printed != '\n');
+        assert_eq!(control, None, "nothing may steer a terminal");
+    }
+
+    let session = &journal(&sandbox, "SELECT id FROM sessions")?[0]["id"];
+    let session = session.as_str().context("a session")?;
+    let identity = reader.identity_file(&sandbox)?;
+    let shown =
+        sandbox.snowfence(["audit", "show", session, "-i", &identity, "--whole", "--format", "json"])?;
+    let asked = shown.into_stdout()?.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let asked = asked.iter().filter_map(|payload| {
+        let asked: Value = serde_json::from_str(payload["request"]["body"].as_str()?).ok()?;
+        Some(Value::from_iter([("sql", asked["sqlText"].as_str()?)]))
+    });
+    same(
+        "show",
+        sqls(asked.collect()).into_iter().filter(|sql| !sql.starts_with("select \u{fffd}")).collect(),
+    );
+    sandbox.snowfence(["audit", "show", session, "-i", &identity, "--whole"])?.into_stdout()?;
+    let file = text_of(&sandbox, "session.jsonl");
+    sandbox.snowfence(["audit", "export", session, "--to", &file])?.into_stdout()?;
+    let replayed = sandbox.snowfence(["replay", session, "--identity", &identity, "--format", "json"])?;
+    assert!(replayed.into_stdout()?.contains("gnp.exe"));
+
+    let status = fs::read_to_string(format!("/proc/{}/status", agent(&sandbox)?))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+    let peak: u64 = peak.context("the peak of its memory")?.parse()?;
+    assert!(peak < 512 * 1024, "{peak} KiB");
+    sandbox.stop_agent()?;
+    let key = key(&sandbox)?;
+    for (kind, file) in
+        [("journal", sandbox.agent_state().join("journal.db")), ("export", PathBuf::from(&file))]
+    {
+        let verdicts = verify(&sandbox, kind, &file, &key)?;
+        assert_eq!((verdicts.problems(), verdicts.other_problems()), (vec![], "[]".to_owned()), "{kind}");
+        assert_eq!(verdicts.own["verified"], verdicts.other["proven"], "{kind}");
+    }
+    let there = ["audit", "verify", "--clickhouse", "--key", &key];
+    let said = network::inside(&network::outside(sandbox.id()), || sandbox.snowfence(there))?;
+    assert!(said.succeeded(), "{}{}", said.stdout, said.stderr);
+    Ok(())
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+fn text_of(sandbox: &Sandbox, name: &str) -> String {
+    text(&sandbox.agent_state().join(name))
+}
+
+/// The agent itself: its launcher has become it.
+fn agent(sandbox: &Sandbox) -> Result<u32> {
+    sandbox.agent_pid().context("the agent runs")
 }

@@ -149,6 +149,11 @@ impl Collector for Trail {
                 "Whether statements are refused, as they cannot be recorded",
                 i64::from(failing || full),
             ),
+            (
+                "journal_salvages",
+                "How often the journal was damaged, and what could be read of it was kept",
+                number(self.0.salvages()),
+            ),
         ] {
             gauge(&mut encoder, name, help, value)?;
         }

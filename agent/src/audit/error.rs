@@ -36,7 +36,7 @@ pub enum AuditError {
     #[error("the journal is closed: the agent is ending")]
     Closed,
     #[error(
-        "the journal {path} is damaged ({detail}): move it away to start a new one, and keep it for recovery"
+        "the journal {path} is damaged ({detail}): the agent's next start, or `snowfence audit salvage`, keeps what can be read, says what is missing, and sets the damaged file aside"
     )]
     Corrupt { path: PathBuf, detail: String },
     #[error("cannot use {path} for the journal: {source}")]
@@ -63,13 +63,15 @@ pub enum AuditError {
         "the journal {path} has schema {found}, this program knows up to {known}: use the version that wrote it, or a newer one"
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
-    #[error("{0} is not a journal of this program")]
+    #[error(
+        "{0} is not a journal of this program, or its beginning is destroyed: if it was one, `snowfence audit salvage --begin-anew` sets it aside and begins a new one"
+    )]
     NotAJournal(PathBuf),
     #[error(transparent)]
     Spool(#[from] super::payload::SpoolError),
     #[error("the query is refused: only SELECT is possible on the journal")]
     NotReadOnly,
-    #[error("cannot read the journal: {0}")]
+    #[error("cannot read the journal: {0}{hint}", hint = hint(.0))]
     Read(Arc<rusqlite::Error>),
     #[error("the query is wrong: {0}")]
     Sql(String),
@@ -81,6 +83,10 @@ pub enum AuditError {
     Thread(Arc<io::Error>),
     #[error("the query took longer than {0} seconds: narrow it down, for example by time or with LIMIT")]
     TimedOut(u64),
+    #[error(
+        "the journal {path} is damaged, and cannot be salvaged: {why}. Nothing was changed. `snowfence audit salvage --begin-anew` sets it aside, for recovery by other means, and begins a new one"
+    )]
+    Unsalvageable { path: PathBuf, why: String },
     #[error("cannot write the journal: {0}; statements are refused until it can be written")]
     Write(Arc<rusqlite::Error>),
 }
@@ -89,5 +95,15 @@ impl AuditError {
     /// The journal cannot be read.
     pub(super) fn read(error: rusqlite::Error) -> Self {
         Self::Read(Arc::new(error))
+    }
+}
+
+/// What helps against damage.
+fn hint(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
+            ": it is damaged; the agent's next start keeps what can be read, and says what is missing"
+        }
+        _ => "",
     }
 }

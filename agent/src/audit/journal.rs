@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::schema::{self, Lock};
 use super::store::{Cursor, Store, Write};
-use super::{AuditError, Record, Statement, Verdict, successor};
+use super::{AuditError, Record, Statement, Verdict, salvage, successor};
 
 /// How many appends may wait.
 const QUEUE: usize = 4096;
@@ -64,9 +64,21 @@ impl Journal {
                 statements = open.len(),
                 "the agent ended before these statements did: their outcome is unknown"
             );
-            file.store.commit(std::iter::once(&Write::Settle(open)))?;
+            file.store.commit(std::iter::once(&Write::settle(open)))?;
         }
         Self::start(file)
+    }
+
+    /// The same; but where the journal is damaged, what can be read of it is kept in a new one first, which says so.
+    pub fn open_salvaged(path: &Path, node: &str) -> Result<Self, AuditError> {
+        let damage = match Self::open(path, node) {
+            Err(AuditError::Corrupt { detail, .. }) => detail,
+            opened => return opened,
+        };
+        warn!(%damage, "the journal {} is damaged: keeping what can be read", path.display());
+        let told = salvage(path, node, &damage)?;
+        error!(%damage, missing = told.missing, "the journal was damaged: {told}");
+        Self::open(path, node)
     }
 
     /// Opens the journal of an agent that has handed it over and goes on: also returns the statements that are without an
@@ -81,7 +93,7 @@ impl Journal {
         let (messages, queue) = mpsc::channel(QUEUE);
         let last_seq = file.store.last_seq()?;
         let (path, node, id) = (file.path.clone(), file.node.clone(), file.id);
-        let bytes = file.store.bytes()?;
+        let (bytes, salvages) = (file.store.bytes()?, file.store.salvages()?);
         let written = watch::Sender::new(Written { last_seq, bytes, ..Written::default() });
         let limit = Arc::new(AtomicU64::new(u64::MAX));
         let place = Place::Here(Box::new(file));
@@ -91,7 +103,7 @@ impl Journal {
             .spawn(move || writer.run())
             .map_err(|source| AuditError::Directory { path: path.clone(), source: Arc::new(source) })?;
         let bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
-        Ok(Self { shared: Arc::new(Shared { path, node, id, limit, messages, bytes, written }) })
+        Ok(Self { shared: Arc::new(Shared { path, node, id, salvages, limit, messages, bytes, written }) })
     }
 
     /// Appends all of `records` or nothing. Returns when they are durable.
@@ -132,6 +144,11 @@ impl Journal {
         &self.shared.node
     }
 
+    /// How often it was damaged, as far as it remembers.
+    pub fn salvages(&self) -> u64 {
+        self.shared.salvages
+    }
+
     /// The identifier of the journal's file.
     pub fn id(&self) -> Uuid {
         self.shared.id
@@ -148,7 +165,7 @@ impl Journal {
 
     /// Gives those of these statements that have no outcome one: their agent ended before it knew.
     pub async fn settle(&self, statements: Vec<Uuid>) -> Result<(), AuditError> {
-        self.shared.write(Write::Settle(statements), 0).await
+        self.shared.write(Write::settle(statements), 0).await
     }
 
     /// Writes what is queued, and closes the file. Appends that come later fail.
@@ -188,6 +205,7 @@ struct Shared {
     path: PathBuf,
     node: String,
     id: Uuid,
+    salvages: u64,
     limit: Arc<AtomicU64>,
     messages: mpsc::Sender<Message>,
     bytes: Arc<Semaphore>,

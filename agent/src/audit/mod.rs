@@ -23,9 +23,11 @@ mod record;
 mod recording;
 mod records;
 mod retention;
+mod salvage;
 mod schema;
 mod store;
 mod successor;
+mod wal;
 
 #[cfg(test)]
 mod samples;
@@ -41,4 +43,5 @@ pub use record::{
 pub use recording::{ExportFileError, RecordedSession, RecordedStatement};
 pub use records::Records;
 pub use retention::{Announced, Removal, Retention};
+pub use salvage::{Salvage, begin_anew, salvage};
 pub use successor::serve as serve_predecessor;

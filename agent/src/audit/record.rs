@@ -180,6 +180,8 @@ pub enum EventKind {
     HandshakeFailed,
     /// `Host` or `:authority` differs from the name of the TLS handshake.
     HostMismatch,
+    /// The journal was damaged, and what could be read of it was kept; [`Salvage`](super::Salvage) is its detail.
+    JournalSalvaged,
     LoginRefused,
     /// Not HTTP, or a body that is not what the operation needs.
     MalformedRequest,
@@ -292,6 +294,7 @@ impl EventKind {
             Self::ForeignName => "foreign_name",
             Self::HandshakeFailed => "handshake_failed",
             Self::HostMismatch => "host_mismatch",
+            Self::JournalSalvaged => "journal_salvaged",
             Self::LoginRefused => "login_refused",
             Self::MalformedRequest => "malformed_request",
             Self::NameGuarded => "name_guarded",

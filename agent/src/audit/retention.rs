@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::chain::Checkpoint;
@@ -22,6 +22,10 @@ use super::{AuditError, Event, EventKind, Journal, now, schema, store};
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Between two removals, in microseconds, where there is room.
 const REST: i64 = 60 * 60 * 1_000_000;
+/// How long a clock that was set is not believed.
+const DISTRUST: Duration = Duration::from_hours(1);
+/// By how much it may go wrong between two looks, in microseconds.
+const SLACK: u64 = 60 * 1_000_000;
 /// Records that are removed at once: others wait to be written meanwhile.
 const STEP: i64 = 5_000;
 /// Of the journal's limit, in tenths: from here on, records go before their time.
@@ -60,8 +64,12 @@ impl Retention {
     pub async fn run(self, journal: Journal, stop: impl Future<Output = ()>) {
         let work = async {
             let mut failing = false;
+            let mut clock = Clock::default();
+            let by_room = Self { keep: None, ..self.clone() };
             loop {
-                match self.step(&journal).await {
+                // By a clock that has just been set, nothing is old.
+                let retention = if clock.is_steady(now(), Instant::now()) { &self } else { &by_room };
+                match retention.step(&journal).await {
                     Err(AuditError::Closed) => return,
                     Err(error) if !failing => {
                         tracing::error!(%error, "old records cannot be removed from the journal; it is tried again");
@@ -113,7 +121,8 @@ impl Retention {
                 let is_signed = Checkpoint::last_signed(connection)? >= seq;
                 return Ok(if is_signed { Next::Remove { first, through } } else { Next::Nothing });
             }
-            if !is_crowded && now().saturating_sub(time) < REST {
+            // What was announced in the future, was by a clock that was wrong.
+            if !is_crowded && (0..REST).contains(&now().saturating_sub(time)) {
                 return Ok(Next::Nothing);
             }
         }
@@ -160,6 +169,27 @@ impl Retention {
             checkpoint: checkpoint.number,
             digest: hexadecimal(&checkpoint.digest(journal)),
         }))
+    }
+}
+
+/// Whether the system's clock goes as time does.
+#[derive(Debug, Default)]
+struct Clock {
+    last: Option<(i64, Instant)>,
+    /// When it was set.
+    set: Option<Instant>,
+}
+
+impl Clock {
+    /// Whether it was not set of late.
+    fn is_steady(&mut self, wall: i64, time: Instant) -> bool {
+        if let Some((last_wall, last_time)) = self.last.replace((wall, time)) {
+            let passed = i64::try_from(time.duration_since(last_time).as_micros()).unwrap_or(i64::MAX);
+            if wall.saturating_sub(last_wall).abs_diff(passed) > SLACK {
+                self.set = Some(time);
+            }
+        }
+        self.set.is_none_or(|set| time.duration_since(set) >= DISTRUST)
     }
 }
 

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use uuid::Uuid;
 
-use super::{AuditError, now};
+use super::{AuditError, now, salvage, wal};
 
 /// The schema that this program writes, in `PRAGMA user_version`.
 pub(super) const VERSION: i64 = 3;
@@ -216,6 +217,7 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, AuditError> {
         std::fs::TryLockError::WouldBlock => AuditError::Locked(path.to_owned()),
         std::fs::TryLockError::Error(source) => failed(&lock_path)(source),
     })?;
+    salvage::finish(path).map_err(failed(path))?;
     private_file(path).map_err(failed(path))?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))?;
     Ok(Lock { _file: lock })
@@ -223,8 +225,16 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, AuditError> {
 
 /// Opens the journal to write it; creates the tables in an empty file. `check` reads the whole of it, to find damage.
 pub(super) fn open(path: &Path, check: bool) -> Result<Connection, AuditError> {
+    let failed = |source| AuditError::Directory { path: path.to_owned(), source: Arc::new(source) };
+    // Before anybody opens it: that may end the log where it is damaged.
+    if check && wal::forgets(path).map_err(failed)? {
+        return Err(damaged(path, "its log: what was committed last would be forgotten"));
+    }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(|error| unreadable(path, error))?;
+    // What is damaged stays as it is.
+    let keep_log = |keep| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep);
+    keep_log(check).map_err(|error| unreadable(path, error))?;
     configure(&connection).map_err(|error| unreadable(path, error))?;
     if check {
         check_damage(path, &connection)?;
@@ -234,7 +244,27 @@ pub(super) fn open(path: &Path, check: bool) -> Result<Connection, AuditError> {
         None => create(&mut connection),
         Some(found) => migrate(&mut connection, found),
     };
-    brought_up.map_err(|error| AuditError::Write(Arc::new(error))).map(|()| connection)
+    brought_up.map_err(write_error)?;
+    if check {
+        check_end(path, &connection)?;
+    }
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+        .map_err(|error| unreadable(path, error))?;
+    Ok(connection)
+}
+
+/// Makes a journal in a file that is not there, to be filled: nothing of it is on the disk before its owner sees to it.
+pub(super) fn open_unsynced(path: &Path) -> Result<Connection, AuditError> {
+    let failed = |source| AuditError::Directory { path: path.to_owned(), source: Arc::new(source) };
+    private_file(path).map_err(failed)?;
+    let mut connection = Connection::open(path).map_err(|error| unreadable(path, error))?;
+    connection
+        .pragma_update(None, "journal_mode", "OFF")
+        .and_then(|()| connection.pragma_update(None, "synchronous", "OFF"))
+        .and_then(|()| create(&mut connection))
+        .map_err(write_error)?;
+    Ok(connection)
 }
 
 /// Opens the journal to read it, whether an agent has it open or not.
@@ -321,14 +351,32 @@ fn check_damage(path: &Path, connection: &Connection) -> Result<(), AuditError> 
     if answer == "ok" {
         return Ok(());
     }
-    Err(AuditError::Corrupt {
-        path: path.to_owned(),
-        detail: answer.lines().last().unwrap_or_default().to_owned(),
-    })
+    Err(damaged(path, answer.lines().last().unwrap_or_default()))
+}
+
+/// The last record is always there: nothing removes it.
+fn check_end(path: &Path, connection: &Connection) -> Result<(), AuditError> {
+    let lasts = RECORDS.map(|table| format!("SELECT max(seq) AS seq FROM {table}")).join(" UNION ALL ");
+    let sql = format!("SELECT last_seq, (SELECT coalesce(max(seq), 0) FROM ({lasts})) FROM journal");
+    let (said, found): (i64, i64) = connection
+        .query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .map_err(|error| unreadable(path, error))?;
+    if said == found {
+        return Ok(());
+    }
+    Err(damaged(path, &format!("its last record is {found}, and should be {said}")))
+}
+
+fn damaged(path: &Path, detail: &str) -> AuditError {
+    AuditError::Corrupt { path: path.to_owned(), detail: detail.to_owned() }
+}
+
+fn write_error(error: rusqlite::Error) -> AuditError {
+    AuditError::Write(Arc::new(error))
 }
 
 /// The schema's version; `None` for an empty file.
-fn version(path: &Path, connection: &Connection) -> Result<Option<i64>, AuditError> {
+pub(super) fn version(path: &Path, connection: &Connection) -> Result<Option<i64>, AuditError> {
     let pragma = |name: &str| {
         connection
             .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -398,9 +446,7 @@ fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
 fn unreadable(path: &Path, error: rusqlite::Error) -> AuditError {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase) => AuditError::NotAJournal(path.to_owned()),
-        Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
-            AuditError::Corrupt { path: path.to_owned(), detail: error.to_string() }
-        }
+        Some(rusqlite::ErrorCode::DatabaseCorrupt) => damaged(path, &error.to_string()),
         _ => AuditError::read(error),
     }
 }

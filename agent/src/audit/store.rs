@@ -24,11 +24,20 @@ pub(super) enum Write {
     Remove {
         through: i64,
     },
-    /// An outcome for those of these statements that have none: their agent ended before it knew.
-    Settle(Vec<Uuid>),
+    /// An outcome for those of these statements that have none.
+    Settle {
+        statements: Vec<Uuid>,
+        /// Why it is not known.
+        message: &'static str,
+    },
 }
 
 impl Write {
+    /// Their agent ended before it knew.
+    pub(super) fn settle(statements: Vec<Uuid>) -> Self {
+        Self::Settle { statements, message: "the agent ended before the statement did" }
+    }
+
     /// It is a session's or a statement's begin.
     pub(super) fn begins(&self) -> bool {
         let begins = |record: &Record| matches!(record, Record::Session(_) | Record::Statement(_));
@@ -87,9 +96,9 @@ impl Store {
                             .map_err(|error| write_error(error, Uuid::nil))?;
                     }
                 }
-                Write::Settle(statements) => {
+                Write::Settle { statements, message } => {
                     for statement in statements {
-                        let settled = settle(&transaction, &self.node, last + 1, *statement)
+                        let settled = settle(&transaction, &self.node, last + 1, *statement, message)
                             .map_err(|error| write_error(error, || *statement))?;
                         last += i64::from(settled > 0);
                     }
@@ -127,6 +136,14 @@ impl Store {
         Ok(u64::try_from(used).unwrap_or_default())
     }
 
+    /// How often the journal was damaged.
+    pub(super) fn salvages(&self) -> Result<u64, AuditError> {
+        let sql = "SELECT count(*) FROM events WHERE kind = 'journal_salvaged'";
+        let count =
+            self.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(AuditError::read)?;
+        Ok(u64::try_from(count).unwrap_or_default())
+    }
+
     /// The last `seq` of the journal.
     pub(super) fn last_seq(&self) -> Result<i64, AuditError> {
         let query = self.connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0));
@@ -134,19 +151,25 @@ impl Store {
     }
 }
 
-/// Gives a statement without an outcome one: that its agent ended before it knew. What was not allowed was not forwarded.
+/// Gives a statement without an outcome one: that it is not known. What was not allowed was not forwarded.
 /// Returns how many rows came of it.
-fn settle(transaction: &Transaction<'_>, node: &str, seq: i64, statement: Uuid) -> rusqlite::Result<usize> {
+fn settle(
+    transaction: &Transaction<'_>,
+    node: &str,
+    seq: i64,
+    statement: Uuid,
+    message: &str,
+) -> rusqlite::Result<usize> {
     transaction
         .prepare_cached(
             "INSERT INTO outcomes (seq, node, statement, time, status, query_id, rows, code, message,
                                    duration_us, response_bytes)
              SELECT ?1, ?2, s.id, ?3, iif(s.verdict = 'allow', 'unknown', 'refused'),
-                    coalesce(r.query_id, ''), NULL, '', 'the agent ended before the statement did', 0, 0
+                    coalesce(r.query_id, ''), NULL, '', ?5, 0, 0
              FROM statements s LEFT JOIN running r ON r.statement = s.id
              WHERE s.id = ?4 AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.statement = s.id)",
         )?
-        .execute(params![seq, node, now(), statement.to_string()])
+        .execute(params![seq, node, now(), statement.to_string(), message])
 }
 
 /// How far a sink is; a sink that is new starts at the beginning.

@@ -37,7 +37,7 @@ pub(super) fn write<'a>(
     let records = writes.filter_map(|write| match write {
         Write::Records(records) => Some(records),
         // A sink's place and the settling of statements are the successor's own affair by now.
-        Write::Cursor { .. } | Write::Remove { .. } | Write::Settle(_) => None,
+        Write::Cursor { .. } | Write::Remove { .. } | Write::Settle { .. } => None,
     });
     wire::send(stream, &Request { append: records.flatten().collect() })?;
     let answer: Answer = wire::receive(stream)?.ok_or(io::ErrorKind::UnexpectedEof)?;

@@ -13,7 +13,7 @@ use super::{Failure, Format, Output, export, reconcile, show, table, verify};
 use crate::audit::query::{Cell, Limits, query};
 use crate::audit::summary::{self, By, Summary};
 use crate::audit::tail::{Entry, EventEntry, StatementEntry, Tail};
-use crate::audit::{AuditError, Filter, Verdict};
+use crate::audit::{AuditError, Filter, Verdict, begin_anew, salvage};
 
 /// Rows that a table may have: it is laid out in memory.
 const TABLE_ROWS: usize = 10_000;
@@ -83,6 +83,16 @@ Examples:
   sudo snowfence audit reconcile --since 7d --user SVC_AGENTS --format json | jq -r .query_id"
     )]
     Reconcile(reconcile::ReconcileArguments),
+    /// Keep what can be read of a damaged journal, as the agent does at its start
+    #[command(
+        after_help = "The agent must not run. The damaged file is set aside as it is, under a name with the time; what is missing is an event
+of the trail (journal_salvaged), and stays missing to snowfence audit verify. Sinks go on where they were.
+
+Examples:
+  sudo snowfence audit salvage
+  sudo snowfence audit salvage --begin-anew"
+    )]
+    Salvage(SalvageArguments),
     /// Print the public key that this node signs its trail with
     #[command(
         after_help = "Keep it where this host cannot change it.\n\nExample:\n  sudo snowfence audit key >> keys"
@@ -184,6 +194,17 @@ pub(super) struct QueryArguments {
     output: Output,
 }
 
+#[derive(Args)]
+pub(super) struct SalvageArguments {
+    #[command(flatten)]
+    source: Source,
+    /// Begin a new journal if nothing can be read of this one: with another identifier, and without its records
+    #[arg(long)]
+    begin_anew: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Tail(arguments) => tail(arguments),
@@ -194,6 +215,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
         Command::Export(arguments) => export::run(&arguments),
         Command::Reconcile(arguments) => reconcile::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Salvage(arguments) => keep(&arguments),
         Command::Key(arguments) => verify::key(&arguments),
     }
 }
@@ -342,6 +364,29 @@ fn ask(arguments: &QueryArguments) -> Result<(), Failure> {
         eprintln!(
             "snowfence: only the first {TABLE_ROWS} rows are shown: use LIMIT, or --format json for all"
         );
+    }
+    Ok(())
+}
+
+fn keep(arguments: &SalvageArguments) -> Result<(), Failure> {
+    let journal = arguments.source.journal()?;
+    let node = arguments.source.config().load()?.agent.node;
+    if !journal.exists() {
+        return Err(AuditError::Missing(journal).into());
+    }
+    let damage = format!("as somebody said (uid {})", rustix::process::getuid().as_raw());
+    let told = match salvage(&journal, &node, &damage) {
+        Err(error @ (AuditError::Unsalvageable { .. } | AuditError::NotAJournal(_)))
+            if arguments.begin_anew =>
+        {
+            begin_anew(&journal, &node, &error.to_string())?
+        }
+        told => told?,
+    };
+    let mut out = io::stdout().lock();
+    match arguments.output.format {
+        Format::Json => writeln!(out, "{}", serde_json::to_string(&told).map_err(io::Error::from)?)?,
+        Format::Text => writeln!(out, "{told}")?,
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::source::Source;
 use super::{ConfigFile, Failure, Format, Output, schema};
 use crate::app::State;
-use crate::audit::chain::{self, JournalSource, Report, SigningKey, verify, verify_export};
+use crate::audit::chain::{self, JournalSource, Report, Salvaged, SigningKey, verify, verify_export};
 use crate::audit::clickhouse::{self, Delivered, DeliveredSource};
 
 #[derive(Args)]
@@ -218,6 +218,15 @@ fn print(report: &Report, format: Format) -> Result<(), Failure> {
     }
     if report.more_problems > 0 {
         writeln!(out, "and {} more", report.more_problems)?;
+    }
+    for Salvaged { seq, salvage, .. } in &report.salvages {
+        writeln!(out, "record {seq} says that the journal was damaged: {salvage}")?;
+    }
+    if !report.salvages.is_empty() && !report.is_good() {
+        writeln!(
+            out,
+            "damage explains nothing to whoever has to be sure: it can be feigned. Look for what is missing in ClickHouse (--clickhouse), in a SIEM sink, or in the file that was set aside"
+        )?;
     }
     let checkpoints = if report.checkpoints == 1 { "checkpoint" } else { "checkpoints" };
     writeln!(

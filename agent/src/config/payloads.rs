@@ -111,7 +111,7 @@ pub(super) fn check(raw: Raw, document: &mut Document) -> Payloads {
                 "this is a secret key: keep it away from this host, make a new pair, and put the public key (`age1…`) here",
             ),
             Err(_) => {
-                wrong(&["recipients", &index], "expected a public key of age (X25519), such as `age1…`")
+                wrong(&["recipients", &index], "expected a public key of age (X25519), such as `age1…`");
             }
         }
     }

@@ -27,8 +27,6 @@ const EXTENSION: &str = "session";
 pub enum VaultError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{}: not a key of {KEY_BYTES} bytes: remove it, and clients log in again", path.display())]
-    Key { path: PathBuf },
     #[error("the session cannot be sealed")]
     Seal,
 }
@@ -67,17 +65,21 @@ impl Vault {
         };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed(directory))?;
         let path = directory.join("key");
-        let key = match fs::read(&path) {
-            Ok(key) => Zeroizing::new(key),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut key = Zeroizing::new(vec![0; KEY_BYTES]);
-                rand::fill(&mut key).map_err(|_| VaultError::Seal)?;
-                write(&path, &key).map_err(failed(&path))?;
-                key
-            }
+        let found = match fs::read(&path) {
+            // As the machine's fall may leave it: what it sealed is lost, and of that boot anyway.
+            Ok(key) => Some(Zeroizing::new(key)).filter(|key| key.len() == KEY_BYTES),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(&path)(error)),
         };
-        let key = RandomizedNonceKey::new(&AES_256_GCM, &key).map_err(|_| VaultError::Key { path })?;
+        let key = if let Some(key) = found {
+            key
+        } else {
+            let mut key = Zeroizing::new(vec![0; KEY_BYTES]);
+            rand::fill(&mut key).map_err(|_| VaultError::Seal)?;
+            write(&path, &key).map_err(failed(&path))?;
+            key
+        };
+        let key = RandomizedNonceKey::new(&AES_256_GCM, &key).map_err(|_| VaultError::Seal)?;
         // The ids of cgroups, which sessions are bound to, begin anew with each boot.
         let boot_id = Path::new("/proc/sys/kernel/random/boot_id");
         let boot = fs::read_to_string(boot_id).map_err(failed(boot_id))?.trim().to_owned();
@@ -237,5 +239,19 @@ mod tests {
         fs::rename(vault.path(renamed.id), vault.path(Uuid::now_v7())).unwrap();
         assert!(vault.load().is_empty());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_key_that_the_machine_s_fall_has_cut_off_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let session = sealed();
+        Vault::open(directory.path()).unwrap().store(&session).unwrap();
+        for rest in [0, 31, 33] {
+            fs::write(directory.path().join("key"), vec![7; rest]).unwrap();
+            let vault = Vault::open(directory.path()).unwrap();
+            assert!(vault.load().is_empty());
+            vault.store(&session).unwrap();
+            assert_eq!(Vault::open(directory.path()).unwrap().load().len(), 1);
+        }
     }
 }

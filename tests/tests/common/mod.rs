@@ -276,6 +276,15 @@ pub fn journal(sandbox: &Sandbox, sql: &str) -> Result<Vec<Value>> {
     output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
+/// A metric of the agent, which listens for that at 127.0.0.1:9464.
+pub fn metric(sandbox: &Sandbox, name: &str) -> Result<String> {
+    let metrics = network::inside(&network::node(sandbox.id()), || {
+        Ok(ureq::get("http://127.0.0.1:9464/metrics").call()?.body_mut().read_to_string()?)
+    })?;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(value.with_context(|| format!("{name} is not in\n{metrics}"))?.to_owned())
+}
+
 /// The kinds of the events in the journal, each once.
 pub fn events(sandbox: &Sandbox) -> Result<Vec<String>> {
     let rows = journal(sandbox, "SELECT DISTINCT kind FROM events ORDER BY kind")?;

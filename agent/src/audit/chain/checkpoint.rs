@@ -16,7 +16,7 @@ use crate::audit::payload::hexadecimal;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Checkpoint {
     pub node: String,
-    /// From 1, without gaps.
+    /// From 1, without gaps but where checkpoints may have been lost.
     pub number: u64,
     pub time: i64,
     /// The records that it covers.
@@ -38,6 +38,7 @@ impl Checkpoint {
     pub(super) fn sign(
         journal: Uuid,
         node: &str,
+        number: u64,
         before: Option<&Self>,
         leaves: &[Leaf],
         key: &SigningKey,
@@ -46,7 +47,7 @@ impl Checkpoint {
         let digests: Vec<Digest> = leaves.iter().map(|leaf| leaf.digest).collect();
         let mut checkpoint = Self {
             node: node.to_owned(),
-            number: before.map_or(1, |before| before.number + 1),
+            number,
             time: now(),
             first_seq: first.seq,
             last_seq: last.seq,

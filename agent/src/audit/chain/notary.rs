@@ -10,6 +10,7 @@ use super::LONGEST;
 use super::canonical::{self, Leaf};
 use super::checkpoint::Checkpoint;
 use super::key::SigningKey;
+use crate::audit::schema::RECORDS;
 use crate::audit::{AuditError, Journal, schema};
 
 /// No record waits longer for a signature while the agent works.
@@ -28,6 +29,7 @@ pub struct Notary {
 /// What there is to sign.
 struct Pending {
     before: Option<Checkpoint>,
+    number: u64,
     leaves: Vec<Leaf>,
 }
 
@@ -84,13 +86,13 @@ impl Notary {
         let last = self.journal.written().borrow().last_seq;
         let id = self.journal.id();
         let pending = schema::read(self.journal.path(), move |connection| pending(connection, id, last));
-        let Pending { before, leaves } = pending.await?;
+        let Pending { before, number, leaves } = pending.await?;
         // A checkpoint alone needs none: there would never be an end.
         if leaves.iter().all(|leaf| leaf.is_checkpoint) {
             return Ok(false);
         }
         let node = self.journal.node();
-        let checkpoint = Checkpoint::sign(id, node, before.as_ref(), &leaves, &self.key);
+        let checkpoint = Checkpoint::sign(id, node, number, before.as_ref(), &leaves, &self.key);
         let Some(checkpoint) = checkpoint else { return Ok(false) };
         self.journal.append(vec![checkpoint.into()]).await?;
         Ok(true)
@@ -102,13 +104,28 @@ fn pending(connection: &Connection, journal: uuid::Uuid, last: i64) -> Result<Pe
     let before = newest(connection).map_err(AuditError::read)?;
     let signed = before.as_ref().map_or(0, |before| before.last_seq);
     let first = schema::first_after(connection, signed).map_err(AuditError::read)?;
-    let Some(first) = first else { return Ok(Pending { before, leaves: Vec::new() }) };
+    let number = next_number(connection, before.as_ref()).map_err(AuditError::read)?;
+    let Some(first) = first else { return Ok(Pending { before, number, leaves: Vec::new() }) };
     let end = last.min(first.saturating_add(i64::try_from(LONGEST).unwrap_or(i64::MAX) - 1));
     let mut leaves = canonical::leaves(connection, journal, first - 1, end, LONGEST)?;
     // What is missing is between two checkpoints, and shows.
     let whole = leaves.iter().zip(first..).take_while(|(leaf, seq)| leaf.seq == *seq).count();
     leaves.truncate(whole);
-    Ok(Pending { before, leaves })
+    Ok(Pending { before, number, leaves })
+}
+
+/// The next checkpoint's number. Each record that is missing after the last one may have been a checkpoint, and somebody
+/// may have that: no number is given twice.
+fn next_number(connection: &Connection, before: Option<&Checkpoint>) -> rusqlite::Result<u64> {
+    let rows = RECORDS.map(|table| format!("SELECT count(*) AS rows FROM {table} WHERE seq > ?1"));
+    let sql =
+        format!("SELECT last_seq - ?1 - (SELECT sum(rows) FROM ({})) FROM journal", rows.join(" UNION ALL "));
+    let newest = "SELECT coalesce((SELECT seq FROM checkpoints WHERE number = ?1), 0)";
+    let number = before.map_or(0, |before| before.number);
+    let seq: i64 =
+        connection.query_row(newest, [i64::try_from(number).unwrap_or(i64::MAX)], |row| row.get(0))?;
+    let missing: i64 = connection.query_row(&sql, [seq], |row| row.get(0))?;
+    Ok(number.saturating_add(1).saturating_add(u64::try_from(missing).unwrap_or_default()))
 }
 
 fn newest(connection: &Connection) -> rusqlite::Result<Option<Checkpoint>> {

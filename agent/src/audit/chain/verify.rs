@@ -13,10 +13,12 @@ use super::tree::Digest;
 use super::trust::Trust;
 use super::{LONGEST, digest};
 use crate::audit::retention::{self, Announced, Removal};
-use crate::audit::{AuditError, schema};
+use crate::audit::{AuditError, Salvage, schema};
 
 /// Problems that are listed; more are counted.
 const LISTED: usize = 1000;
+/// What an agent said of damage, the last times.
+const SALVAGES: u32 = 20;
 /// Checkpoints that are read at once.
 const READ: u32 = 64;
 /// Records that are read at once where no checkpoint says how many.
@@ -39,11 +41,25 @@ pub trait Source {
     /// The last removal of old records that was announced up to this record.
     fn removal(&mut self, signed: i64) -> Result<Option<Announced>, AuditError>;
 
+    /// What its agent said of damage.
+    fn salvages(&mut self) -> Result<Vec<Salvaged>, AuditError> {
+        Ok(Vec::new())
+    }
+
     /// The first checkpoints after this number, by their numbers, no more than `most`.
     fn checkpoints(&mut self, after: u64, most: u32) -> Result<Vec<Checkpoint>, AuditError>;
 
     /// The first records in (`after`, `end`], by their `seq`, no more than `most`.
     fn leaves(&mut self, after: i64, end: i64, most: usize) -> Result<Vec<Leaf>, AuditError>;
+}
+
+/// A record that says that the journal was damaged.
+#[derive(Clone, Debug, Serialize)]
+pub struct Salvaged {
+    pub seq: i64,
+    pub time: i64,
+    #[serde(flatten)]
+    pub salvage: Salvage,
 }
 
 /// What is wrong.
@@ -133,6 +149,8 @@ pub struct Report {
     pub signed_at: Option<i64>,
     /// Records after that, without checkpoints.
     pub unsigned: u64,
+    /// What its agent said of damage: it explains what is missing, and excuses nothing.
+    pub salvages: Vec<Salvaged>,
     /// The public keys of the checkpoints.
     pub keys: Vec<String>,
     /// Whoever asked has said which keys are the node's.
@@ -171,6 +189,7 @@ pub fn verify(
     for problem in source.problems()? {
         verification.report.add(problem);
     }
+    verification.report.salvages = source.salvages()?;
     if !verification.begin(source, first, from)? {
         return Ok(verification.end());
     }
@@ -218,6 +237,7 @@ impl Verification {
             signed: 0,
             signed_at: None,
             unsigned: 0,
+            salvages: Vec::new(),
             keys: Vec::new(),
             key_is_known: false,
             problems: Vec::new(),
@@ -431,6 +451,17 @@ impl Source for JournalSource {
 
     fn removal(&mut self, signed: i64) -> Result<Option<Announced>, AuditError> {
         retention::latest(&self.connection, signed).map_err(AuditError::read)
+    }
+
+    fn salvages(&mut self) -> Result<Vec<Salvaged>, AuditError> {
+        let sql =
+            "SELECT seq, time, detail FROM events WHERE kind = 'journal_salvaged' ORDER BY seq DESC LIMIT ?1";
+        let mut query = self.connection.prepare_cached(sql).map_err(AuditError::read)?;
+        let rows = query.query_map([SALVAGES], |row| {
+            let salvage = serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default();
+            Ok(Salvaged { seq: row.get(0)?, time: row.get(1)?, salvage })
+        });
+        rows.map_err(AuditError::read)?.collect::<Result<_, _>>().map_err(AuditError::read)
     }
 
     fn checkpoints(&mut self, after: u64, most: u32) -> Result<Vec<Checkpoint>, AuditError> {

@@ -102,7 +102,7 @@ impl Archive {
         for segment in self.in_spool(move |spool| spool.unarchived(before)).await? {
             self.upload(&segment).await?;
             let length = segment.length;
-            self.in_spool(move |spool| spool.mark_archived(&segment)).await?;
+            self.in_spool(move |_| segment.mark_archived()).await?;
             self.change(|status| status.archived_bytes += length);
         }
         let pending = self.in_spool(spool::Spool::unarchived_bytes).await?;

@@ -279,18 +279,6 @@ impl Spool {
         Ok(segments.iter().filter(|segment| !segment.is_archived).map(|segment| segment.length).sum())
     }
 
-    /// Notes that a segment is in the archive.
-    pub fn mark_archived(&self, segment: &Segment) -> Result<(), SpoolError> {
-        let path = segment.path.with_extension(ARCHIVED);
-        let noted = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        noted.map(drop).map_err(failed(&path))?;
-        // Unless it was removed meanwhile.
-        if !segment.path.exists() {
-            let _ = fs::remove_file(path);
-        }
-        Ok(())
-    }
-
     /// Nobody writes to the closed segments of this run any more, be it this one.
     fn has_ended(&self, run: Uuid) -> bool {
         run == self.run || lock(&self.root.join(run.to_string())).is_ok()
@@ -339,6 +327,20 @@ impl Spool {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Segment {
+    /// Notes that it is in the archive.
+    pub fn mark_archived(&self) -> Result<(), SpoolError> {
+        let path = self.path.with_extension(ARCHIVED);
+        let noted = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        noted.map(drop).map_err(failed(&path))?;
+        // Unless it was removed meanwhile.
+        if !self.path.exists() {
+            let _ = fs::remove_file(path);
+        }
+        Ok(())
     }
 }
 

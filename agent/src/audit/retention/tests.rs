@@ -249,3 +249,36 @@ async fn a_full_journal_refuses_what_begins_until_there_is_room_again() {
     trail.journal.append_statement(more).await.unwrap();
     assert!(trail.verify().is_good());
 }
+
+#[test]
+fn a_clock_that_was_set_is_not_believed_for_an_hour() {
+    const SECOND: i64 = 1_000_000;
+    let (mut clock, begin) = (Clock::default(), Instant::now());
+    let mut look =
+        |wall: i64, passed: u64| clock.is_steady(wall * SECOND, begin + Duration::from_secs(passed));
+    assert!(look(1000, 0) && look(1010, 10) && look(1075, 20), "it may be corrected a little");
+    assert!(!look(1_000_000, 30), "it was set ahead");
+    assert!(!look(1_001_000, 1030), "it goes on there");
+    assert!(!look(2100, 1090), "it was set back");
+    assert!(!look(2100 + 3599, 1090 + 3599));
+    assert!(look(2100 + 3600, 1090 + 3600));
+}
+
+#[tokio::test]
+async fn a_removal_that_a_wrong_clock_announced_in_the_future_does_not_stop_the_next() {
+    let trail = Trail::new();
+    for _ in 0..10 {
+        trail.events(10).await;
+    }
+    trail.deliver("one", 200).await;
+    let at_once = retention(Some(Duration::ZERO), &["one"]);
+    trail.remove(&at_once).await;
+    let first = trail.first();
+    assert!(first > 1);
+    Connection::open(trail.path())
+        .unwrap()
+        .execute("UPDATE events SET time = time + 31536000000000 WHERE kind = 'records_removed'", [])
+        .unwrap();
+    trail.remove(&at_once).await;
+    assert!(trail.first() > first, "the next one goes on");
+}

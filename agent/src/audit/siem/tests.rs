@@ -210,7 +210,7 @@ async fn a_place_that_refuses_everything_costs_no_record() {
     assert!(taken.lock().unwrap().is_empty());
 }
 
-const KINDS: [EventKind; 35] = {
+const KINDS: [EventKind; 36] = {
     use EventKind::*;
     [
         AgentSilent,
@@ -225,6 +225,7 @@ const KINDS: [EventKind; 35] = {
         ForeignName,
         HandshakeFailed,
         HostMismatch,
+        JournalSalvaged,
         LoginRefused,
         MalformedRequest,
         NameGuarded,

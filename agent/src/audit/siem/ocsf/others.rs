@@ -180,7 +180,9 @@ fn judge(kind: &str) -> (Severity, bool) {
         "agent_silent" | "payload_not_kept" => (Severity::High, true),
         "share_used_up" => (Severity::Medium, true),
         "handshake_failed" | "old_connection" => (Severity::Low, true),
-        "record_given_up" | "unrecorded_login" | "unrecorded_statement" => (Severity::High, false),
+        "journal_salvaged" | "record_given_up" | "unrecorded_login" | "unrecorded_statement" => {
+            (Severity::High, false)
+        }
         "upstream_failed" => (Severity::Low, false),
         // Of a later version.
         _ => (Severity::Medium, false),
