@@ -6,6 +6,7 @@
 
 mod canonical;
 mod checkpoint;
+mod copies;
 mod export;
 mod exported;
 mod key;
@@ -16,6 +17,7 @@ mod verify;
 
 pub(super) use canonical::{Leaf, Members, each, id, integer, leaf, members, text};
 pub use checkpoint::Checkpoint;
+pub use copies::{Copier, Copies};
 pub(super) use export::Line;
 pub use export::{ExportError, Exported, export, is_signed};
 pub(super) use exported::verify_lines;

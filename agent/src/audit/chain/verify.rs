@@ -20,7 +20,7 @@ const LISTED: usize = 1000;
 /// What an agent said of damage, the last times.
 const SALVAGES: u32 = 20;
 /// Checkpoints that are read at once.
-const READ: u32 = 64;
+pub(super) const READ: u32 = 64;
 /// Records that are read at once where no checkpoint says how many.
 const TAIL: usize = 10_000;
 
@@ -123,6 +123,10 @@ pub enum Problem {
     CheckpointOutOfChain {
         number: u64,
     },
+    /// It is another one than was copied to the object store.
+    CheckpointReplaced {
+        number: u64,
+    },
     /// Its list of digests is not what its root stands for: which of its records were changed cannot be said.
     CheckpointDigests {
         number: u64,
@@ -151,6 +155,8 @@ pub struct Report {
     pub unsigned: u64,
     /// What its agent said of damage: it explains what is missing, and excuses nothing.
     pub salvages: Vec<Salvaged>,
+    /// Copies of checkpoints in an object store that were compared, if they were to be.
+    pub copies: Option<u64>,
     /// The public keys of the checkpoints.
     pub keys: Vec<String>,
     /// Whoever asked has said which keys are the node's.
@@ -161,11 +167,26 @@ pub struct Report {
 }
 
 impl Report {
+    /// Nothing is wrong, and what was to prove it was there.
     pub fn is_good(&self) -> bool {
-        self.problems.is_empty()
+        self.problems.is_empty() && self.copies != Some(0)
     }
 
-    fn add(&mut self, problem: Problem) {
+    /// A checkpoint that was copied is not there. One after the other they are one problem.
+    pub(super) fn add_missing_checkpoint(&mut self, number: u64) {
+        let is_known = self.problems.iter_mut().any(|problem| match problem {
+            Problem::CheckpointMissing { first, last } if *first <= number && number <= *last + 1 => {
+                *last = number.max(*last);
+                true
+            }
+            _ => false,
+        });
+        if !is_known {
+            self.add(Problem::CheckpointMissing { first: number, last: number });
+        }
+    }
+
+    pub(super) fn add(&mut self, problem: Problem) {
         if self.problems.len() < LISTED {
             self.problems.push(problem);
         } else {
@@ -238,6 +259,7 @@ impl Verification {
             signed_at: None,
             unsigned: 0,
             salvages: Vec::new(),
+            copies: None,
             keys: Vec::new(),
             key_is_known: false,
             problems: Vec::new(),
@@ -515,6 +537,9 @@ impl fmt::Display for Problem {
                 write!(f, "checkpoint {first} is missing")
             }
             Self::CheckpointMissing { first, last } => write!(f, "checkpoints {first} to {last} are missing"),
+            Self::CheckpointReplaced { number } => {
+                write!(f, "checkpoint {number} is another one than was copied to the object store")
+            }
             Self::CheckpointTwice { number } => write!(f, "checkpoint {number} is there more than once"),
             Self::CheckpointForged { number } => {
                 write!(f, "checkpoint {number} was changed or forged: its signature is wrong")
