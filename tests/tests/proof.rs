@@ -183,9 +183,11 @@ fn copies_that_nobody_can_remove_tell_what_was_cut_off() -> Result<()> {
     let _store = objects.serve(&sandbox)?;
     sandbox.start_agent()?;
     let pod = sandbox.pod("reports")?;
-    client(&pod, SESSION)?;
     let last = "SELECT max(seq) AS seq FROM checkpoints WHERE last_seq >= (SELECT max(seq) FROM outcomes)";
-    eventually("what the session did is signed", || Ok(!journal(&sandbox, last)?[0]["seq"].is_null()))?;
+    for _ in 0..2 {
+        client(&pod, SESSION)?;
+        eventually("what the session did is signed", || Ok(!journal(&sandbox, last)?[0]["seq"].is_null()))?;
+    }
     let signed = journal(&sandbox, last)?[0]["seq"].as_i64().context("a checkpoint")?;
     eventually("the checkpoint is copied", || {
         let said: Value = serde_json::from_str(&sandbox.snowfence(["doctor", "--format", "json"])?.stdout)?;
@@ -213,7 +215,7 @@ fn copies_that_nobody_can_remove_tell_what_was_cut_off() -> Result<()> {
         &sandbox,
         &format!("{cut} UPDATE journal SET last_seq = (SELECT min(seq) FROM checkpoints)"),
     )?;
-    assert_eq!(verify(&cut, None)?.0, true, "without the copies nobody can tell");
+    assert!(verify(&cut, None)?.0, "without the copies nobody can tell");
     let (good, said) = verify(&cut, Some("--checkpoints"))?;
     assert!(!good && said["problems"][0]["problem"] == "checkpoint_missing", "{said}");
 
@@ -225,9 +227,9 @@ for version in bucket.object_versions.all():
         version.delete()
         print("deleted")
     except Exception as error:
-        print(type(error).__name__, "AccessDenied" in str(error))"#,
+        print("kept" if "AccessDenied" in str(error) else error)"#,
     )?;
-    assert!(!refused.is_empty() && refused.lines().all(|line| line == "ClientError True"), "{refused}");
+    assert!(!refused.is_empty() && refused.lines().all(|line| line == "kept"), "{refused}");
     Ok(())
 }
 
