@@ -24,7 +24,7 @@ pub(super) use exported::verify_lines;
 pub use exported::{ExportReport, ExportedError, verify_export};
 pub use key::{KeyError, SigningKey};
 pub use notary::Notary;
-pub use verify::{JournalSource, Problem, Report, Salvaged, Source, verify};
+pub use verify::{JournalSource, Problem, Report, SALVAGES, Salvaged, Source, verify};
 
 /// The most records that a checkpoint covers.
 pub const LONGEST: usize = 4096;

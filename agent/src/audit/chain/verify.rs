@@ -17,8 +17,8 @@ use crate::audit::{AuditError, Salvage, schema};
 
 /// Problems that are listed; more are counted.
 const LISTED: usize = 1000;
-/// What an agent said of damage, the last times.
-const SALVAGES: u32 = 20;
+/// What an agent said of damage, so many times.
+pub const SALVAGES: u32 = 20;
 /// Checkpoints that are read at once.
 pub(super) const READ: u32 = 64;
 /// Records that are read at once where no checkpoint says how many.
@@ -41,10 +41,8 @@ pub trait Source {
     /// The last removal of old records that was announced up to this record.
     fn removal(&mut self, signed: i64) -> Result<Option<Announced>, AuditError>;
 
-    /// What its agent said of damage.
-    fn salvages(&mut self) -> Result<Vec<Salvaged>, AuditError> {
-        Ok(Vec::new())
-    }
+    /// What its agent said of damage, the last times.
+    fn salvages(&mut self) -> Result<Vec<Salvaged>, AuditError>;
 
     /// The first checkpoints after this number, by their numbers, no more than `most`.
     fn checkpoints(&mut self, after: u64, most: u32) -> Result<Vec<Checkpoint>, AuditError>;
@@ -60,6 +58,13 @@ pub struct Salvaged {
     pub time: i64,
     #[serde(flatten)]
     pub salvage: Salvage,
+}
+
+impl Salvaged {
+    /// From an event's detail.
+    pub fn of(seq: i64, time: i64, detail: &str) -> Self {
+        Self { seq, time, salvage: serde_json::from_str(detail).unwrap_or_default() }
+    }
 }
 
 /// What is wrong.
@@ -480,8 +485,7 @@ impl Source for JournalSource {
             "SELECT seq, time, detail FROM events WHERE kind = 'journal_salvaged' ORDER BY seq DESC LIMIT ?1";
         let mut query = self.connection.prepare_cached(sql).map_err(AuditError::read)?;
         let rows = query.query_map([SALVAGES], |row| {
-            let salvage = serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default();
-            Ok(Salvaged { seq: row.get(0)?, time: row.get(1)?, salvage })
+            Ok(Salvaged::of(row.get(0)?, row.get(1)?, &row.get::<_, String>(2)?))
         });
         rows.map_err(AuditError::read)?.collect::<Result<_, _>>().map_err(AuditError::read)
     }
