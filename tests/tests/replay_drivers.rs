@@ -3,7 +3,7 @@
 mod common;
 
 use anyhow::Result;
-use sandbox::{Credential, Environment, Pod};
+use sandbox::{Credential, Environment, Pod, python};
 
 use common::recorded::{PLAIN, Recorded, SERVE, connectors_work};
 use common::{ADBC, node_program, source};
@@ -179,6 +179,28 @@ say(await attempt('drop table customers'));"
     ))
 }
 
+/// JDBC and ODBC as their transcripts have them, in one session.
+fn by_transcripts(driver: &str) -> String {
+    source(&format!(
+        r#"
+from pathlib import Path
+sys.path.insert(0, {programs:?})
+from transcript import Player
+folder = Path({folder:?})
+names = ["connect", "parts", "refusal", "error", "asynchronous", "slow", "heartbeat", "abort"]
+steps = [step for name in names for step in json.loads((folder / f"{{name}}.json").read_text())["steps"]]
+# A part that is asked for without its lease is of no session.
+is_of_session = lambda step: step.get("do") not in ("login", "close") and step.get("answer", {{}}).get("status", 200) == 200
+session = list(filter(is_of_session, steps))
+player = Player(folder)
+for step in [steps[0], *session, steps[-1]]:
+    player.play(step)
+say(steps=len(session))"#,
+        programs = python::programs().display().to_string(),
+        folder = concat!(env!("CARGO_MANIFEST_DIR"), "/transcripts/").to_owned() + driver,
+    ))
+}
+
 fn client(work: &str) -> impl FnOnce(&Pod) -> Result<String> {
     move |pod| pod.python(work)?.into_stdout()
 }
@@ -247,6 +269,16 @@ fn adbc_and_the_cli_get_the_same_bytes_once_more() -> Result<()> {
         is_repeated(&recorded, 1, &[recorded.python(), "-c", &work])?;
     }
     Ok(())
+}
+
+#[test]
+fn jdbc_and_odbc_get_the_same_bytes_once_more() -> Result<()> {
+    let work = by_transcripts("jdbc");
+    let recorded = Recorded::new(Environment::Connector5, client(&work))?;
+    is_repeated(&recorded, 1, &[recorded.python(), "-c", &work])?;
+    let work = by_transcripts("odbc");
+    let recorded = recorded.next(Environment::Connector5, client(&work))?;
+    is_repeated(&recorded, 1, &[recorded.python(), "-c", &work])
 }
 
 #[test]
