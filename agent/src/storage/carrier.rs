@@ -122,3 +122,27 @@ pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_tls_only_the_machine_itself_is_asked() {
+        let is_near = |uri: &str| is_near(&uri.parse().unwrap());
+        for near in [
+            "http://127.0.0.1:9000/x",
+            "http://169.254.169.254/latest",
+            "http://[fd00:ec2::254]/",
+            "http://[::1]/",
+            "http://localhost/",
+        ] {
+            assert!(is_near(near), "{near}");
+        }
+        for far in
+            ["http://10.0.0.1/", "http://s3.amazonaws.com/", "http://[fd00::1]/", "http://169.254.example/"]
+        {
+            assert!(!is_near(far), "{far}");
+        }
+    }
+}

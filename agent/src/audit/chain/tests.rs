@@ -281,6 +281,18 @@ async fn a_gap_does_not_keep_the_rest_from_being_signed() {
     assert_eq!(rest, [unsigned(30, 31), unsigned(34, 100_033)]);
 }
 
+#[tokio::test]
+async fn a_gap_right_behind_a_checkpoint_does_not_either() {
+    let trail = Trail::new().await;
+    // The last checkpoint is record 27, and covers up to the one before.
+    let journal = Journal::open(&trail.path(), "node-1").unwrap();
+    journal.append((0..4).map(|_| event(EventKind::NoFlow).into()).collect()).await.unwrap();
+    trail.change("DELETE FROM events WHERE seq IN (28, 29, 30)");
+    Notary::new(journal, trail.key.clone()).sign().await.unwrap();
+    let report = trail.verify();
+    assert_eq!((report.signed, report.unsigned), (31, 0), "{report:?}");
+}
+
 /// A session's export, and what it must hold.
 struct Sample {
     trail: Trail,

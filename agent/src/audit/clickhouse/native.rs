@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use rusqlite::types::{Type, ValueRef};
+use rusqlite::types::ValueRef;
 use uuid::Uuid;
 
 /// How a column of the journal is written. ClickHouse converts it where the table has another type.
@@ -267,6 +267,16 @@ mod tests {
 
     fn indexes(indexes: &[u32]) -> Vec<u8> {
         indexes.iter().flat_map(|index| index.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn what_the_disk_has_changed_goes_over_all_the_same() {
+        assert_eq!(encoded(Kind::Uuid, "('no identifier')"), [0; 16]);
+        assert_eq!(encoded(Kind::U32, "(-1)"), [0; 4]);
+        assert_eq!(encoded(Kind::OptionalU64, "(NULL), (-1)"), [&[1, 0][..], &[0; 16]].concat());
+        assert_eq!(encoded(Kind::Text, "(1.5)"), [0]);
+        let words = encoded(Kind::Words, "('[1,\"a')");
+        assert!(words.windows(5).any(|window| window == b"[1,\"a"), "{words:?}");
     }
 
     #[test]

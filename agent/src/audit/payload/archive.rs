@@ -354,6 +354,42 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_is_archived_as_long_as_it_has_become() {
+        let scene = Scene::new();
+        let archive = scene.archive();
+        wait(async {
+            scene.keep(100).await;
+            let seen = scene.payloads.spool.unarchived(SystemTime::now()).unwrap().remove(0);
+            let length = seen.length;
+            let more = fs::OpenOptions::new().append(true).open(&seen.path).unwrap();
+            more.write_all_at(&[0; 10], length).unwrap();
+            assert_eq!(archive.upload(&seen).await.unwrap(), length + 10);
+        });
+        let archived = fs::metadata(&scene.files("bucket", ".segment")[0]).unwrap();
+        let kept = fs::metadata(&scene.files("spool", ".segment")[0]).unwrap();
+        assert_eq!(archived.len(), kept.len());
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_read_holds_no_other_up() {
+        let scene = Scene::new();
+        wait(async {
+            let lost = scene.keep(100).await;
+            let path = scene.files("spool", ".segment").remove(0);
+            // The next one is in another file.
+            scene.payloads.spool.unarchived(SystemTime::now()).unwrap();
+            let kept = scene.keep(100).await;
+            fs::remove_file(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+            assert!(scene.archive().step(SystemTime::now()).await.is_err());
+            assert_ne!(lost.places, kept.places);
+        });
+        let archived = scene.files("bucket", ".segment");
+        assert_eq!(archived.len(), 1);
+        assert!(archived[0].ends_with("00000002.segment"), "{archived:?}");
+    }
+
+    #[test]
     fn nothing_goes_before_it_is_archived() {
         let scene = Scene::new();
         let (archive, bucket) = (scene.archive(), scene.directory.path().join("bucket"));

@@ -25,7 +25,8 @@ impl Copied {
             let trail = Trail::new().await;
             let journal = Journal::open(&trail.path(), "node-1").unwrap();
             let copier = Copier::new(&journal, &bucket);
-            for (after, end) in [(0, 7), (7, 8), (8, 100)] {
+            // The second one arrived, and nobody heard of it: it is tried again, with what there is by then.
+            for (after, end) in [(0, 7), (7, 12), (7, 12), (7, 100)] {
                 copier.send(copier.read(after, end).await.unwrap()).await.unwrap();
             }
             journal.close().await;
@@ -65,7 +66,7 @@ impl Copied {
 fn an_untouched_trail_is_that_which_was_copied() {
     let copied = Copied::new();
     let report = copied.compare(None);
-    assert_eq!((report.problems.as_slice(), report.copies), (&[][..], Some(5)));
+    assert_eq!((report.problems.as_slice(), report.copies), (&[][..], Some(6)));
     assert_eq!(copied.compare(Some(3)).copies, Some(3));
 }
 
@@ -98,4 +99,19 @@ fn a_store_without_copies_proves_nothing() {
     let copies = Copies::new(&other.bucket, &other.runtime);
     report.copies = Some(copies.compare(&mut source, None, &mut report, |_, _| {}).unwrap());
     assert!(!report.is_good() && report.problems.is_empty());
+}
+
+#[test]
+fn a_copy_is_not_replaced() {
+    let copied = Copied::new();
+    copied.trail.change("UPDATE statements SET sql = 'select 1' WHERE sql = 'select 4'");
+    copied.sign_anew();
+    copied.runtime.block_on(async {
+        let journal = Journal::open(&copied.trail.path(), "node-1").unwrap();
+        let copier = Copier::new(&journal, &copied.bucket);
+        let anew = copier.read(7, 100).await.unwrap();
+        assert!(copier.send(anew).await.is_err(), "there is another one of this name");
+        journal.close().await;
+    });
+    assert_eq!(copied.compare(None).problems, [Problem::CheckpointReplaced { number: 5 }]);
 }
