@@ -35,8 +35,8 @@ pub(super) struct VerifyArguments {
     from: Option<u64>,
     /// Compare with the copies of checkpoints in this object store, which show what was cut off at the end, too; the configured one
     /// if none is named
-    #[arg(long, value_name = "URL", num_args = 0..=1, require_equals = true, conflicts_with = "export", value_parser = Place::parse)]
-    checkpoints: Option<Option<Place>>,
+    #[arg(long, value_name = "URL", num_args = 0..=1, require_equals = true, conflicts_with = "export", default_missing_value = "")]
+    checkpoints: Option<String>,
     /// A public key that is trusted, as `snowfence audit key` prints it, or a file of such keys; this node's where none is given
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
@@ -56,8 +56,12 @@ impl VerifyArguments {
     /// Where the copies of checkpoints are, if there is to be a comparison.
     fn bucket(&self) -> Result<Option<Bucket>, Failure> {
         let Some(named) = &self.checkpoints else { return Ok(None) };
-        let configured = || self.source.config().load().map(|config| config.checkpoints);
-        let place = if named.is_some() { named.clone() } else { configured()? };
+        let place = if named.is_empty() {
+            self.source.config().load()?.checkpoints
+        } else {
+            let place = Place::parse(named);
+            Some(place.map_err(|expected| Failure::Usage(anyhow!("--checkpoints={named}: {expected}")))?)
+        };
         let place = place.ok_or_else(|| {
             Failure::Usage(anyhow!(
                 "no object store for checkpoints is configured (`[audit.checkpoints]`), or named"

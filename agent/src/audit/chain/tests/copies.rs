@@ -96,8 +96,8 @@ fn a_store_without_copies_proves_nothing() {
     let other = Copied::new();
     let mut source = JournalSource::open(&copied.trail.path()).unwrap();
     let mut report = verify(&mut source, &[copied.trail.key.public()], None, |_, _| {}).unwrap();
-    let copies = Copies::new(&other.bucket, &other.runtime);
-    report.copies = Some(copies.compare(&mut source, None, &mut report, |_, _| {}).unwrap());
+    let elsewhere = Copies::new(&other.bucket, &other.runtime);
+    report.copies = Some(elsewhere.compare(&mut source, None, &mut report, |_, _| {}).unwrap());
     assert!(!report.is_good() && report.problems.is_empty());
 }
 
@@ -108,9 +108,9 @@ fn a_copy_is_not_replaced() {
     copied.sign_anew();
     copied.runtime.block_on(async {
         let journal = Journal::open(&copied.trail.path(), "node-1").unwrap();
-        let copier = Copier::new(&journal, &copied.bucket);
-        let anew = copier.read(7, 100).await.unwrap();
-        assert!(copier.send(anew).await.is_err(), "there is another one of this name");
+        let sink = Copier::new(&journal, &copied.bucket);
+        let anew = sink.read(7, 100).await.unwrap();
+        assert!(sink.send(anew).await.is_err(), "there is another one of this name");
         journal.close().await;
     });
     assert_eq!(copied.compare(None).problems, [Problem::CheckpointReplaced { number: 5 }]);
