@@ -183,7 +183,8 @@ fn name(run: Uuid, segment: u32) -> Path {
 pub struct Archived {
     bucket: Bucket,
     runtime: Runtime,
-    read: Cache<(Uuid, Place), Arc<[u8]>>,
+    /// By run, segment and offset.
+    read: Cache<(Uuid, u32, u64), Arc<[u8]>>,
 }
 
 impl Archived {
@@ -198,7 +199,8 @@ impl Archived {
 
     /// The entry at a place of a run.
     pub fn read(&self, run: Uuid, place: Place) -> Result<Vec<u8>, ReadError> {
-        if let Some(entry) = self.read.get(&(run, place)) {
+        let key = (run, place.segment, place.offset);
+        if let Some(entry) = self.read.get(&key) {
             return Ok(entry.to_vec());
         }
         let name = name(run, place.segment);
@@ -207,7 +209,7 @@ impl Archived {
             BucketError::Request { is_missing: true, .. } => ReadError::Removed,
             error => ReadError::Archive(error),
         })?;
-        self.read.insert((run, place), entry.as_ref().into());
+        self.read.insert(key, entry.as_ref().into());
         Ok(entry.into())
     }
 }
@@ -219,6 +221,7 @@ mod tests {
     use age::x25519;
 
     use super::*;
+    use crate::audit::payload::tests::noise;
     use crate::audit::payload::{self, About, Ending, FrameKind, Kept, Payload};
     use crate::config::WhenFull;
 
@@ -255,14 +258,7 @@ mod tests {
 
         async fn keep(&self, length: usize) -> Payload {
             let mut recording = self.payloads.begin(&About::default(), Instant::now());
-            // What does not compress.
-            let mut state = 1_u64;
-            let body: Vec<u8> = std::iter::repeat_with(|| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                state.to_be_bytes()[0]
-            })
-            .take(length)
-            .collect();
+            let body = noise(length);
             recording.add(FrameKind::AnswerBody, &body).await.unwrap();
             recording.end(Ending::Complete, "").await.unwrap()
         }
