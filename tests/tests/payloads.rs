@@ -107,7 +107,7 @@ say(token=token, small=kept(small), part=kept(part), refused=kept(refused))"#
 #[test]
 fn what_is_asked_for_again_takes_its_room_once() -> Result<()> {
     let reader = Reader::new()?;
-    let mut sandbox = reader.sandbox("")?.start()?;
+    let mut sandbox = reader.sandbox("")?.set("metrics", "listen", "127.0.0.1:9464").start()?;
     let (pod, other) = (sandbox.pod("reports")?, sandbox.pod("others")?);
     let script = format!(
         r#"{RAW}
@@ -149,7 +149,7 @@ for _ in range(int(os.environ.get("TIMES", "1"))):
     for row in &rows {
         let session = row["session"].as_str().context("a session")?;
         let shown = sandbox.snowfence(["audit", "show", session, "--identity", &identity])?.into_stdout()?;
-        assert!(shown.contains("3145728") && !shown.contains("not what the record"), "{shown}");
+        assert!(shown.contains("3145728 bytes") && !shown.contains("not what the record"), "{shown}");
     }
     // From an export of the session that wrote nothing of it.
     let session = rows[2]["session"].as_str().context("a session")?;
