@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use sandbox::{Credential, network};
+use sandbox::{Credential, Environment, Sandbox, network};
 use serde_json::{Value, json};
 
 use common::objects::Objects;
@@ -165,6 +165,71 @@ for _ in range(int(os.environ.get("TIMES", "1"))):
     let replayed =
         sandbox.snowfence(["replay", "--export", &file, "--identity", &identity])?.into_stdout()?;
     assert!(replayed.contains("a part of 3 MiB"), "{replayed}");
+    Ok(())
+}
+
+#[test]
+fn files_of_stages_are_kept_where_it_is_asked_for() -> Result<()> {
+    let reader = Reader::new()?;
+    let everything = concat!(env!("CARGO_MANIFEST_DIR"), "/policies/everything.cedar");
+    let kept_with = |settings: &str| -> Result<Sandbox> {
+        let builder = reader.sandbox(settings)?.driver(Environment::Connector5).policy(everything);
+        let mut sandbox = builder.start()?;
+        let pod = sandbox.pod("loader")?;
+        let said = client(
+            &pod,
+            r#"
+import hashlib, tempfile
+work = tempfile.mkdtemp()
+cursor = connect().cursor()
+for name, content in [("small", b"who read this " * 20_000), ("large", os.urandom(3 << 20))]:
+    with open(f"{work}/{name}", "wb") as file:
+        file.write(content)
+    cursor.execute(f"put 'file://{work}/{name}' '@~/in' auto_compress=false /* unencrypted */")
+    cursor.execute(f"get '@~/in/{name}' 'file://{tempfile.mkdtemp(dir=work)}' /* unencrypted */")
+say(done=True)"#,
+        )?;
+        ensure!(said.len() == 1, "{said:?}");
+        let moved = "SELECT 1 FROM events WHERE kind IN ('file_uploaded', 'file_downloaded')";
+        eventually("all files are on record", || Ok(journal(&sandbox, moved)?.len() == 4))?;
+        Ok(sandbox)
+    };
+    let hashes = kept_with("")?;
+    let payloads = reader.read(&hashes)?;
+    assert_eq!((of(&payloads, "upload").len(), of(&payloads, "download").len()), (0, 0));
+    drop(hashes);
+
+    let sandbox = kept_with("files = \"keep\"\nanswer_mebibytes = 1")?;
+    eventually("all of it is on record", || Ok(of(&reader.read(&sandbox)?, "download").len() == 2))?;
+    let payloads = reader.read(&sandbox)?;
+    let (uploads, downloads) = (of(&payloads, "upload"), of(&payloads, "download"));
+    assert_eq!(uploads.len(), 2);
+    let small = b"who read this ".repeat(20_000);
+    assert!(body(uploads[0], "request_body")? == small && body(downloads[0], "answer_body")? == small);
+    assert_eq!((&uploads[0]["ending"], &downloads[0]["ending"]), (&json!("complete"), &json!("complete")));
+    assert!(uploads[1]["request_body"] == downloads[1]["answer_body"], "the first of it");
+    assert_eq!(body(uploads[1], "request_body")?.len(), 1 << 20);
+    assert_eq!((&uploads[1]["ending"], &downloads[1]["ending"]), (&json!("truncated"), &json!("truncated")));
+
+    let rows = journal(
+        &sandbox,
+        "SELECT t.session = p.session AND t.query_id = p.query_id AS belongs, t.sql, t.id, p.operation,
+                p.request_bytes + p.answer_bytes > 3000000 AS is_large
+         FROM payloads p JOIN trail t ON t.id = p.statement
+         WHERE p.operation IN ('upload', 'download') ORDER BY p.time",
+    )?;
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    for (row, (verb, is_large)) in rows.iter().zip([("put", 0), ("get", 0), ("put", 1), ("get", 1)]) {
+        assert!(row["sql"].as_str().is_some_and(|sql| sql.starts_with(verb)), "{row}");
+        assert_eq!((&row["belongs"], &row["is_large"]), (&json!(1), &json!(is_large)), "{row}");
+    }
+    let identity = reader.identity_file(&sandbox)?;
+    let statement = rows[0]["id"].as_str().context("a statement")?;
+    let shown = sandbox.snowfence(["audit", "show", statement, "--identity", &identity])?.into_stdout()?;
+    assert!(shown.contains("→ PUT") && shown.contains("who read this"), "{shown}");
+    let session = payloads[0]["session"].as_str().context("a session")?;
+    let replayed = sandbox.snowfence(["replay", session, "--identity", &identity])?.into_stdout()?;
+    assert!(replayed.contains("put 'file://"), "{replayed}");
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use hyper::header::CONTENT_LENGTH;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use uuid::Uuid;
 
 use super::Proxy;
@@ -47,6 +47,8 @@ pub struct Noted {
     /// Snowflake's identifier.
     pub query: OnceLock<String>,
     pub body: OnceLock<Bytes>,
+    /// A file that the client sends, and that is kept as it comes.
+    file: Mutex<Option<Recording>>,
 }
 
 impl Noted {
@@ -66,23 +68,56 @@ impl Noted {
             operation: OnceLock::new(),
             query: OnceLock::new(),
             body: OnceLock::new(),
+            file: Mutex::default(),
         })
     }
 
-    /// Keeps the request and what comes of it. What belongs to no session is not kept: it reached nothing.
-    pub async fn answered(self, proxy: &Arc<Proxy>, peer: &Peer, reaction: Reaction) -> Reaction {
-        let Some(session) = self.session.get() else { return reaction };
+    /// Whether files are kept, and this one can be.
+    pub fn keeps_file(&self) -> Result<bool, SpoolError> {
+        let keeps = self.payloads.keeps_files();
+        if keeps {
+            self.payloads.ready()?;
+        }
+        Ok(keeps)
+    }
+
+    /// Keeps a piece of a file that the client sends.
+    pub async fn take(&self, piece: &[u8]) -> Result<(), SpoolError> {
+        let mut file = self.file.lock().await;
+        let recording = match &mut *file {
+            Some(recording) => recording,
+            none => none.insert(self.begin().await?.of_file()),
+        };
+        recording.add(FrameKind::RequestBody, piece).await?;
+        recording.keep().await
+    }
+
+    /// Begins the payload, once it is told whose it is.
+    async fn begin(&self) -> Result<Recording, SpoolError> {
         let about = About {
-            session: *session,
+            session: self.session.get().copied().unwrap_or_default(),
             statement: self.statement.get().copied().unwrap_or_default(),
             query_id: self.query.get().map_or("", String::as_str),
             operation: self.operation.get().copied().unwrap_or_default(),
         };
         let mut recording = self.payloads.begin(&about, self.since);
+        recording.add(FrameKind::Request, self.head.as_bytes()).await?;
+        Ok(recording)
+    }
+
+    /// Keeps the request and what comes of it. What belongs to no session is not kept: it reached nothing.
+    pub async fn answered(self, proxy: &Arc<Proxy>, peer: &Peer, reaction: Reaction) -> Reaction {
+        if self.session.get().is_none() {
+            return reaction;
+        }
         let (head, body) = reaction.into_parts();
         let answer = json!({ "status": head.status.as_u16(), "headers": headers(&head.headers) }).to_string();
         let kept = async {
-            recording.add(FrameKind::Request, self.head.as_bytes()).await?;
+            let file = self.file.lock().await.take();
+            let mut recording = match file {
+                Some(recording) => recording,
+                None => self.begin().await?,
+            };
             recording.add(FrameKind::RequestBody, self.body.get().map_or(&[], |body| body)).await?;
             recording.add(FrameKind::Answer, answer.as_bytes()).await?;
             match body {

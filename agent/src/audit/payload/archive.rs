@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::audit::payload::tests::noise;
     use crate::audit::payload::{self, About, Ending, FrameKind, Kept, Payload};
-    use crate::config::WhenFull;
+    use crate::config::{Files, WhenFull};
 
     struct Scene {
         directory: tempfile::TempDir,
@@ -246,6 +246,7 @@ mod tests {
                 when_full: WhenFull::Refuse,
                 keep: Duration::from_hours(1),
                 answer_limit: None,
+                files: Files::Hash,
                 archive: Some(settings.clone()),
             };
             let payloads = Payloads::open(&directory.path().join("spool"), kept).unwrap();

@@ -26,7 +26,7 @@ use uuid::Uuid;
 use self::shared::Fingerprints;
 use super::chain::Members;
 use super::{AuditError, now, schema};
-use crate::config::{self, WhenFull};
+use crate::config::{self, Files, WhenFull};
 
 pub use archive::{Archive, Archived, Status as ArchiveStatus};
 pub use frames::{Frame, FrameKind};
@@ -159,6 +159,11 @@ impl Payloads {
         self.spool.ready()
     }
 
+    /// Whether files of stages are payloads.
+    pub fn keeps_files(&self) -> bool {
+        self.settings.files == Files::Keep
+    }
+
     /// Bytes in the spool.
     pub fn spooled(&self) -> u64 {
         self.spool.total()
@@ -204,7 +209,8 @@ impl Payloads {
             digest: String::new(),
         };
         let digest = Context::new(&SHA256);
-        Recording { payloads: Arc::clone(self), record, since, waiting: Vec::new(), digest }
+        let payloads = Arc::clone(self);
+        Recording { payloads, record, since, is_file: false, waiting: Vec::new(), digest }
     }
 
     fn clean(&self) {
@@ -247,32 +253,39 @@ pub struct Recording {
     payloads: Arc<Payloads>,
     record: Payload,
     since: Instant,
+    /// The request's body is a file's content: as an answer's is, it may be too long.
+    is_file: bool,
     /// Frames that are not kept yet.
     waiting: Vec<u8>,
     digest: Context,
 }
 
 impl Recording {
+    /// A recording of a file that the client sends.
+    pub fn of_file(self) -> Self {
+        Self { is_file: true, ..self }
+    }
+
     /// Adds to it. It is kept once [`Self::keep`] has returned, or as far as it did not fit into a piece.
     pub async fn add(&mut self, kind: FrameKind, mut content: &[u8]) -> Result<(), SpoolError> {
-        let length = content.len() as u64;
-        match kind {
-            FrameKind::RequestBody => self.record.request_bytes += length,
-            FrameKind::AnswerBody => {
-                let limit = self.payloads.settings.answer_limit.unwrap_or(u64::MAX);
-                let room = usize::try_from(limit.saturating_sub(self.record.answer_bytes));
-                self.record.answer_bytes += length;
-                if let Some(first) = room.ok().and_then(|room| content.get(..room))
-                    && first.len() < content.len()
-                {
-                    self.record.ending = Ending::Truncated;
-                    content = first;
-                }
+        let body = match kind {
+            FrameKind::RequestBody => Some((&mut self.record.request_bytes, self.is_file)),
+            FrameKind::AnswerBody => Some((&mut self.record.answer_bytes, true)),
+            FrameKind::Request | FrameKind::Answer | FrameKind::End => None,
+        };
+        let is_body = body.is_some();
+        if let Some((bytes, is_limited)) = body {
+            let limit = self.payloads.settings.answer_limit.filter(|_| is_limited).unwrap_or(u64::MAX);
+            let room = usize::try_from(limit.saturating_sub(*bytes));
+            *bytes += content.len() as u64;
+            if let Some(first) = room.ok().and_then(|room| content.get(..room))
+                && first.len() < content.len()
+            {
+                self.record.ending = Ending::Truncated;
+                content = first;
             }
-            FrameKind::Request | FrameKind::Answer | FrameKind::End => {}
         }
         let micros = self.elapsed();
-        let is_body = matches!(kind, FrameKind::RequestBody | FrameKind::AnswerBody);
         if is_body && content.len() >= SHARED {
             self.keep().await?;
             for content in content.chunks(PIECE) {
@@ -441,6 +454,7 @@ mod tests {
                 when_full: WhenFull::Refuse,
                 keep: Duration::from_hours(1),
                 answer_limit,
+                files: Files::Hash,
                 archive: None,
             };
             Payloads::open(&self.spool(), settings).unwrap()
