@@ -178,7 +178,7 @@ pub async fn download(exchange: &Exchange<'_>, sealed: &str) -> Reaction {
 /// Where the content of the file is kept, if it is.
 fn keeps<'e>(exchange: &'e Exchange<'_>, lease: &Lease) -> Result<Option<&'e Noted>, FileError> {
     let Some(noted) = exchange.noted else { return Ok(None) };
-    if !noted.keeps_file().map_err(unkept)? {
+    if !noted.keeps_file().map_err(|error| unkept(&error))? {
         return Ok(None);
     }
     exchange.is_on(lease.bound.session);
@@ -187,7 +187,7 @@ fn keeps<'e>(exchange: &'e Exchange<'_>, lease: &Lease) -> Result<Option<&'e Not
     Ok(Some(noted))
 }
 
-fn unkept(error: SpoolError) -> FileError {
+fn unkept(error: &SpoolError) -> FileError {
     tracing::error!(%error, "a file cannot be kept");
     FileError::Unrecorded
 }
@@ -254,7 +254,7 @@ async fn store(exchange: &Exchange<'_>, name: &str, body: &mut Incoming) -> Resu
             let (piece, is_last) = piece(body).await?;
             moved.take(&piece);
             if let Some(kept) = kept {
-                kept.take(&piece).await.map_err(unkept)?;
+                kept.take(&piece).await.map_err(|error| unkept(&error))?;
             }
             if is_last && pieces.is_none() {
                 moved.record().await?;

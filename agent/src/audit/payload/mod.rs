@@ -262,6 +262,7 @@ pub struct Recording {
 
 impl Recording {
     /// A recording of a file that the client sends.
+    #[must_use]
     pub fn of_file(self) -> Self {
         Self { is_file: true, ..self }
     }

@@ -578,10 +578,10 @@ fn encode(entry: &Entry, version: u32, content: &[u8]) -> (Vec<u8>, [u8; DIGEST]
 }
 
 /// Of a head, as far as the digest, and what follows it.
-fn digest(head: &[u8], content: &[u8]) -> [u8; DIGEST] {
+fn digest(head: &[u8], rest: &[u8]) -> [u8; DIGEST] {
     let mut context = Context::new(&SHA256);
     context.update(head.get(..HEAD - DIGEST).unwrap_or(head));
-    context.update(content);
+    context.update(rest);
     let mut digest = [0; DIGEST];
     digest.copy_from_slice(context.finish().as_ref());
     digest
