@@ -61,6 +61,8 @@ pub enum AppError {
     SiemToken { sink: String, source: SecretError },
     #[error("the archive for payloads: {0}")]
     Archive(#[from] BucketError),
+    #[error("the object store for checkpoints: {0}")]
+    Checkpoints(#[source] BucketError),
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error(transparent)]

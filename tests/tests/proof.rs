@@ -7,9 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use sandbox::{Environment, Sandbox, network};
+use sandbox::{Environment, Sandbox, configuration, network};
 use serde_json::Value;
 
+use common::objects::Objects;
 use common::reader::{Reader, program};
 use common::{RAW, client, eventually, journal};
 
@@ -169,6 +170,66 @@ fn an_exported_session_carries_its_proof() -> Result<()> {
 
     let none = sandbox.snowfence(["audit", "export", "0199f3a1-7c1e-7d0a-9b1e-5d2f0c4e8a11", "--to", "-"])?;
     assert!(!none.succeeded() && none.stderr.contains("knows no session"), "{}", none.stderr);
+    Ok(())
+}
+
+#[test]
+fn copies_that_nobody_can_remove_tell_what_was_cut_off() -> Result<()> {
+    let objects = Objects::new()?;
+    let place: toml::Value = toml::from_str(&objects.place("checkpoints"))?;
+    let copying = Sandbox::builder()
+        .configure(move |configuration| configuration::put(configuration, "audit", "checkpoints", place));
+    let mut sandbox = copying.without_agent().start()?;
+    let _store = objects.serve(&sandbox)?;
+    sandbox.start_agent()?;
+    let pod = sandbox.pod("reports")?;
+    let last = "SELECT max(seq) AS seq FROM checkpoints WHERE last_seq >= (SELECT max(seq) FROM outcomes)";
+    for _ in 0..2 {
+        client(&pod, SESSION)?;
+        eventually("what the session did is signed", || Ok(!journal(&sandbox, last)?[0]["seq"].is_null()))?;
+    }
+    let signed = journal(&sandbox, last)?[0]["seq"].as_i64().context("a checkpoint")?;
+    eventually("the checkpoint is copied", || {
+        let said: Value = serde_json::from_str(&sandbox.snowfence(["doctor", "--format", "json"])?.stdout)?;
+        let sinks = said["agent"]["sinks"].as_array().context("sinks")?;
+        let sink = sinks.iter().find(|sink| sink["name"] == "checkpoints").context("the sink")?;
+        Ok(sink["delivered"].as_i64() >= Some(signed))
+    })?;
+    sandbox.stop_agent()?;
+    let outside = network::outside(sandbox.id());
+    let (own, key) = (sandbox.agent_state().join("journal.db"), key(&sandbox)?);
+    let verify = |journal: &Path, copies: Option<&str>| -> Result<(bool, Value)> {
+        let journal = text(journal);
+        let arguments = ["audit", "verify", "--journal", &journal, "--key", &key, "--format", "json"];
+        let said = network::inside(&outside, || sandbox.snowfence(arguments.into_iter().chain(copies)))?;
+        Ok((said.succeeded(), serde_json::from_str(said.stdout.trim()).context(said.stderr)?))
+    };
+    let (good, said) = verify(&own, Some("--checkpoints"))?;
+    assert!(good && said["copies"].as_u64() > Some(0), "{said}");
+
+    let cut: String = ["sessions", "statements", "running", "outcomes", "events", "payloads", "checkpoints"]
+        .map(|table| format!("DELETE FROM {table} WHERE seq > (SELECT min(seq) FROM checkpoints);"))
+        .concat();
+    // The checkpoints go last: they say where to cut.
+    let cut = changed(
+        &sandbox,
+        &format!("{cut} UPDATE journal SET last_seq = (SELECT min(seq) FROM checkpoints)"),
+    )?;
+    assert!(verify(&cut, None)?.0, "without the copies nobody can tell");
+    let (good, said) = verify(&cut, Some("--checkpoints"))?;
+    assert!(!good && said["problems"][0]["problem"] == "checkpoint_missing", "{said}");
+
+    let refused = objects.by_owner(
+        &sandbox,
+        r#"
+for version in bucket.object_versions.all():
+    try:
+        version.delete()
+        print("deleted")
+    except Exception as error:
+        print("kept" if "AccessDenied" in str(error) else error)"#,
+    )?;
+    assert!(!refused.is_empty() && refused.lines().all(|line| line == "kept"), "{refused}");
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! What becomes of the journal's records: they are signed, delivered to ClickHouse and to SIEM sinks, and removed in their time.
+//! What becomes of the journal's records: they are signed, delivered to ClickHouse and to SIEM sinks, and removed in their time;
+//! copies of what they are signed by go to an object store.
 //! All of it begins with the journal, and ends when that goes to a successor.
 
 use std::sync::Arc;
@@ -10,10 +11,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{AppError, State};
-use crate::audit::chain::{Notary, SigningKey};
+use crate::audit::chain::{Copier, Notary, SigningKey};
 use crate::audit::delivery::{Monitor, Progress};
 use crate::audit::{Journal, Retention, clickhouse, siem};
 use crate::config::{ClickHouse, Config, SecretReference, Siem, SiemTarget};
+use crate::storage::Bucket;
 
 pub struct Delivery {
     key: SigningKey,
@@ -21,6 +23,7 @@ pub struct Delivery {
     limit: u64,
     clickhouse: Option<(clickhouse::Settings, Arc<watch::Sender<Progress>>)>,
     siem: Vec<(Arc<Siem>, Arc<watch::Sender<Progress>>)>,
+    checkpoints: Option<(Bucket, Arc<watch::Sender<Progress>>)>,
     control: Handle,
     running: Option<(CancellationToken, JoinSet<()>)>,
 }
@@ -35,12 +38,15 @@ impl Delivery {
             }
         }
         let siem = config.siem.iter().map(|sink| (Arc::new(sink.clone()), Arc::default())).collect();
+        let checkpoints = config.checkpoints.as_ref().map(Bucket::open).transpose();
+        let checkpoints = checkpoints.map_err(AppError::Checkpoints)?;
         Ok(Self {
             key: SigningKey::open(&State(&config.agent.state_dir).signing_key())?,
             keep: config.journal.keep,
             limit: config.journal.limit,
             clickhouse: settings(config)?.map(|settings| (settings, Arc::default())),
             siem,
+            checkpoints: checkpoints.map(|bucket| (bucket, Arc::default())),
             control: control.clone(),
             running: None,
         })
@@ -66,6 +72,12 @@ impl Delivery {
             running.spawn_on(delivering, &self.control);
             sinks.push(Arc::clone(progress));
         }
+        if let Some((bucket, progress)) = &self.checkpoints {
+            let copier = Copier::new(journal, bucket);
+            let copying = copier.run(Arc::clone(progress), end.clone().cancelled_owned());
+            running.spawn_on(copying, &self.control);
+            sinks.push(Arc::clone(progress));
+        }
         let retention = Retention { keep: self.keep, sinks };
         running.spawn_on(retention.run(journal.clone(), end.clone().cancelled_owned()), &self.control);
         self.running = Some((end, running));
@@ -84,7 +96,12 @@ impl Delivery {
     pub fn monitors(&self, journal: &Journal) -> Vec<Monitor> {
         let clickhouse = self.clickhouse.iter().map(|(_, progress)| ("clickhouse", progress));
         let siem = self.siem.iter().map(|(sink, progress)| (sink.name.as_str(), progress));
-        clickhouse.chain(siem).map(|(name, progress)| Monitor::new(name, journal, progress)).collect()
+        let checkpoints = self.checkpoints.iter().map(|(_, progress)| ("checkpoints", progress));
+        clickhouse
+            .chain(siem)
+            .chain(checkpoints)
+            .map(|(name, progress)| Monitor::new(name, journal, progress))
+            .collect()
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::storage::BucketError;
+
 /// Why the trail could not be written or read. Cheap to clone: one failure answers every append that waited for it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AuditError {
@@ -55,6 +57,10 @@ pub enum AuditError {
         "the session {0} has too many statements to be loaded at once: `snowfence audit show` shows each"
     )]
     LongSession(Uuid),
+    #[error("the copies of checkpoints: {0}")]
+    Copies(Arc<BucketError>),
+    #[error("{0} is no copy of checkpoints of this journal")]
+    ForeignCopy(String),
     #[error("record {0} is not what this program records")]
     Record(i64),
     #[error("no journal at {0}: is the agent's state_dir right, and has the agent run once?")]

@@ -90,9 +90,12 @@ fn check(file: &ConfigFile, without_secrets: bool) -> Result<Config, ConfigError
             unusable.push((path, error.to_string()));
         }
         let archive = config.payloads.as_ref().and_then(|payloads| payloads.archive.as_ref());
-        if let Some(Err(error)) = archive.map(|archive| Bucket::open(&archive.bucket)) {
-            let path = ["audit", "payloads", "archive"].map(ToOwned::to_owned).to_vec();
-            unusable.push((path, error.to_string()));
+        let archive = archive.map(|archive| (&["audit", "payloads", "archive"][..], &archive.bucket));
+        let checkpoints = config.checkpoints.as_ref().map(|bucket| (&["audit", "checkpoints"][..], bucket));
+        for (path, bucket) in archive.into_iter().chain(checkpoints) {
+            if let Err(error) = Bucket::open(bucket) {
+                unusable.push((path.iter().map(ToString::to_string).collect(), error.to_string()));
+            }
         }
         for (index, sink) in config.siem.iter().enumerate() {
             if let Err(error) = siem::check(sink) {

@@ -12,7 +12,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::source::PayloadSource;
-use super::verify::Progress;
+use super::verify::{Progress, count};
 use super::{Failure, Format, Output};
 use crate::admin::Client;
 use crate::app::State;
@@ -108,8 +108,4 @@ fn failed(error: ExportError) -> Failure {
         ExportError::Write(error) => Failure::Failed(error.into()),
         error => Failure::Failed(error.into()),
     }
-}
-
-fn count(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use super::source::Source;
 use super::{ConfigFile, Failure, Format, Output, schema};
 use crate::app::State;
-use crate::audit::chain::{self, JournalSource, Report, Salvaged, SigningKey, verify, verify_export};
+use crate::audit::chain::{self, Copies, JournalSource, Report, Salvaged, SigningKey, verify, verify_export};
 use crate::audit::clickhouse::{self, Delivered, DeliveredSource};
+use crate::config::Bucket as Place;
+use crate::storage::Bucket;
 
 #[derive(Args)]
 pub(super) struct VerifyArguments {
@@ -31,6 +33,10 @@ pub(super) struct VerifyArguments {
     /// Begin with this checkpoint, and trust what it says of those before it
     #[arg(long, value_name = "NUMBER", conflicts_with = "export")]
     from: Option<u64>,
+    /// Compare with the copies of checkpoints in this object store, which show what was cut off at the end, too; the configured one
+    /// if none is named
+    #[arg(long, value_name = "URL", num_args = 0..=1, require_equals = true, conflicts_with = "export", value_parser = Place::parse)]
+    checkpoints: Option<Option<Place>>,
     /// A public key that is trusted, as `snowfence audit key` prints it, or a file of such keys; this node's where none is given
     #[arg(long = "key", value_name = "KEY")]
     keys: Vec<String>,
@@ -89,8 +95,24 @@ fn one(
     keys: &[String],
 ) -> Result<Report, Failure> {
     let mut progress = Progress::new("records verified");
-    let report = verify(source, keys, arguments.from, |now, last| progress.show(now, last))?;
+    let mut report = verify(source, keys, arguments.from, |now, last| progress.show(now, last))?;
     progress.end();
+    if let Some(named) = &arguments.checkpoints {
+        let configured = || arguments.source.config().load().map(|config| config.checkpoints);
+        let bucket = if named.is_some() { named.clone() } else { configured()? };
+        let bucket = bucket.ok_or_else(|| {
+            Failure::Usage(anyhow!(
+                "no object store for checkpoints is configured (`[audit.checkpoints]`), or named"
+            ))
+        })?;
+        let bucket = Bucket::open(&bucket).map_err(|error| Failure::Usage(error.into()))?;
+        let runtime = schema::runtime()?;
+        let mut progress = Progress::new("objects with checkpoints compared");
+        let show = |now, all| progress.show(count(now), count(all));
+        report.copies =
+            Some(Copies::new(&bucket, &runtime).compare(source, arguments.from, &mut report, show)?);
+        progress.end();
+    }
     print(&report, arguments.output.format)?;
     Ok(report)
 }
@@ -237,6 +259,11 @@ fn print(report: &Report, format: Format) -> Result<(), Failure> {
         report.checkpoints,
         report.signed
     )?;
+    match report.copies {
+        None => {}
+        Some(0) => writeln!(out, "the object store has no copies of its checkpoints: it proves nothing")?,
+        Some(copies) => writeln!(out, "{copies} copies of checkpoints were compared")?,
+    }
     if let Some(removed) = report.removed_through {
         writeln!(out, "those up to record {removed} left the journal in their time")?;
     }
@@ -245,6 +272,10 @@ fn print(report: &Report, format: Format) -> Result<(), Failure> {
     }
     tell_keys(&mut out, report.key_is_known, &report.keys)?;
     Ok(())
+}
+
+pub(super) fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// How far long work is, on a terminal.

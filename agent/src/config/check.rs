@@ -12,7 +12,7 @@ use hyper::Uri;
 use super::document::Document;
 use super::{
     Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, Journal, KeySource,
-    Kubernetes, PodSelector, RetentionDays, Rule, Scope, Tls, is_under, payloads, raw, reconcile,
+    Kubernetes, PodSelector, RetentionDays, Rule, Scope, Tls, bucket, is_under, payloads, raw, reconcile,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -31,6 +31,9 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         raw.audit.payloads.as_ref(),
     );
     let payloads = raw.audit.payloads.map(|raw| payloads::check(raw, checker.document));
+    let checkpoints = raw.audit.checkpoints;
+    let checkpoints =
+        checkpoints.and_then(|raw| bucket::check(raw, &["audit", "checkpoints"], checker.document));
     let known = reconcile::Known {
         accounts: &accounts,
         credentials: &credentials,
@@ -58,6 +61,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         clickhouse,
         journal,
         payloads,
+        checkpoints,
         reconcile,
         siem,
         metrics,

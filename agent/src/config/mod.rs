@@ -57,6 +57,8 @@ pub struct Config {
     /// What is kept of requests and answers; `None`: nothing.
     pub journal: Journal,
     pub payloads: Option<Payloads>,
+    /// Where copies of checkpoints go.
+    pub checkpoints: Option<Bucket>,
     /// `None`: the trail is not compared with Snowflake's history.
     pub reconcile: Option<Reconcile>,
     /// Where else the trail is delivered.

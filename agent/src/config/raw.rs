@@ -319,6 +319,9 @@ pub struct Audit {
     pub journal: Journal,
     /// What clients asked and were answered, whole and encrypted, for replay. Without it, no answer is kept.
     pub payloads: Option<super::payloads::Raw>,
+    /// An object store that keeps copies of the checkpoints that the trail is signed by, out of this host's reach: a bucket
+    /// with object lock. Without it, there are none but in `ClickHouse` and SIEM sinks.
+    pub checkpoints: Option<super::bucket::Raw>,
     /// How the trail is compared with Snowflake's own history. Without it, it is not.
     pub reconcile: Option<super::reconcile::Raw>,
 }

@@ -99,15 +99,27 @@ impl Bucket {
         self.store.as_ref()
     }
 
-    /// What the store did not do, in one line. What it says in words may repeat what it was asked with.
+    /// What the store did not do, in one line.
     pub fn failed(&self, error: &object_store::Error) -> BucketError {
-        let problem = innermost(error);
         BucketError::Request {
             url: self.url.clone(),
-            problem: problem.lines().next().unwrap_or_default().chars().take(300).collect(),
+            problem: in_one_line(&innermost(error)),
             is_missing: matches!(error, object_store::Error::NotFound { .. }),
         }
     }
+}
+
+/// An error in a line. What stores say of one is XML with a code and a message.
+fn in_one_line(text: &str) -> String {
+    let within = |tag: &str| {
+        let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+        Some(rest.split_once("</")?.0)
+    };
+    let line = match (text.split_once('<'), within("Code"), within("Message")) {
+        (Some((status, _)), Some(code), Some(message)) => format!("{status}{code}: {message}"),
+        _ => text.lines().next().unwrap_or_default().to_owned(),
+    };
+    line.chars().filter(|character| !character.is_control()).take(300).collect()
 }
 
 fn retry() -> RetryConfig {
@@ -128,4 +140,17 @@ fn carrier(settings: &config::Bucket) -> Result<Carrier<HttpsConnector<HttpConne
         .enable_http1()
         .wrap_connector(connector);
     Ok(Carrier::new(Client::builder(TokioExecutor::new()).build(connector)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_store_says_is_one_line() {
+        let said = "Server returned 403 Forbidden: <?xml version=\"1.0\"?>\n<Error>\n<Code>AccessDenied</Code>\n<Message>No.</Message></Error>";
+        assert_eq!(in_one_line(said), "Server returned 403 Forbidden: AccessDenied: No.");
+        assert_eq!(in_one_line("first\nsecond"), "first");
+        assert_eq!(in_one_line("<Code>x"), "<Code>x");
+    }
 }

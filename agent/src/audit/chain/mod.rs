@@ -6,6 +6,7 @@
 
 mod canonical;
 mod checkpoint;
+mod copies;
 mod export;
 mod exported;
 mod key;
@@ -16,13 +17,14 @@ mod verify;
 
 pub(super) use canonical::{Leaf, Members, each, id, integer, leaf, members, text};
 pub use checkpoint::Checkpoint;
+pub use copies::{Copier, Copies};
 pub(super) use export::Line;
 pub use export::{ExportError, Exported, export, is_signed};
 pub(super) use exported::verify_lines;
 pub use exported::{ExportReport, ExportedError, verify_export};
 pub use key::{KeyError, SigningKey};
 pub use notary::Notary;
-pub use verify::{JournalSource, Problem, Report, Salvaged, Source, verify};
+pub use verify::{JournalSource, Problem, Report, SALVAGES, Salvaged, Source, verify};
 
 /// The most records that a checkpoint covers.
 pub const LONGEST: usize = 4096;

@@ -1,5 +1,7 @@
 //! What verification finds, in journals that were changed by somebody who can write the file but has no key.
 
+mod copies;
+
 use std::path::PathBuf;
 
 use proptest::prelude::*;

@@ -17,10 +17,10 @@ use crate::audit::{AuditError, Salvage, schema};
 
 /// Problems that are listed; more are counted.
 const LISTED: usize = 1000;
-/// What an agent said of damage, the last times.
-const SALVAGES: u32 = 20;
+/// What an agent said of damage, so many times.
+pub const SALVAGES: u32 = 20;
 /// Checkpoints that are read at once.
-const READ: u32 = 64;
+pub(super) const READ: u32 = 64;
 /// Records that are read at once where no checkpoint says how many.
 const TAIL: usize = 10_000;
 
@@ -41,10 +41,8 @@ pub trait Source {
     /// The last removal of old records that was announced up to this record.
     fn removal(&mut self, signed: i64) -> Result<Option<Announced>, AuditError>;
 
-    /// What its agent said of damage.
-    fn salvages(&mut self) -> Result<Vec<Salvaged>, AuditError> {
-        Ok(Vec::new())
-    }
+    /// What its agent said of damage, the last times.
+    fn salvages(&mut self) -> Result<Vec<Salvaged>, AuditError>;
 
     /// The first checkpoints after this number, by their numbers, no more than `most`.
     fn checkpoints(&mut self, after: u64, most: u32) -> Result<Vec<Checkpoint>, AuditError>;
@@ -60,6 +58,13 @@ pub struct Salvaged {
     pub time: i64,
     #[serde(flatten)]
     pub salvage: Salvage,
+}
+
+impl Salvaged {
+    /// From an event's detail.
+    pub fn of(seq: i64, time: i64, detail: &str) -> Self {
+        Self { seq, time, salvage: serde_json::from_str(detail).unwrap_or_default() }
+    }
 }
 
 /// What is wrong.
@@ -123,6 +128,10 @@ pub enum Problem {
     CheckpointOutOfChain {
         number: u64,
     },
+    /// It is another one than was copied to the object store.
+    CheckpointReplaced {
+        number: u64,
+    },
     /// Its list of digests is not what its root stands for: which of its records were changed cannot be said.
     CheckpointDigests {
         number: u64,
@@ -151,6 +160,8 @@ pub struct Report {
     pub unsigned: u64,
     /// What its agent said of damage: it explains what is missing, and excuses nothing.
     pub salvages: Vec<Salvaged>,
+    /// Copies of checkpoints in an object store that were compared, if they were to be.
+    pub copies: Option<u64>,
     /// The public keys of the checkpoints.
     pub keys: Vec<String>,
     /// Whoever asked has said which keys are the node's.
@@ -161,11 +172,26 @@ pub struct Report {
 }
 
 impl Report {
+    /// Nothing is wrong, and what was to prove it was there.
     pub fn is_good(&self) -> bool {
-        self.problems.is_empty()
+        self.problems.is_empty() && self.copies != Some(0)
     }
 
-    fn add(&mut self, problem: Problem) {
+    /// A checkpoint that was copied is not there. One after the other they are one problem.
+    pub(super) fn add_missing_checkpoint(&mut self, number: u64) {
+        let is_known = self.problems.iter_mut().any(|problem| match problem {
+            Problem::CheckpointMissing { first, last } if *first <= number && number <= *last + 1 => {
+                *last = number.max(*last);
+                true
+            }
+            _ => false,
+        });
+        if !is_known {
+            self.add(Problem::CheckpointMissing { first: number, last: number });
+        }
+    }
+
+    pub(super) fn add(&mut self, problem: Problem) {
         if self.problems.len() < LISTED {
             self.problems.push(problem);
         } else {
@@ -238,6 +264,7 @@ impl Verification {
             signed_at: None,
             unsigned: 0,
             salvages: Vec::new(),
+            copies: None,
             keys: Vec::new(),
             key_is_known: false,
             problems: Vec::new(),
@@ -458,8 +485,7 @@ impl Source for JournalSource {
             "SELECT seq, time, detail FROM events WHERE kind = 'journal_salvaged' ORDER BY seq DESC LIMIT ?1";
         let mut query = self.connection.prepare_cached(sql).map_err(AuditError::read)?;
         let rows = query.query_map([SALVAGES], |row| {
-            let salvage = serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default();
-            Ok(Salvaged { seq: row.get(0)?, time: row.get(1)?, salvage })
+            Ok(Salvaged::of(row.get(0)?, row.get(1)?, &row.get::<_, String>(2)?))
         });
         rows.map_err(AuditError::read)?.collect::<Result<_, _>>().map_err(AuditError::read)
     }
@@ -515,6 +541,9 @@ impl fmt::Display for Problem {
                 write!(f, "checkpoint {first} is missing")
             }
             Self::CheckpointMissing { first, last } => write!(f, "checkpoints {first} to {last} are missing"),
+            Self::CheckpointReplaced { number } => {
+                write!(f, "checkpoint {number} is another one than was copied to the object store")
+            }
             Self::CheckpointTwice { number } => write!(f, "checkpoint {number} is there more than once"),
             Self::CheckpointForged { number } => {
                 write!(f, "checkpoint {number} was changed or forged: its signature is wrong")

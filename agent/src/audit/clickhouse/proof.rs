@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::connection::Connection;
 use super::reader::Reader;
 use super::{AuditError, Settings};
-use crate::audit::chain::{Checkpoint, Leaf, Problem, Source, leaf, members};
+use crate::audit::chain::{Checkpoint, Leaf, Problem, SALVAGES, Salvaged, Source, leaf, members};
 use crate::audit::retention::Announced;
 use crate::audit::schema::RECORDS;
 
@@ -135,6 +135,17 @@ impl Source for DeliveredSource<'_> {
         let rows = self.reader.texts(&sql)?;
         let signed = rows.first().and_then(|[signed]: &[String; 1]| signed.parse().ok());
         signed.ok_or_else(|| self.reader.connection.unintelligible())
+    }
+
+    fn salvages(&mut self) -> Result<Vec<Salvaged>, AuditError> {
+        let condition = format!("kind = 'journal_salvaged' ORDER BY seq DESC LIMIT {SALVAGES}");
+        let mut salvages = Vec::new();
+        self.rows("events", &condition, |seq, row| {
+            let time = row.get("time").and_then(Value::as_i64).unwrap_or_default();
+            let detail = row.get("detail").and_then(Value::as_str).unwrap_or_default();
+            salvages.push(Salvaged::of(seq, time, detail));
+        })?;
+        Ok(salvages)
     }
 
     /// What left the node's journal in its time is here all the same.

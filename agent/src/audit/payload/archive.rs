@@ -99,7 +99,9 @@ impl Archive {
     /// Brings there what is complete by now.
     async fn step(&self) -> Result<(), Problem> {
         let before = SystemTime::now().checked_sub(self.patience).unwrap_or(SystemTime::UNIX_EPOCH);
-        for segment in self.in_spool(move |spool| spool.unarchived(before)).await? {
+        // What goes there is on the disk here, so that it is the same after a loss of power.
+        let complete = move |spool: &spool::Spool| spool.sync().and_then(|()| spool.unarchived(before));
+        for segment in self.in_spool(complete).await? {
             self.upload(&segment).await?;
             let length = segment.length;
             self.in_spool(move |_| segment.mark_archived()).await?;
