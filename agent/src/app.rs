@@ -191,6 +191,8 @@ struct Running {
     proxy: Arc<Proxy>,
     journal: Journal,
     delivery: Delivery,
+    /// What brings payloads to the archive, and how it is told to end.
+    archiving: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
     serving: tokio::task::JoinHandle<()>,
     /// What looks after things, and ends with the agent.
     background: JoinSet<()>,
@@ -265,8 +267,11 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         Some(settings) => Some(keep_payloads(&state, settings.clone(), &journal).await?),
         None => None,
     };
+    let mut archiving = None;
     if let (Some(payloads), Some((settings, bucket))) = (&payloads, archive) {
-        background.spawn_on(Archive::new(payloads, bucket, settings).run(), control);
+        let stop = CancellationToken::new();
+        let archive = Archive::new(payloads, bucket, settings).run(stop.clone().cancelled_owned());
+        archiving = Some((stop, control.spawn(archive)));
     }
     let dialer = Dialer::new(capture.marker());
     let sessions = Sessions::new(Vault::open(&state.sessions())?, &identity);
@@ -353,7 +358,18 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     // After it knows that it is relieved: who waits for this file may stop it then.
     write_ready(&state)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.agent.node, "ready");
-    Ok(Running { config, capture, proxy, journal, delivery, serving, background, signals, succession })
+    Ok(Running {
+        config,
+        capture,
+        proxy,
+        journal,
+        delivery,
+        archiving,
+        serving,
+        background,
+        signals,
+        succession,
+    })
 }
 
 impl Running {
@@ -414,6 +430,18 @@ impl Running {
         note(&self.journal, EventKind::AgentStopped, detail).await?;
         // What is not delivered stays in the journal for the next start.
         self.delivery.stop().await;
+        match (self.archiving.take(), successor) {
+            (Some((stop, archiving)), None) => {
+                stop.cancel();
+                let _ = archiving.await;
+            }
+            // The successor goes on with it.
+            (Some((_, archiving)), Some(_)) => archiving.abort(),
+            (None, _) => {}
+        }
+        if successor.is_none() {
+            self.delivery.copy_last_checkpoints(&self.journal).await;
+        }
         match self.capture.counters() {
             Ok(counters) => tracing::info!(?counters, "what the kernel programs have counted"),
             Err(error) => tracing::warn!(%error, "what the kernel programs have counted is not known"),

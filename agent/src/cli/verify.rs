@@ -52,6 +52,21 @@ pub(super) struct KeyArguments {
     output: Output,
 }
 
+impl VerifyArguments {
+    /// Where the copies of checkpoints are, if there is to be a comparison.
+    fn bucket(&self) -> Result<Option<Bucket>, Failure> {
+        let Some(named) = &self.checkpoints else { return Ok(None) };
+        let configured = || self.source.config().load().map(|config| config.checkpoints);
+        let place = if named.is_some() { named.clone() } else { configured()? };
+        let place = place.ok_or_else(|| {
+            Failure::Usage(anyhow!(
+                "no object store for checkpoints is configured (`[audit.checkpoints]`), or named"
+            ))
+        })?;
+        Bucket::open(&place).map(Some).map_err(|error| Failure::Usage(error.into()))
+    }
+}
+
 pub(super) fn run(arguments: &VerifyArguments) -> Result<(), Failure> {
     if let Some(file) = &arguments.export {
         return exported(arguments, file);
@@ -94,23 +109,16 @@ fn one(
     source: &mut impl chain::Source,
     keys: &[String],
 ) -> Result<Report, Failure> {
+    let bucket = arguments.bucket()?;
     let mut progress = Progress::new("records verified");
     let mut report = verify(source, keys, arguments.from, |now, last| progress.show(now, last))?;
     progress.end();
-    if let Some(named) = &arguments.checkpoints {
-        let configured = || arguments.source.config().load().map(|config| config.checkpoints);
-        let bucket = if named.is_some() { named.clone() } else { configured()? };
-        let bucket = bucket.ok_or_else(|| {
-            Failure::Usage(anyhow!(
-                "no object store for checkpoints is configured (`[audit.checkpoints]`), or named"
-            ))
-        })?;
-        let bucket = Bucket::open(&bucket).map_err(|error| Failure::Usage(error.into()))?;
+    if let Some(bucket) = &bucket {
         let runtime = schema::runtime()?;
         let mut progress = Progress::new("objects with checkpoints compared");
         let show = |now, all| progress.show(count(now), count(all));
         report.copies =
-            Some(Copies::new(&bucket, &runtime).compare(source, arguments.from, &mut report, show)?);
+            Some(Copies::new(bucket, &runtime).compare(source, arguments.from, &mut report, show)?);
         progress.end();
     }
     print(&report, arguments.output.format)?;

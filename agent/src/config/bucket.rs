@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use object_store::ObjectStoreScheme;
 use object_store::aws::AmazonS3ConfigKey;
 use object_store::azure::AzureConfigKey;
 use object_store::gcp::GoogleConfigKey;
 use object_store::path::Path;
+use object_store::{ClientConfigKey, ObjectStoreScheme};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use url::Url;
@@ -28,6 +28,7 @@ pub struct Bucket {
     pub secrets: BTreeMap<String, SecretReference>,
     /// The system's roots where there is none.
     pub ca_bundle: Option<PathBuf>,
+    pub allow_http: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,10 +80,14 @@ impl Bucket {
             return Err("expected a URL without a user, a password or parameters: secrets go to `secrets`");
         }
         let (options, secrets) = <_>::default();
-        Ok(Self { kind, url, prefix, options, secrets, ca_bundle: None })
+        Ok(Self { kind, url, prefix, options, secrets, ca_bundle: None, allow_http: false })
     }
 
     fn knows(&self, option: &str) -> bool {
+        // How connections are made is none of the store's.
+        if option.parse::<ClientConfigKey>().is_ok() {
+            return false;
+        }
         match self.kind {
             BucketKind::Azure => option.parse::<AzureConfigKey>().is_ok(),
             BucketKind::Folder(_) => false,
@@ -113,7 +118,7 @@ pub(super) fn check(raw: Raw, at: &[&str], document: &mut Document) -> Option<Bu
                 &["options", name],
                 "is a secret: put a reference to it (`file:PATH`, `env:NAME`) in `secrets`",
             );
-        } else if name.contains("endpoint")
+        } else if value.starts_with("http")
             && let Err(expected) = protected_url(value, raw.allow_http)
         {
             wrong(&["options", name], expected);
@@ -130,13 +135,23 @@ pub(super) fn check(raw: Raw, at: &[&str], document: &mut Document) -> Option<Bu
             Err(expected) => wrong(&["secrets", &name], expected),
         }
     }
-    Some(Bucket { options: raw.options, ca_bundle: raw.ca_bundle, ..bucket })
+    Some(Bucket { options: raw.options, ca_bundle: raw.ca_bundle, allow_http: raw.allow_http, ..bucket })
 }
 
 /// By the names that these options have.
 fn is_secret(option: &str) -> bool {
     let is_place = option.ends_with("_file") || option.ends_with("_path") || option.ends_with("_uri");
-    let words = ["secret", "token", "sas", "password", "access_key", "master_key", "account_key"];
+    let words = [
+        "secret",
+        "token",
+        "sas",
+        "password",
+        "access_key",
+        "master_key",
+        "account_key",
+        "encryption_key",
+        "customer_key",
+    ];
     !is_place && !option.ends_with("_id") && words.iter().any(|word| option.contains(word))
 }
 
@@ -163,6 +178,8 @@ mod tests {
     fn secrets_are_told_from_other_options() {
         for secret in [
             "aws_secret_access_key",
+            "azure_encryption_key",
+            "aws_sse_customer_key_base64",
             "token",
             "azure_storage_sas_key",
             "access_key",

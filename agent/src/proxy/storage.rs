@@ -48,7 +48,7 @@ pub struct Opened {
 
 /// Opens a stage's storage.
 pub fn open(client: &Client<Connector, HttpRequestBody>, stage: &Stage) -> Result<Opened, StorageError> {
-    let carrier = Carrier::new(client.clone());
+    let carrier = Carrier::new(client.clone(), false);
     let retry =
         RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT };
     let store: Result<Arc<dyn ObjectStore>, _> = match &stage.storage {

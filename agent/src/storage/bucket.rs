@@ -14,6 +14,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+use tokio::time::timeout;
 
 use super::carrier::{Carrier, innermost};
 use crate::config::{self, BucketKind, Secret, SecretError};
@@ -23,6 +24,8 @@ use crate::tls::{self, TlsError};
 const RETRIES: usize = 3;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(40);
 const CONNECT: Duration = Duration::from_secs(10);
+/// For a part of a file, all tries included.
+const DEADLINE: Duration = Duration::from_mins(3);
 
 /// Why a place in an object store cannot be used. It repeats no secret.
 #[derive(Debug, thiserror::Error)]
@@ -104,9 +107,15 @@ impl Bucket {
         BucketError::Request {
             url: self.url.clone(),
             problem: in_one_line(&innermost(error)),
-            is_missing: matches!(error, object_store::Error::NotFound { .. }),
+            is_missing: matches!(error, object_store::Error::NotFound { .. })
+                && !is_of_bucket(&innermost(error)),
         }
     }
+}
+
+/// It is the bucket that is not there.
+fn is_of_bucket(text: &str) -> bool {
+    ["NoSuchBucket", "ContainerNotFound", "specified bucket"].iter().any(|code| text.contains(code))
 }
 
 /// An error in a line. What stores say of one is XML with a code and a message.
@@ -122,15 +131,21 @@ fn in_one_line(text: &str) -> String {
     line.chars().filter(|character| !character.is_control()).take(300).collect()
 }
 
+/// Waits for a store no longer than it may take, as connections can die without a word.
+pub async fn in_time<T>(asked: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+    let late = |_| Err(object_store::Error::Generic { store: "", source: "it does not answer".into() });
+    timeout(DEADLINE, asked).await.unwrap_or_else(late)
+}
+
 fn retry() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT }
 }
 
-/// HTTP without TLS is what clouds give credentials by, on the machine itself; that a store is not asked by it was seen to
-/// when the configuration was read.
+/// HTTP without TLS is what clouds give credentials by, on the machine itself: the carrier lets no more be asked by it.
 fn carrier(settings: &config::Bucket) -> Result<Carrier<HttpsConnector<HttpConnector>>, BucketError> {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(CONNECT));
+    connector.set_keepalive(Some(Duration::from_mins(1)));
     connector.enforce_http(false);
     let tls = tls::client_config(settings.ca_bundle.as_deref(), &[])
         .map_err(|error| BucketError::Tls(Arc::new(error)))?;
@@ -139,7 +154,7 @@ fn carrier(settings: &config::Bucket) -> Result<Carrier<HttpsConnector<HttpConne
         .https_or_http()
         .enable_http1()
         .wrap_connector(connector);
-    Ok(Carrier::new(Client::builder(TokioExecutor::new()).build(connector)))
+    Ok(Carrier::new(Client::builder(TokioExecutor::new()).build(connector), settings.allow_http))
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! What carries requests to an object store.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fmt, io};
 
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Collected, Limited};
-use hyper::{Method, StatusCode};
+use hyper::{Method, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::Connect;
 use object_store::ClientOptions;
@@ -24,6 +25,8 @@ const ERROR_LIMIT: usize = 64 * 1024;
 pub struct Carrier<C> {
     client: Client<C, HttpRequestBody>,
     said: Arc<Mutex<Option<Said>>>,
+    /// Whether requests may go anywhere without TLS, and not only to what tells credentials on the machine itself.
+    plain: bool,
 }
 
 /// What a storage said last of an error.
@@ -34,8 +37,8 @@ pub struct Said {
 }
 
 impl<C> Carrier<C> {
-    pub fn new(client: Client<C, HttpRequestBody>) -> Self {
-        Self { client, said: Arc::default() }
+    pub fn new(client: Client<C, HttpRequestBody>, plain: bool) -> Self {
+        Self { client, said: Arc::default(), plain }
     }
 
     /// What was said last of an error, unless all has gone well since.
@@ -50,7 +53,7 @@ impl<C> Carrier<C> {
 
 impl<C: Clone> Clone for Carrier<C> {
     fn clone(&self) -> Self {
-        Self { client: self.client.clone(), said: Arc::clone(&self.said) }
+        Self { client: self.client.clone(), said: Arc::clone(&self.said), plain: self.plain }
     }
 }
 
@@ -69,6 +72,10 @@ impl<C: Connect + Clone + Send + Sync + 'static> HttpConnector for Carrier<C> {
 #[async_trait]
 impl<C: Connect + Clone + Send + Sync + 'static> HttpService for Carrier<C> {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        if !self.plain && request.uri().scheme_str() != Some("https") && !is_near(request.uri()) {
+            let problem = "it would be asked over plain HTTP: `allow_http = true` lets that be, in a network that you trust";
+            return Err(HttpError::new(HttpErrorKind::Request, io::Error::other(problem)));
+        }
         // To a question for the head of a file S3 says nothing else of credentials that have expired.
         let is_head = request.method() == Method::HEAD;
         let answered = tokio::time::timeout(ANSWER_DEADLINE, self.client.request(request)).await;
@@ -93,6 +100,17 @@ impl<C: Connect + Clone + Send + Sync + 'static> HttpService for Carrier<C> {
             || says(b"not valid in the specified time frame");
         self.note(Some(Said { status: head.status, expired }));
         Ok(HttpResponse::from_parts(head, HttpResponseBody::from(body)))
+    }
+}
+
+/// On this machine, or what clouds tell it its credentials by.
+fn is_near(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    match host.parse() {
+        Ok(IpAddr::V4(address)) => address.is_loopback() || address.is_link_local(),
+        // fd00:ec2::254 and its like are Amazon's.
+        Ok(IpAddr::V6(address)) => address.is_loopback() || address.segments().starts_with(&[0xfd00, 0x0ec2]),
+        Err(_) => matches!(host, "localhost" | "metadata.google.internal"),
     }
 }
 

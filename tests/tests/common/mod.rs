@@ -5,6 +5,7 @@
 pub mod curl;
 pub mod objects;
 pub mod reader;
+pub mod recorded;
 
 use std::fs;
 use std::io::Read;

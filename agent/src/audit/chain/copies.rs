@@ -9,9 +9,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStoreExt, PutMode};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -19,9 +20,9 @@ use uuid::Uuid;
 use super::canonical::{self, Members};
 use super::checkpoint::Checkpoint;
 use super::verify::{Problem, READ, Report, Source};
-use crate::audit::delivery::{self, Delivery, Progress};
-use crate::audit::{AuditError, Journal, schema};
-use crate::storage::Bucket;
+use crate::audit::delivery::{self, Delivery, Progress, Sink as _};
+use crate::audit::{AuditError, Journal, schema, store};
+use crate::storage::{Bucket, in_time};
 
 /// Records behind which there are the checkpoints of one object, at most, and how long they wait for others.
 const RECORDS: u32 = 20_000;
@@ -38,6 +39,36 @@ pub struct Copier {
 impl Copier {
     pub fn new(journal: &Journal, bucket: &Bucket) -> Self {
         Self { journal: journal.clone(), bucket: bucket.clone() }
+    }
+
+    /// Writes an object that is not there yet, or is the same.
+    async fn create(&self, name: &Path, content: Bytes) -> object_store::Result<()> {
+        let store = self.bucket.store();
+        let put = store.put_opts(name, content.clone().into(), PutMode::Create.into());
+        match in_time(put).await {
+            Err(object_store::Error::AlreadyExists { path, source }) => {
+                let there = in_time(async { store.get(name).await?.bytes().await }).await;
+                match there {
+                    Ok(there) if there == content => Ok(()),
+                    // Who may only write cannot tell: what is there stays, and verification reads it.
+                    Err(
+                        object_store::Error::PermissionDenied { .. }
+                        | object_store::Error::Unauthenticated { .. },
+                    ) => Ok(()),
+                    _ => Err(object_store::Error::AlreadyExists { path, source }),
+                }
+            }
+            put => put.map(drop),
+        }
+    }
+
+    /// Brings there, once delivery has ended, what the last steps were signed by.
+    pub async fn finish(self) -> Result<(), AuditError> {
+        let name = format!("checkpoints {}", self.bucket.url());
+        let read = schema::read(self.journal.path(), move |connection| store::cursor(connection, &name));
+        let after = read.await?.delivered;
+        let end = self.choose_end(after).await?;
+        self.send(self.read(after, end).await?).await.map(drop)
     }
 
     /// Delivers until `stop` is done or the journal is closed. May be dropped at any moment.
@@ -90,8 +121,9 @@ impl delivery::Sink for Copier {
                 lines.extend(canonical::encode(&checkpoint.members(journal)));
                 lines.push(b'\n');
             }
-            let put = self.bucket.store().put(&name, lines.into()).await;
-            put.map_err(|error| AuditError::Copies(Arc::new(self.bucket.failed(&error))))?;
+            self.create(&name, lines.into())
+                .await
+                .map_err(|error| AuditError::Copies(Arc::new(self.bucket.failed(&error))))?;
         }
         Ok(0)
     }
@@ -127,6 +159,8 @@ impl<'r> Copies<'r> {
         let objects = self.objects(journal, first)?;
         let (mut compared, mut there) = (0, VecDeque::<Checkpoint>::new());
         for (index, object) in objects.iter().enumerate() {
+            // An object that was tried twice may begin before the end of another.
+            there.clear();
             for copy in self.read(journal, object)?.into_iter().filter(|copy| copy.number >= first) {
                 if there.back().is_none_or(|last| last.number < copy.number) {
                     there = source.checkpoints(copy.number - 1, READ)?.into();
@@ -151,7 +185,8 @@ impl<'r> Copies<'r> {
     /// The objects with checkpoints from this number on, in their order.
     fn objects(&self, journal: Uuid, first: u64) -> Result<Vec<ObjectMeta>, AuditError> {
         let prefix = Path::from(journal.to_string());
-        let found = self.runtime.block_on(self.bucket.store().list(Some(&prefix)).try_collect::<Vec<_>>());
+        let listed = self.bucket.store().list(Some(&prefix)).try_collect::<Vec<_>>();
+        let found = self.runtime.block_on(listed);
         let mut objects = found.map_err(|error| self.failed(&error))?;
         objects.retain(|object| numbers(&object.location).is_some_and(|(_, last)| last >= first));
         objects.sort_by_key(|object| numbers(&object.location));
@@ -164,7 +199,7 @@ impl<'r> Copies<'r> {
             return Err(foreign());
         }
         let content = async { self.bucket.store().get(&object.location).await?.bytes().await };
-        let content = self.runtime.block_on(content).map_err(|error| self.failed(&error))?;
+        let content = self.runtime.block_on(in_time(content)).map_err(|error| self.failed(&error))?;
         let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         let copies = lines.map(|line| {
             let members: Members = serde_json::from_slice(line).ok()?;

@@ -31,6 +31,8 @@ struct Pending {
     before: Option<Checkpoint>,
     number: u64,
     leaves: Vec<Leaf>,
+    /// Behind them something is missing: they are signed for themselves.
+    is_cut: bool,
 }
 
 impl Notary {
@@ -86,9 +88,9 @@ impl Notary {
         let last = self.journal.written().borrow().last_seq;
         let id = self.journal.id();
         let pending = schema::read(self.journal.path(), move |connection| pending(connection, id, last));
-        let Pending { before, number, leaves } = pending.await?;
+        let Pending { before, number, leaves, is_cut } = pending.await?;
         // A checkpoint alone needs none: there would never be an end.
-        if leaves.iter().all(|leaf| leaf.is_checkpoint) {
+        if !is_cut && leaves.iter().all(|leaf| leaf.is_checkpoint) {
             return Ok(false);
         }
         let node = self.journal.node();
@@ -105,13 +107,14 @@ fn pending(connection: &Connection, journal: uuid::Uuid, last: i64) -> Result<Pe
     let signed = before.as_ref().map_or(0, |before| before.last_seq);
     let first = schema::first_after(connection, signed).map_err(AuditError::read)?;
     let number = next_number(connection, before.as_ref()).map_err(AuditError::read)?;
-    let Some(first) = first else { return Ok(Pending { before, number, leaves: Vec::new() }) };
+    let Some(first) = first else { return Ok(Pending { before, number, leaves: Vec::new(), is_cut: false }) };
     let end = last.min(first.saturating_add(i64::try_from(LONGEST).unwrap_or(i64::MAX) - 1));
     let mut leaves = canonical::leaves(connection, journal, first - 1, end, LONGEST)?;
     // What is missing is between two checkpoints, and shows.
     let whole = leaves.iter().zip(first..).take_while(|(leaf, seq)| leaf.seq == *seq).count();
+    let is_cut = whole < leaves.len();
     leaves.truncate(whole);
-    Ok(Pending { before, number, leaves })
+    Ok(Pending { before, number, leaves, is_cut })
 }
 
 /// The next checkpoint's number. Each record that is missing after the last one may have been a checkpoint, and somebody

@@ -45,8 +45,10 @@ impl<'r> Reader<'r> {
     ) -> Result<(), AuditError> {
         let sql = format!(
             "SELECT * REPLACE (toUnixTimestamp64Micro(time) AS time) FROM {} FINAL WHERE {condition} \
-             SETTINGS output_format_json_quote_64bit_integers = 0",
-            self.target.named(table)
+             SETTINGS output_format_json_quote_64bit_integers = 0{}",
+            self.target.named(table),
+            // All rows of a journal are on one shard.
+            if self.target.cluster.is_some() { ", distributed_product_mode = 'local'" } else { "" }
         );
         let foreign = || self.connection.unintelligible();
         let mut line = |line: &[u8]| {

@@ -15,19 +15,21 @@ use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::spool::{self, Place, Segment, SpoolError};
 use super::{Payloads, ReadError};
 use crate::audit::delivery::delay;
 use crate::config;
-use crate::storage::{Bucket, BucketError};
+use crate::storage::{Bucket, BucketError, in_time};
 
 /// What is sent in one request, and in memory at a time. No store takes parts of less than 5 MiB.
 const PART: u64 = 8 << 20;
 /// How often it is looked for segments, at most.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// For what is left at the end.
+const LAST: Duration = Duration::from_secs(10);
 /// Of what was read of late, to be read again.
 const REMEMBERED: u64 = 64 << 20;
 
@@ -66,11 +68,28 @@ impl Archive {
         Self { payloads: Arc::clone(payloads), bucket, patience: settings.patience }
     }
 
-    /// Brings segments there for as long as the agent runs, each as often as it takes. May be dropped at any moment.
-    pub async fn run(self) {
+    /// Brings segments there until `stop` is done, each as often as it takes, and then what there is by then, if that does not take
+    /// long. May be dropped at any moment.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        tokio::select! {
+            () = self.go_on() => {}
+            () = stop => {
+                let last = timeout(LAST, self.step(SystemTime::now() + LAST)).await;
+                let error = match last {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "there was no time".to_owned(),
+                };
+                tracing::warn!(error, "the last payloads are not archived: they wait in the spool for the next start");
+            }
+        }
+    }
+
+    async fn go_on(&self) {
         let mut tries = 0;
         loop {
-            match self.step().await {
+            let before = SystemTime::now().checked_sub(self.patience).unwrap_or(SystemTime::UNIX_EPOCH);
+            match self.step(before).await {
                 Ok(()) => {
                     if tries > 0 {
                         tracing::info!(url = self.bucket.url(), "the archive takes payloads again");
@@ -96,44 +115,49 @@ impl Archive {
         }
     }
 
-    /// Brings there what is complete by now.
-    async fn step(&self) -> Result<(), Problem> {
-        let before = SystemTime::now().checked_sub(self.patience).unwrap_or(SystemTime::UNIX_EPOCH);
+    /// Brings there what is complete, or was begun before this time. What one segment fails by holds no other up.
+    async fn step(&self, before: SystemTime) -> Result<(), Problem> {
+        let mut done = Ok(());
         // What goes there is on the disk here, so that it is the same after a loss of power.
         let complete = move |spool: &spool::Spool| spool.sync().and_then(|()| spool.unarchived(before));
         for segment in self.in_spool(complete).await? {
-            self.upload(&segment).await?;
-            let length = segment.length;
-            self.in_spool(move |_| segment.mark_archived()).await?;
-            self.change(|status| status.archived_bytes += length);
+            match self.upload(&segment).await {
+                Ok(length) => {
+                    self.in_spool(move |_| segment.mark_archived()).await?;
+                    self.change(|status| status.archived_bytes += length);
+                }
+                Err(error) if done.is_ok() => done = Err(error),
+                Err(_) => {}
+            }
         }
         let pending = self.in_spool(spool::Spool::unarchived_bytes).await?;
         self.change(|status| status.pending_bytes = pending);
-        Ok(())
+        done
     }
 
-    /// That a segment is there already changes nothing: it is the same.
-    async fn upload(&self, segment: &Segment) -> Result<(), Problem> {
+    /// That a segment is there already changes nothing: it is the same. Returns its length, now that nobody writes to it.
+    async fn upload(&self, segment: &Segment) -> Result<u64, Problem> {
         let name = name(segment.run, segment.number);
         let file = match fs::File::open(&segment.path) {
             Ok(file) => Arc::new(file),
             // It had to go before its time.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error.into()),
         };
+        let length = file.metadata()?.len();
         let failed = |error: object_store::Error| self.bucket.failed(&error);
-        if segment.length <= PART {
-            let content = part(&file, 0..segment.length).await?;
-            self.bucket.store().put(&name, content.into()).await.map_err(failed)?;
-            return Ok(());
+        if length <= PART {
+            let content = part(&file, 0..length).await?;
+            in_time(self.bucket.store().put(&name, content.into())).await.map_err(failed)?;
+            return Ok(length);
         }
-        let mut upload = self.bucket.store().put_multipart(&name).await.map_err(failed)?;
-        let sent = send(upload.as_mut(), &file, segment.length, failed).await;
+        let mut upload = in_time(self.bucket.store().put_multipart(&name)).await.map_err(failed)?;
+        let sent = send(upload.as_mut(), &file, length, failed).await;
         if sent.is_err() {
             // What was sent of it costs room there until it is told so.
-            let _ = upload.abort().await;
+            let _ = in_time(upload.abort()).await;
         }
-        sent
+        sent.map(|()| length)
     }
 
     fn change(&self, change: impl FnOnce(&mut Status)) {
@@ -160,10 +184,10 @@ async fn send(
     while sent < length {
         let end = length.min(sent + PART);
         let content = part(file, sent..end).await?;
-        upload.put_part(PutPayload::from(content)).await.map_err(&failed)?;
+        in_time(upload.put_part(PutPayload::from(content))).await.map_err(&failed)?;
         sent = end;
     }
-    upload.complete().await.map_err(failed)?;
+    in_time(upload.complete()).await.map_err(failed)?;
     Ok(())
 }
 
@@ -205,8 +229,11 @@ impl Archived {
         if let Some(entry) = self.read.get(&key) {
             return Ok(entry.to_vec());
         }
+        if !place.is_possible() {
+            return Err(ReadError::Foreign("no piece is so long"));
+        }
         let name = name(run, place.segment);
-        let entry = self.runtime.block_on(self.bucket.store().get_range(&name, place.range()));
+        let entry = self.runtime.block_on(in_time(self.bucket.store().get_range(&name, place.range())));
         let entry = entry.map_err(|error| match self.bucket.failed(&error) {
             BucketError::Request { is_missing: true, .. } => ReadError::Removed,
             error => ReadError::Archive(error),
@@ -297,10 +324,10 @@ mod tests {
             // The second one is longer than what is sent at once.
             for length in [100, 10_000_000] {
                 kept.push((scene.keep(length).await, length as u64));
-                scene.archive().step().await.unwrap();
+                scene.archive().step(SystemTime::now()).await.unwrap();
             }
             // The one that was written to a moment ago is complete after the patience.
-            scene.archive().step().await.unwrap();
+            scene.archive().step(SystemTime::now()).await.unwrap();
         });
         assert_eq!(scene.payloads.archive().unwrap().pending_bytes, 0);
         assert_eq!(scene.files("bucket", ".segment").len(), scene.files("spool", ".archived").len());
@@ -331,11 +358,11 @@ mod tests {
             scene.keep(100).await;
             fs::remove_dir(&bucket).unwrap();
             fs::write(&bucket, "no folder").unwrap();
-            assert!(archive.step().await.is_err());
+            assert!(archive.step(SystemTime::now()).await.is_err());
             let late = SystemTime::now() + Duration::from_hours(24);
             assert_eq!(scene.payloads.spool.remove_before(late).unwrap(), 0);
             fs::remove_file(&bucket).unwrap();
-            archive.step().await.unwrap();
+            archive.step(SystemTime::now()).await.unwrap();
             assert_eq!(scene.payloads.spool.remove_before(late).unwrap(), 1);
         });
         assert!(scene.files("spool", "segment").is_empty());

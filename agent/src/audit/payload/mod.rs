@@ -43,6 +43,8 @@ const SHARED: usize = 32 * 1024;
 const LONGEST_PIECE: u64 = 4 * PIECE as u64;
 /// How often it is looked for segments that are too old.
 const CLEANING: Duration = Duration::from_mins(1);
+/// How often it is looked for room.
+const MAKING_ROOM: Duration = Duration::from_secs(1);
 
 /// Where a payload is: a row of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -135,13 +137,16 @@ impl Payloads {
         let payloads = Arc::new(Self { spool, fingerprints, settings, archive: Mutex::default() });
         let kept = Arc::downgrade(&payloads);
         let thread = thread::Builder::new().name("spool".to_owned()).spawn(move || {
-            let mut cleaned: Option<Instant> = None;
+            let (mut cleaned, mut looked): (Option<Instant>, Option<Instant>) = (None, None);
             while let Some(payloads) = kept.upgrade() {
                 if let Err(error) = payloads.spool.sync() {
                     tracing::error!(%error, "payloads cannot be brought onto the disk: statements are refused");
                 }
-                let even_the_only_ones = payloads.settings.when_full == WhenFull::RemoveOldest;
-                told(payloads.spool.remove_oldest(even_the_only_ones), "there is no more room");
+                if looked.is_none_or(|looked| looked.elapsed() >= MAKING_ROOM) {
+                    looked = Some(Instant::now());
+                    let even_the_only_ones = payloads.settings.when_full == WhenFull::RemoveOldest;
+                    told(payloads.spool.remove_oldest(even_the_only_ones), "there is no more room");
+                }
                 if cleaned.is_none_or(|cleaned| cleaned.elapsed() >= CLEANING) {
                     cleaned = Some(Instant::now());
                     payloads.clean();
@@ -216,6 +221,9 @@ impl Payloads {
     fn clean(&self) {
         let Some(before) = SystemTime::now().checked_sub(self.settings.keep) else { return };
         told(self.spool.remove_before(before), "they were kept for long enough");
+        if let Err(error) = self.spool.count() {
+            tracing::error!(%error, "the room that payloads take cannot be counted");
+        }
     }
 
     fn keep(&self, entry: &spool::Entry, plain: &[u8]) -> Result<spool::Written, SpoolError> {

@@ -71,9 +71,12 @@ impl Kept {
 
     /// The entry at a place of a run.
     pub fn read(&self, run: Uuid, place: Place) -> Result<Vec<u8>, ReadError> {
-        match (spool::read_entry(&self.spool, run, place).map_err(ReadError::from), &self.archive) {
+        let here = spool::read_entry(&self.spool, run, place).map_err(ReadError::from);
+        match (here, &self.archive) {
+            (Ok(entry), _) => Ok(entry),
             (Err(ReadError::Removed), Some(archive)) => archive.read(run, place),
-            (entry, _) => entry,
+            (Err(error), Some(archive)) => archive.read(run, place).map_err(|_| error),
+            (Err(error), None) => Err(error),
         }
     }
 }

@@ -367,6 +367,13 @@ impl Spool {
         Ok(())
     }
 
+    /// Counts what there is: another agent may have written or removed something.
+    pub fn count(&self) -> Result<(), SpoolError> {
+        let total = segments(&self.root)?.iter().map(|segment| segment.length).sum();
+        self.state().total = total;
+        Ok(())
+    }
+
     /// Bytes in all segments of all runs.
     pub fn total(&self) -> u64 {
         self.state().total
@@ -456,7 +463,7 @@ pub fn read_entry(root: &Path, run: Uuid, place: Place) -> Result<Vec<u8>, Spool
     let path = segment_path(&root.join(run.to_string()), place.segment);
     let file = File::open(&path).map_err(failed(&path))?;
     let range = place.range();
-    if range.end > file.metadata().map_err(failed(&path))?.len() {
+    if !place.is_possible() || range.end > file.metadata().map_err(failed(&path))?.len() {
         return Err(damaged(&path));
     }
     let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
@@ -465,6 +472,11 @@ pub fn read_entry(root: &Path, run: Uuid, place: Place) -> Result<Vec<u8>, Spool
 }
 
 impl Place {
+    /// Whether an entry can be so long.
+    pub fn is_possible(&self) -> bool {
+        self.length <= LONGEST
+    }
+
     /// The bytes of the entry in its segment.
     pub fn range(&self) -> Range<u64> {
         let end = self.offset.saturating_add(HEAD as u64).saturating_add(u64::from(self.length));
