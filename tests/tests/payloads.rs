@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use sandbox::{Credential, network};
+use sandbox::{Credential, Environment, Sandbox, network};
 use serde_json::{Value, json};
 
 use common::objects::Objects;
-use common::reader::Reader;
+use common::reader::{Reader, program};
 use common::{RAW, client, eventually, journal};
 
 fn body(payload: &Value, key: &str) -> Result<Vec<u8>> {
@@ -102,6 +102,135 @@ say(token=token, small=kept(small), part=kept(part), refused=kept(refused))"#
             sandbox.clickhouse_rows("SELECT operation, ending FROM snowfence.payloads FINAL ORDER BY seq")?;
         Ok(rows.len() == 5 && rows.iter().all(|row| row["ending"] == "complete"))
     })
+}
+
+#[test]
+fn what_is_asked_for_again_takes_its_room_once() -> Result<()> {
+    let reader = Reader::new()?;
+    let mut sandbox = reader.sandbox("")?.set("metrics", "listen", "127.0.0.1:9464").start()?;
+    let (pod, other) = (sandbox.pod("reports")?, sandbox.pod("others")?);
+    let script = format!(
+        r#"{RAW}
+import hashlib
+data = json.loads(ask(login(), "select /* a part of 3 MiB */ 1"))["data"]
+path = urllib.parse.urlsplit(data["chunks"][-1]["url"]).path
+for _ in range(int(os.environ.get("TIMES", "1"))):
+    say(got=hashlib.sha256(send("GET", path, data["chunkHeaders"])[2]).hexdigest())"#
+    );
+    let first = client(&pod, &format!("import os\nos.environ['TIMES'] = '2'\n{script}"))?;
+    let second = client(&other, &script)?;
+    assert!(first[0] == first[1] && first[0] == second[0], "{first:?} {second:?}");
+    let parts = "SELECT id, session, answer_bytes, sealed_bytes, ending FROM payloads
+                 WHERE operation = 'part' ORDER BY seq";
+    eventually("all of it is on record", || Ok(journal(&sandbox, parts)?.len() == 3))?;
+    let rows = journal(&sandbox, parts)?;
+    let number = |row: &Value, key: &str| row[key].as_u64().unwrap_or_default();
+    assert!(rows.iter().all(|row| number(row, "answer_bytes") == 3 << 20), "{rows:?}");
+    assert!(number(&rows[0], "sealed_bytes") > 3 << 20, "{rows:?}");
+    for row in &rows[1..] {
+        // A block that came too slowly was cut, and is another one.
+        assert!(number(row, "sealed_bytes") < 3 << 19, "{rows:?}");
+    }
+    let saved: u64 = common::metric(&sandbox, "snowfence_spool_deduplicated_bytes_total")?.parse()?;
+    assert!(saved > 3 << 20, "{saved}");
+
+    // By another program.
+    let payloads = reader.read(&sandbox)?;
+    let kept = of(&payloads, "part");
+    assert_eq!(kept.len(), 3);
+    assert!(kept.iter().all(|it| it["answer_body"] == kept[0]["answer_body"]), "the same bodies");
+    assert_eq!(body(kept[2], "answer_body")?.len(), 3 << 20);
+    for payload in &kept {
+        let pieces = payload["pieces"].as_array().context("pieces")?;
+        assert!(pieces.iter().all(|piece| piece[0].as_u64() > Some(0)), "each has its time: {pieces:?}");
+    }
+    // By the agent's own.
+    let identity = reader.identity_file(&sandbox)?;
+    for row in &rows {
+        let session = row["session"].as_str().context("a session")?;
+        let shown = sandbox.snowfence(["audit", "show", session, "--identity", &identity])?.into_stdout()?;
+        assert!(shown.contains("3145728 bytes") && !shown.contains("not what the record"), "{shown}");
+    }
+    // From an export of the session that wrote nothing of it.
+    let session = rows[2]["session"].as_str().context("a session")?;
+    let file = sandbox.agent_state().join("session.jsonl").display().to_string();
+    sandbox.snowfence(["audit", "export", session, "--to", &file])?.into_stdout()?;
+    let key = sandbox.snowfence(["audit", "key"])?.into_stdout()?.trim().to_owned();
+    let verify = ["audit", "verify", "--export", &file, "--key", &key, "--format", "json"];
+    let own: Value = serde_json::from_str(sandbox.snowfence(verify)?.into_stdout()?.trim())?;
+    assert_eq!((&own["good"], &own["incomplete"]), (&json!(true), &json!(0)), "{own}");
+    let said: Value = serde_json::from_str(&program("proof.py", &["export", &file, &key])?)?;
+    assert_eq!((&said["wrong"], &said["payloads"]), (&json!([]), &own["payloads"]), "{said}");
+    assert!(fs::metadata(&file)?.len() > 3 << 20, "it has all of the answer");
+    let replayed =
+        sandbox.snowfence(["replay", "--export", &file, "--identity", &identity])?.into_stdout()?;
+    assert!(replayed.contains("a part of 3 MiB"), "{replayed}");
+    Ok(())
+}
+
+#[test]
+fn files_of_stages_are_kept_where_it_is_asked_for() -> Result<()> {
+    let reader = Reader::new()?;
+    let everything = concat!(env!("CARGO_MANIFEST_DIR"), "/policies/everything.cedar");
+    let kept_with = |settings: &str| -> Result<Sandbox> {
+        let builder = reader.sandbox(settings)?.driver(Environment::Connector5).policy(everything);
+        let mut sandbox = builder.start()?;
+        let pod = sandbox.pod("loader")?;
+        let said = client(
+            &pod,
+            r#"
+import hashlib, tempfile
+work = tempfile.mkdtemp()
+cursor = connect().cursor()
+for name, content in [("small", b"who read this " * 20_000), ("large", os.urandom(3 << 20))]:
+    with open(f"{work}/{name}", "wb") as file:
+        file.write(content)
+    cursor.execute(f"put 'file://{work}/{name}' '@~/in' auto_compress=false /* unencrypted */")
+    cursor.execute(f"get '@~/in/{name}' 'file://{tempfile.mkdtemp(dir=work)}' /* unencrypted */")
+say(done=True)"#,
+        )?;
+        ensure!(said.len() == 1, "{said:?}");
+        let moved = "SELECT 1 FROM events WHERE kind IN ('file_uploaded', 'file_downloaded')";
+        eventually("all files are on record", || Ok(journal(&sandbox, moved)?.len() == 4))?;
+        Ok(sandbox)
+    };
+    let hashes = kept_with("")?;
+    let payloads = reader.read(&hashes)?;
+    assert_eq!((of(&payloads, "upload").len(), of(&payloads, "download").len()), (0, 0));
+    drop(hashes);
+
+    let sandbox = kept_with("files = \"keep\"\nanswer_mebibytes = 1")?;
+    eventually("all of it is on record", || Ok(of(&reader.read(&sandbox)?, "download").len() == 2))?;
+    let payloads = reader.read(&sandbox)?;
+    let (uploads, downloads) = (of(&payloads, "upload"), of(&payloads, "download"));
+    assert_eq!(uploads.len(), 2);
+    let small = b"who read this ".repeat(20_000);
+    assert!(body(uploads[0], "request_body")? == small && body(downloads[0], "answer_body")? == small);
+    assert_eq!((&uploads[0]["ending"], &downloads[0]["ending"]), (&json!("complete"), &json!("complete")));
+    assert!(uploads[1]["request_body"] == downloads[1]["answer_body"], "the first of it");
+    assert_eq!(body(uploads[1], "request_body")?.len(), 1 << 20);
+    assert_eq!((&uploads[1]["ending"], &downloads[1]["ending"]), (&json!("truncated"), &json!("truncated")));
+
+    let rows = journal(
+        &sandbox,
+        "SELECT t.session = p.session AND t.query_id = p.query_id AS belongs, t.sql, t.id, p.operation,
+                p.request_bytes + p.answer_bytes > 3000000 AS is_large
+         FROM payloads p JOIN trail t ON t.id = p.statement
+         WHERE p.operation IN ('upload', 'download') ORDER BY p.time",
+    )?;
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    for (row, (verb, is_large)) in rows.iter().zip([("put", 0), ("get", 0), ("put", 1), ("get", 1)]) {
+        assert!(row["sql"].as_str().is_some_and(|sql| sql.starts_with(verb)), "{row}");
+        assert_eq!((&row["belongs"], &row["is_large"]), (&json!(1), &json!(is_large)), "{row}");
+    }
+    let identity = reader.identity_file(&sandbox)?;
+    let statement = rows[0]["id"].as_str().context("a statement")?;
+    let shown = sandbox.snowfence(["audit", "show", statement, "--identity", &identity])?.into_stdout()?;
+    assert!(shown.contains("→ PUT") && shown.contains("who read this"), "{shown}");
+    let session = payloads[0]["session"].as_str().context("a session")?;
+    let replayed = sandbox.snowfence(["replay", session, "--identity", &identity])?.into_stdout()?;
+    assert!(replayed.contains("put 'file://"), "{replayed}");
+    Ok(())
 }
 
 #[test]

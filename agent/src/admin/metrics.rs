@@ -177,6 +177,11 @@ impl Collector for Spool {
         ] {
             gauge(&mut encoder, name, help, number(value))?;
         }
+        let (name, help) = (
+            "spool_deduplicated_bytes",
+            "Payloads that were not written again, as the same was in the spool already",
+        );
+        counter(&mut encoder, name, help, self.0.deduplicated())?;
         let Some(archive) = self.0.archive() else { return Ok(()) };
         let help = "Payloads that are not in the archive";
         gauge(&mut encoder, "archive_pending_bytes", help, number(archive.pending_bytes))?;
@@ -184,11 +189,20 @@ impl Collector for Spool {
             ("archived_bytes", "Payloads that were brought to the archive", archive.archived_bytes),
             ("archive_errors", "Tries to bring payloads to the archive that failed", archive.errors),
         ] {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+            counter(&mut encoder, name, help, value)?;
         }
         Ok(())
     }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> Result<(), std::fmt::Error> {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
 }
 
 fn gauge(
@@ -271,8 +285,7 @@ impl Collector for Kernel {
             ),
             ("lost_dns_answers", "DNS answers that were not looked at", counters.dns_lost),
         ] {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+            counter(&mut encoder, name, help, value)?;
         }
         let help = "Attempts to get around the agent, by kind, told or not";
         let mut family =

@@ -119,7 +119,7 @@ pub(super) fn payload(session: Uuid, statement: Uuid) -> Payload {
         duration_us: 1500,
         ending: Ending::Complete,
         run: Uuid::from_u128(7),
-        places: vec![Place { segment: 1, offset: 0, length: 900 }],
+        places: vec![Place { segment: 1, offset: 0, length: 900, micros: None }],
         digest: "00ff".to_owned(),
     }
 }
@@ -201,7 +201,10 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
             .prop_map(|(id, statement, time, operation, answer_bytes, places)| {
                 let places = places
                     .into_iter()
-                    .map(|(segment, length)| Place { segment, offset: u64::from(length), length })
+                    .map(|(segment, length)| {
+                        let offset = u64::from(length);
+                        Place { segment, offset, length, micros: (segment > 4).then_some(offset) }
+                    })
                     .collect();
                 Record::Payload(Payload {
                     id,

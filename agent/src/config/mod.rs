@@ -23,7 +23,7 @@ use ipnet::IpNet;
 
 pub use bucket::{Bucket, BucketKind};
 pub use document::{Problem, position};
-pub use payloads::{Archive, Payloads, WhenFull};
+pub use payloads::{Archive, Files, Payloads, WhenFull};
 pub use raw::{
     CredentialType, Mode, QueryTag, RawSockets, RetentionDays, SiemFormat, SiemRecords, SiemVerdict,
     Telemetry, schema,

@@ -20,6 +20,7 @@ pub struct Payloads {
     pub keep: Duration,
     /// Bytes of one answer; `None` for all.
     pub answer_limit: Option<u64>,
+    pub files: Files,
     pub archive: Option<Archive>,
 }
 
@@ -49,13 +50,27 @@ pub struct Raw {
     /// before their time where there is need of room.
     #[serde(default = "keep_days")]
     pub keep_days: u32,
-    /// How much of one answer is kept; what is longer is marked as truncated. Default: all.
+    /// How much of one answer, or of one file, is kept; what is longer is marked as truncated. Default: all.
     pub answer_mebibytes: Option<u64>,
+    /// What is kept of files that go to stages and come from them.
+    #[serde(default)]
+    pub files: Files,
     /// An object store that payloads are brought to, encrypted as they are. Without it they stay on this host.
     pub archive: Option<bucket::Raw>,
     /// Seconds after which payloads are brought to the archive; 64 MiB go at once.
     #[serde(default = "archive_seconds")]
     pub archive_seconds: u32,
+}
+
+/// What is kept of files of stages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Files {
+    /// Size and SHA-256, in the event of each.
+    #[default]
+    Hash,
+    /// Their content too, as a payload of the session. What the client has encrypted is kept as it is.
+    Keep,
 }
 
 /// What happens when there is no room for payloads.
@@ -124,6 +139,7 @@ pub(super) fn check(raw: Raw, document: &mut Document) -> Payloads {
         when_full: raw.when_full,
         keep: DAY * raw.keep_days,
         answer_limit: raw.answer_mebibytes.map(|limit| limit.saturating_mul(MEBIBYTE)),
+        files: raw.files,
         archive: bucket.map(|bucket| Archive { bucket, patience }),
     }
 }

@@ -22,11 +22,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::lease::{Bound, LeaseError};
+use super::payload::Noted;
 use super::service::{Exchange, Reaction, plain};
 use super::sessions::Session;
 use super::storage::{Opened, StorageError};
 use super::{Proxy, workload};
-use crate::audit::payload::hexadecimal;
+use crate::audit::payload::{SpoolError, hexadecimal};
 use crate::audit::{Caller, Event, EventKind};
 use crate::snowflake::{Access, Direction, Metadata, Stage, Transfer, TransferError};
 
@@ -165,9 +166,30 @@ pub async fn download(exchange: &Exchange<'_>, sealed: &str) -> Reaction {
     let (sender, body) = Channel::new(WAITING);
     let reaction = described(&lease.stage, &found, Either::Right(body));
     let moved = Moved::new(exchange, EventKind::FileDownloaded, &lease, &path);
+    // Whoever keeps answers keeps this one, once it is told whose it is.
+    if let Err(error) = keeps(exchange, &lease) {
+        return exchange.not_moved("a file", &error).await;
+    }
     let size = found.meta.size;
     exchange.proxy.tasks.spawn(relay(moved, store, size, found.into_stream(), sender));
     reaction
+}
+
+/// Where the content of the file is kept, if it is.
+fn keeps<'e>(exchange: &'e Exchange<'_>, lease: &Lease) -> Result<Option<&'e Noted>, FileError> {
+    let Some(noted) = exchange.noted else { return Ok(None) };
+    if !noted.keeps_file().map_err(|error| unkept(&error))? {
+        return Ok(None);
+    }
+    exchange.is_on(lease.bound.session);
+    exchange.is_about(&lease.query);
+    let _ = noted.statement.set(lease.statement);
+    Ok(Some(noted))
+}
+
+fn unkept(error: &SpoolError) -> FileError {
+    tracing::error!(%error, "a file cannot be kept");
+    FileError::Unrecorded
 }
 
 /// The file that a sealed name stands for.
@@ -222,6 +244,7 @@ async fn store(exchange: &Exchange<'_>, name: &str, body: &mut Incoming) -> Resu
         .collect();
     let only_new = lease.only_new || only_new(&exchange.parts.headers);
     let turn = tokio::time::timeout(TURN, exchange.peer.share.upload()).await;
+    let kept = keeps(exchange, &lease)?;
     let _turn = turn.ok().flatten().ok_or(FileError::Busy)?;
     let mut moved = Moved::new(exchange, EventKind::FileUploaded, &lease, &path);
     moved.digest_of_client = metadata.digest;
@@ -230,6 +253,9 @@ async fn store(exchange: &Exchange<'_>, name: &str, body: &mut Incoming) -> Resu
         loop {
             let (piece, is_last) = piece(body).await?;
             moved.take(&piece);
+            if let Some(kept) = kept {
+                kept.take(&piece).await.map_err(|error| unkept(&error))?;
+            }
             if is_last && pieces.is_none() {
                 moved.record().await?;
                 let mode = if only_new { PutMode::Create } else { PutMode::Overwrite };

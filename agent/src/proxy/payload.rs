@@ -11,10 +11,11 @@ use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Collected, Either, Full};
 use hyper::body::Frame as Piece;
+use hyper::header::CONTENT_LENGTH;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use uuid::Uuid;
 
 use super::Proxy;
@@ -26,6 +27,10 @@ use crate::snowflake::LEASE;
 
 /// How long a piece waits for what comes right after it, to be sealed together.
 const GATHER: Duration = Duration::from_millis(5);
+/// The same for an answer whose length is known: who awaits it awaits its end.
+const GATHER_BLOCK: Duration = Duration::from_millis(100);
+/// Where an answer comes fast, its pieces end at multiples of this, so that the same answer has the same pieces again.
+const BLOCK: usize = PIECE / 2;
 /// Pieces that wait for the client.
 const WAITING: usize = 2;
 /// What is worthless without its workload, and yet nothing to keep: the client's tokens.
@@ -42,6 +47,8 @@ pub struct Noted {
     /// Snowflake's identifier.
     pub query: OnceLock<String>,
     pub body: OnceLock<Bytes>,
+    /// A file that the client sends, and that is kept as it comes.
+    file: Mutex<Option<Recording>>,
 }
 
 impl Noted {
@@ -61,23 +68,56 @@ impl Noted {
             operation: OnceLock::new(),
             query: OnceLock::new(),
             body: OnceLock::new(),
+            file: Mutex::default(),
         })
     }
 
-    /// Keeps the request and what comes of it. What belongs to no session is not kept: it reached nothing.
-    pub async fn answered(self, proxy: &Arc<Proxy>, peer: &Peer, reaction: Reaction) -> Reaction {
-        let Some(session) = self.session.get() else { return reaction };
+    /// Whether files are kept, and this one can be.
+    pub fn keeps_file(&self) -> Result<bool, SpoolError> {
+        let keeps = self.payloads.keeps_files();
+        if keeps {
+            self.payloads.ready()?;
+        }
+        Ok(keeps)
+    }
+
+    /// Keeps a piece of a file that the client sends.
+    pub async fn take(&self, piece: &[u8]) -> Result<(), SpoolError> {
+        let mut file = self.file.lock().await;
+        let recording = match &mut *file {
+            Some(recording) => recording,
+            none => none.insert(self.begin().await?.of_file()),
+        };
+        recording.add(FrameKind::RequestBody, piece).await?;
+        recording.keep().await
+    }
+
+    /// Begins the payload, once it is told whose it is.
+    async fn begin(&self) -> Result<Recording, SpoolError> {
         let about = About {
-            session: *session,
+            session: self.session.get().copied().unwrap_or_default(),
             statement: self.statement.get().copied().unwrap_or_default(),
             query_id: self.query.get().map_or("", String::as_str),
             operation: self.operation.get().copied().unwrap_or_default(),
         };
         let mut recording = self.payloads.begin(&about, self.since);
+        recording.add(FrameKind::Request, self.head.as_bytes()).await?;
+        Ok(recording)
+    }
+
+    /// Keeps the request and what comes of it. What belongs to no session is not kept: it reached nothing.
+    pub async fn answered(self, proxy: &Arc<Proxy>, peer: &Peer, reaction: Reaction) -> Reaction {
+        if self.session.get().is_none() {
+            return reaction;
+        }
         let (head, body) = reaction.into_parts();
         let answer = json!({ "status": head.status.as_u16(), "headers": headers(&head.headers) }).to_string();
         let kept = async {
-            recording.add(FrameKind::Request, self.head.as_bytes()).await?;
+            let file = self.file.lock().await.take();
+            let mut recording = match file {
+                Some(recording) => recording,
+                None => self.begin().await?,
+            };
             recording.add(FrameKind::RequestBody, self.body.get().map_or(&[], |body| body)).await?;
             recording.add(FrameKind::Answer, answer.as_bytes()).await?;
             match body {
@@ -90,6 +130,8 @@ impl Noted {
                 }
                 Either::Right(source) => {
                     recording.keep().await?;
+                    let has_length = head.headers.contains_key(CONTENT_LENGTH);
+                    let source = Source::new(source, if has_length { GATHER_BLOCK } else { GATHER });
                     let (sender, body) = Channel::new(WAITING);
                     let proxy = Arc::clone(proxy);
                     let (workload, account) = (peer.flow.workload.clone(), peer.server_name.clone());
@@ -131,7 +173,7 @@ struct Part {
 /// Carries an answer to the client as it comes. While one part of it is kept, the next is read and the one before is sent.
 async fn relay(
     proxy: &Arc<Proxy>,
-    source: Channel<Bytes, io::Error>,
+    source: Source,
     client: Sender<Bytes, io::Error>,
     mut recording: Recording,
 ) -> Result<(), SpoolError> {
@@ -175,9 +217,9 @@ async fn relay(
 }
 
 /// Reads an answer part by part, one ahead of what is kept.
-async fn read(mut source: Channel<Bytes, io::Error>, parts: mpsc::Sender<Part>) -> Infallible {
+async fn read(mut source: Source, parts: mpsc::Sender<Part>) -> Infallible {
     while let Ok(place) = parts.reserve().await {
-        let part = gather(&mut source).await;
+        let part = source.part().await;
         let is_last = part.end.is_some();
         place.send(part);
         if is_last {
@@ -195,9 +237,7 @@ async fn keep(
     kept_parts: mpsc::Sender<Vec<Bytes>>,
 ) -> Result<Part, SpoolError> {
     while let Some(Part { pieces, end }) = parts.recv().await {
-        for piece in &pieces {
-            recording.add(FrameKind::AnswerBody, piece).await?;
-        }
+        recording.add(FrameKind::AnswerBody, &pieces.concat()).await?;
         if end.is_some() {
             return Ok(Part { pieces, end });
         }
@@ -209,31 +249,55 @@ async fn keep(
     Ok(Part { pieces: Vec::new(), end: None })
 }
 
-/// What comes within a moment.
-async fn gather(source: &mut Channel<Bytes, io::Error>) -> Part {
-    let (mut pieces, mut length) = (Vec::new(), 0);
-    let mut deadline = None;
-    while length < PIECE / 2 {
-        let next = match deadline {
-            None => source.frame().await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, source.frame()).await {
-                Ok(next) => next,
-                Err(_) => break,
-            },
-        };
-        match next.map(|frame| frame.map(Piece::into_data)) {
-            None => return Part { pieces, end: Some(Ok(())) },
-            Some(Err(error)) => return Part { pieces, end: Some(Err(error)) },
-            Some(Ok(Ok(piece))) => {
-                length += piece.len();
-                pieces.push(piece);
-            }
-            // The agent sends no trailers.
-            Some(Ok(Err(_))) => {}
-        }
-        deadline.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
+/// Where an answer comes from.
+struct Source {
+    channel: Channel<Bytes, io::Error>,
+    patience: Duration,
+    /// What came beyond the end of a block.
+    rest: Option<Bytes>,
+    /// Of what the parts until now had, in its block.
+    offset: usize,
+}
+
+impl Source {
+    fn new(channel: Channel<Bytes, io::Error>, patience: Duration) -> Self {
+        Self { channel, patience, rest: None, offset: 0 }
     }
-    Part { pieces, end: None }
+
+    /// What comes within a moment, up to the end of the block.
+    async fn part(&mut self) -> Part {
+        let mut pieces = Vec::new();
+        let mut deadline = None;
+        while self.offset < BLOCK {
+            let next = match (self.rest.take(), deadline) {
+                (Some(rest), _) => Some(Ok(Piece::data(rest))),
+                (None, None) => self.channel.frame().await,
+                (None, Some(deadline)) => {
+                    match tokio::time::timeout_at(deadline, self.channel.frame()).await {
+                        Ok(next) => next,
+                        Err(_) => return Part { pieces, end: None },
+                    }
+                }
+            };
+            match next.map(|frame| frame.map(Piece::into_data)) {
+                None => return Part { pieces, end: Some(Ok(())) },
+                Some(Err(error)) => return Part { pieces, end: Some(Err(error)) },
+                Some(Ok(Ok(mut piece))) => {
+                    let room = BLOCK - self.offset;
+                    if piece.len() > room {
+                        self.rest = Some(piece.split_off(room));
+                    }
+                    self.offset += piece.len();
+                    pieces.push(piece);
+                }
+                // The agent sends no trailers.
+                Some(Ok(Err(_))) => {}
+            }
+            deadline.get_or_insert_with(|| tokio::time::Instant::now() + self.patience);
+        }
+        self.offset = 0;
+        Part { pieces, end: None }
+    }
 }
 
 /// Sends what was kept; `None` if the client does not take all of it.

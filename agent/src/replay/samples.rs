@@ -27,6 +27,7 @@ pub async fn recorded(
         when_full: WhenFull::Refuse,
         keep: Duration::from_hours(1),
         answer_limit: None,
+        files: config::Files::Hash,
         archive: None,
     };
     let payloads = Payloads::open(&spool, settings).unwrap();

@@ -311,6 +311,7 @@ impl Sample {
             when_full: crate::config::WhenFull::Refuse,
             keep: std::time::Duration::from_hours(1),
             answer_limit: None,
+            files: crate::config::Files::Hash,
             archive: None,
         };
         let payloads = Payloads::open(&trail.spool(), settings).unwrap();

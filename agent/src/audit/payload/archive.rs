@@ -209,7 +209,8 @@ fn name(run: Uuid, segment: u32) -> Path {
 pub struct Archived {
     bucket: Bucket,
     runtime: Runtime,
-    read: Cache<(Uuid, Place), Arc<[u8]>>,
+    /// By run, segment and offset.
+    read: Cache<(Uuid, u32, u64), Arc<[u8]>>,
 }
 
 impl Archived {
@@ -224,7 +225,8 @@ impl Archived {
 
     /// The entry at a place of a run.
     pub fn read(&self, run: Uuid, place: Place) -> Result<Vec<u8>, ReadError> {
-        if let Some(entry) = self.read.get(&(run, place)) {
+        let key = (run, place.segment, place.offset);
+        if let Some(entry) = self.read.get(&key) {
             return Ok(entry.to_vec());
         }
         if !place.is_possible() {
@@ -236,7 +238,7 @@ impl Archived {
             BucketError::Request { is_missing: true, .. } => ReadError::Removed,
             error => ReadError::Archive(error),
         })?;
-        self.read.insert((run, place), entry.as_ref().into());
+        self.read.insert(key, entry.as_ref().into());
         Ok(entry.into())
     }
 }
@@ -248,8 +250,9 @@ mod tests {
     use age::x25519;
 
     use super::*;
+    use crate::audit::payload::tests::noise;
     use crate::audit::payload::{self, About, Ending, FrameKind, Kept, Payload};
-    use crate::config::WhenFull;
+    use crate::config::{Files, WhenFull};
 
     struct Scene {
         directory: tempfile::TempDir,
@@ -272,6 +275,7 @@ mod tests {
                 when_full: WhenFull::Refuse,
                 keep: Duration::from_hours(1),
                 answer_limit: None,
+                files: Files::Hash,
                 archive: Some(settings.clone()),
             };
             let payloads = Payloads::open(&directory.path().join("spool"), kept).unwrap();
@@ -284,14 +288,7 @@ mod tests {
 
         async fn keep(&self, length: usize) -> Payload {
             let mut recording = self.payloads.begin(&About::default(), Instant::now());
-            // What does not compress.
-            let mut state = 1_u64;
-            let body: Vec<u8> = std::iter::repeat_with(|| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                state.to_be_bytes()[0]
-            })
-            .take(length)
-            .collect();
+            let body = noise(length);
             recording.add(FrameKind::AnswerBody, &body).await.unwrap();
             recording.end(Ending::Complete, "").await.unwrap()
         }

@@ -26,7 +26,7 @@ const KINDS: [FrameKind; 5] =
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
     pub kind: FrameKind,
-    /// Since the request began.
+    /// Since the request began; 0 where it stands beside the place of the piece.
     pub micros: u64,
     pub content: &'a [u8],
 }

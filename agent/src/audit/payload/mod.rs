@@ -7,10 +7,12 @@ mod archive;
 mod frames;
 mod reading;
 mod seal;
+mod shared;
 mod spool;
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -21,9 +23,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use self::shared::Fingerprints;
 use super::chain::Members;
 use super::{AuditError, now, schema};
-use crate::config::{self, WhenFull};
+use crate::config::{self, Files, WhenFull};
 
 pub use archive::{Archive, Archived, Status as ArchiveStatus};
 pub use frames::{Frame, FrameKind};
@@ -34,6 +37,8 @@ pub use spool::{Place, SpoolError, parse};
 pub const PIECE: usize = 1 << 20;
 /// Smaller pieces are sealed where they come up; larger ones would hold up others there.
 const INLINE: usize = 32 * 1024;
+/// Of a body, what is so long is a piece of its own, which is written once as long as it comes again.
+const SHARED: usize = 32 * 1024;
 /// A piece is at most one frame longer than [`PIECE`].
 const LONGEST_PIECE: u64 = 4 * PIECE as u64;
 /// How often it is looked for segments that are too old.
@@ -58,7 +63,7 @@ pub struct Payload {
     pub request_bytes: u64,
     /// Of the content, as the client got it.
     pub answer_bytes: u64,
-    /// In the spool.
+    /// In the spool; of what was there already, the references to it.
     pub sealed_bytes: u64,
     pub duration_us: u64,
     pub ending: Ending,
@@ -119,6 +124,7 @@ pub struct About<'a> {
 #[derive(Debug)]
 pub struct Payloads {
     spool: spool::Spool,
+    fingerprints: Fingerprints,
     settings: config::Payloads,
     archive: Mutex<ArchiveStatus>,
 }
@@ -127,7 +133,8 @@ impl Payloads {
     /// Begins to write below `root`. A thread brings what is written onto the disk and removes what is too old.
     pub fn open(root: &Path, settings: config::Payloads) -> Result<Arc<Self>, AuditError> {
         let spool = spool::Spool::open(root, settings.spool_limit, settings.archive.is_some())?;
-        let payloads = Arc::new(Self { spool, settings, archive: Mutex::default() });
+        let fingerprints = Fingerprints::new().map_err(unsealable)?;
+        let payloads = Arc::new(Self { spool, fingerprints, settings, archive: Mutex::default() });
         let kept = Arc::downgrade(&payloads);
         let thread = thread::Builder::new().name("spool".to_owned()).spawn(move || {
             let (mut cleaned, mut looked): (Option<Instant>, Option<Instant>) = (None, None);
@@ -157,9 +164,19 @@ impl Payloads {
         self.spool.ready()
     }
 
+    /// Whether files of stages are payloads.
+    pub fn keeps_files(&self) -> bool {
+        self.settings.files == Files::Keep
+    }
+
     /// Bytes in the spool.
     pub fn spooled(&self) -> u64 {
         self.spool.total()
+    }
+
+    /// Bytes that were not written since the agent started, as what is in them was in the spool already.
+    pub fn deduplicated(&self) -> u64 {
+        self.spool.saved()
     }
 
     /// Bytes that there may be in the spool.
@@ -197,7 +214,8 @@ impl Payloads {
             digest: String::new(),
         };
         let digest = Context::new(&SHA256);
-        Recording { payloads: Arc::clone(self), record, since, waiting: Vec::new(), digest }
+        let payloads = Arc::clone(self);
+        Recording { payloads, record, since, is_file: false, waiting: Vec::new(), digest }
     }
 
     fn clean(&self) {
@@ -209,10 +227,24 @@ impl Payloads {
     }
 
     fn keep(&self, entry: &spool::Entry, plain: &[u8]) -> Result<spool::Written, SpoolError> {
-        let sealed = seal::seal(&self.settings.recipients, plain)
-            .map_err(|error| SpoolError::Seal(Arc::new(error)))?;
+        let sealed = seal::seal(&self.settings.recipients, plain).map_err(unsealable)?;
         self.spool.append(entry, &sealed)
     }
+
+    /// Keeps a piece by a reference, if the same is there already.
+    fn keep_once(&self, entry: &spool::Entry, plain: &[u8]) -> Result<spool::Written, SpoolError> {
+        let content = self.fingerprints.of(plain).map_err(unsealable)?;
+        if let Some(written) = self.spool.refer(entry, &content)? {
+            return Ok(written);
+        }
+        let written = self.keep(entry, plain)?;
+        self.spool.share(content, written);
+        Ok(written)
+    }
+}
+
+fn unsealable(error: io::Error) -> SpoolError {
+    SpoolError::Seal(Arc::new(error))
 }
 
 /// Says what came of removing payloads.
@@ -229,31 +261,49 @@ pub struct Recording {
     payloads: Arc<Payloads>,
     record: Payload,
     since: Instant,
+    /// The request's body is a file's content: as an answer's is, it may be too long.
+    is_file: bool,
     /// Frames that are not kept yet.
     waiting: Vec<u8>,
     digest: Context,
 }
 
 impl Recording {
+    /// A recording of a file that the client sends.
+    #[must_use]
+    pub fn of_file(self) -> Self {
+        Self { is_file: true, ..self }
+    }
+
     /// Adds to it. It is kept once [`Self::keep`] has returned, or as far as it did not fit into a piece.
     pub async fn add(&mut self, kind: FrameKind, mut content: &[u8]) -> Result<(), SpoolError> {
-        let length = content.len() as u64;
-        match kind {
-            FrameKind::RequestBody => self.record.request_bytes += length,
-            FrameKind::AnswerBody => {
-                let limit = self.payloads.settings.answer_limit.unwrap_or(u64::MAX);
-                let room = usize::try_from(limit.saturating_sub(self.record.answer_bytes));
-                self.record.answer_bytes += length;
-                if let Some(first) = room.ok().and_then(|room| content.get(..room))
-                    && first.len() < content.len()
-                {
-                    self.record.ending = Ending::Truncated;
-                    content = first;
-                }
+        let body = match kind {
+            FrameKind::RequestBody => Some((&mut self.record.request_bytes, self.is_file)),
+            FrameKind::AnswerBody => Some((&mut self.record.answer_bytes, true)),
+            FrameKind::Request | FrameKind::Answer | FrameKind::End => None,
+        };
+        let is_body = body.is_some();
+        if let Some((bytes, is_limited)) = body {
+            let limit = self.payloads.settings.answer_limit.filter(|_| is_limited).unwrap_or(u64::MAX);
+            let room = usize::try_from(limit.saturating_sub(*bytes));
+            *bytes += content.len() as u64;
+            if let Some(first) = room.ok().and_then(|room| content.get(..room))
+                && first.len() < content.len()
+            {
+                self.record.ending = Ending::Truncated;
+                content = first;
             }
-            FrameKind::Request | FrameKind::Answer | FrameKind::End => {}
         }
         let micros = self.elapsed();
+        if is_body && content.len() >= SHARED {
+            self.keep().await?;
+            for content in content.chunks(PIECE) {
+                // Its time stands beside its place, so that equal contents are equal pieces.
+                Frame { kind, micros: 0, content }.write(&mut self.waiting);
+                self.write(Some(micros)).await?;
+            }
+            return Ok(());
+        }
         for content in content.chunks(PIECE) {
             Frame { kind, micros, content }.write(&mut self.waiting);
             if self.waiting.len() >= PIECE {
@@ -265,9 +315,11 @@ impl Recording {
 
     /// Seals and writes what was added.
     pub async fn keep(&mut self) -> Result<(), SpoolError> {
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
+        if self.waiting.is_empty() { Ok(()) } else { self.write(None).await }
+    }
+
+    /// Writes what is waiting as a piece: as one that may be there already, if it says when it passed.
+    async fn write(&mut self, micros: Option<u64>) -> Result<(), SpoolError> {
         let plain = std::mem::take(&mut self.waiting);
         let entry = spool::Entry {
             payload: self.record.id,
@@ -276,15 +328,16 @@ impl Recording {
             piece: u32::try_from(self.record.places.len()).unwrap_or(u32::MAX),
             time: now(),
         };
+        let keep = if micros.is_some() { Payloads::keep_once } else { Payloads::keep };
         let written = if plain.len() <= INLINE {
-            self.payloads.keep(&entry, &plain)?
+            keep(&self.payloads, &entry, &plain)?
         } else {
             let payloads = Arc::clone(&self.payloads);
-            let kept = tokio::task::spawn_blocking(move || payloads.keep(&entry, &plain)).await;
-            kept.map_err(|error| SpoolError::Seal(Arc::new(error.into())))??
+            let kept = tokio::task::spawn_blocking(move || keep(&payloads, &entry, &plain)).await;
+            kept.map_err(|error| unsealable(error.into()))??
         };
-        self.record.sealed_bytes += u64::from(written.place.length);
-        self.record.places.push(written.place);
+        self.record.sealed_bytes += u64::from(written.bytes);
+        self.record.places.push(Place { micros, ..written.place });
         self.digest.update(&written.digest);
         Ok(())
     }
@@ -354,8 +407,9 @@ pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() 
                 };
                 (payload, Context::new(&SHA256))
             });
-            payload.sealed_bytes += u64::from(written.place.length);
-            payload.places.push(written.place);
+            payload.sealed_bytes += u64::from(written.bytes);
+            let micros = u64::try_from(entry.time.saturating_sub(payload.time)).ok();
+            payload.places.push(Place { micros, ..written.place });
             digest.update(&written.digest);
         })?;
         if let Some(error) = failure {
@@ -409,6 +463,7 @@ mod tests {
                 when_full: WhenFull::Refuse,
                 keep: Duration::from_hours(1),
                 answer_limit,
+                files: Files::Hash,
                 archive: None,
             };
             Payloads::open(&self.spool(), settings).unwrap()
@@ -447,6 +502,50 @@ mod tests {
         }
     }
 
+    /// What does not compress.
+    pub(super) fn noise(length: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state.to_be_bytes()[0]
+        };
+        std::iter::repeat_with(next).take(length).collect()
+    }
+
+    #[tokio::test]
+    async fn what_comes_again_takes_its_room_once() {
+        let kept = Scene::new();
+        let payloads = kept.open(None);
+        let body = noise(PIECE + SHARED + 1);
+        let mut all = Vec::new();
+        for session in [Uuid::now_v7(), Uuid::now_v7()] {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let since = Instant::now().checked_sub(Duration::from_secs(all.len() as u64 + 1)).unwrap();
+            let mut recording = payloads.begin(&About { session, ..About::default() }, since);
+            recording.add(FrameKind::Request, b"{}").await.unwrap();
+            recording.add(FrameKind::AnswerBody, &body).await.unwrap();
+            recording.add(FrameKind::AnswerBody, b"and the end").await.unwrap();
+            all.push(recording.end(Ending::Complete, "").await.unwrap());
+        }
+        let [first, second] = &all[..] else { unreachable!() };
+        assert!(first.sealed_bytes > body.len() as u64, "{}", first.sealed_bytes);
+        assert!(second.sealed_bytes < 2000, "{}", second.sealed_bytes);
+        let offsets = |payload: &Payload| payload.places.iter().map(|it| it.offset).collect::<Vec<_>>();
+        assert_eq!(offsets(first)[1..3], offsets(second)[1..3]);
+        assert_ne!(first.digest, second.digest);
+        assert!(payloads.deduplicated() >= body.len() as u64, "{}", payloads.deduplicated());
+        for (payload, second) in all.iter().zip(1..) {
+            let answer = kept.content(payload).answer;
+            assert!(answer.body == [&body[..], b"and the end"].concat(), "{} bytes", answer.length);
+            let range = second * 1_000_000..(second + 1) * 1_000_000;
+            assert!(answer.pieces.iter().all(|(micros, _)| range.contains(micros)), "{:?}", answer.pieces);
+        }
+        // What another payload has is not taken for this one's.
+        let forged = Payload { places: first.places.clone(), ..second.clone() };
+        let read = read(&Kept::new(kept.spool(), None), &forged, &[Box::new(kept.identity.clone())], 0);
+        assert!(matches!(read, Err(ReadError::Foreign(_))), "{read:?}");
+    }
+
     #[tokio::test]
     async fn what_is_longer_than_the_limit_is_marked() {
         let kept = Scene::new();
@@ -467,13 +566,16 @@ mod tests {
         let payloads = kept.open(None);
         let session = Uuid::now_v7();
         let mut ended = payloads.begin(&About { session, ..About::default() }, Instant::now());
-        ended.add(FrameKind::AnswerBody, b"ended").await.unwrap();
+        let body = noise(SHARED);
+        ended.add(FrameKind::AnswerBody, &body).await.unwrap();
         let ended = ended.end(Ending::Complete, "").await.unwrap();
+        let shared = ended.places[0];
         journal.append(vec![ended.into()]).await.unwrap();
         let mut cut_off = payloads.begin(&About { session, ..About::default() }, Instant::now());
         cut_off.add(FrameKind::AnswerBody, b"one, ").await.unwrap();
         cut_off.keep().await.unwrap();
-        cut_off.add(FrameKind::AnswerBody, b"two").await.unwrap();
+        cut_off.add(FrameKind::AnswerBody, &body).await.unwrap();
+        cut_off.add(FrameKind::AnswerBody, b", two").await.unwrap();
         cut_off.keep().await.unwrap();
         cut_off.add(FrameKind::AnswerBody, b"never kept").await.unwrap();
         assert!(lost(&kept.spool(), &path).unwrap().0.is_empty(), "its agent lives");
@@ -491,7 +593,15 @@ mod tests {
         };
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].ending, found[0].session), (Ending::Lost, session));
-        assert_eq!(kept.content(&found[0]).answer.body, b"one, two");
+        let places = &found[0].places;
+        assert_eq!(
+            (places.len(), places[1].offset),
+            (3, shared.offset),
+            "what it referred to is its own too"
+        );
+        assert!(found[0].sealed_bytes < 2000, "{}", found[0].sealed_bytes);
+        let answer = kept.content(&found[0]).answer;
+        assert!(answer.body == [&b"one, "[..], &body, b", two"].concat(), "{} bytes", answer.length);
         assert!(lost(&kept.spool(), &path).unwrap().0.is_empty());
     }
 }

@@ -143,8 +143,13 @@ pub fn frames(
         let piece = spool::parse(&entry).filter(|piece| piece.digest == digest);
         let piece = piece.ok_or(ReadError::Foreign("it changes while it is read"))?;
         let plain = seal::open(identities, piece.sealed, LONGEST_PIECE)?;
+        let passed = payload.places.get(number).and_then(|place| place.micros);
         for frame in frames::read(&plain) {
-            if each(frame.ok_or(ReadError::Foreign("it holds what are no frames"))?).is_break() {
+            let mut frame = frame.ok_or(ReadError::Foreign("it holds what are no frames"))?;
+            if frame.micros == 0 {
+                frame.micros = passed.unwrap_or_default();
+            }
+            if each(frame).is_break() {
                 return Ok(());
             }
         }

@@ -10,6 +10,9 @@
 //! payload, its session and its statement (16 bytes each; zeros for no statement), the number of the piece (4 bytes), the
 //! length of what is sealed (4 bytes), the time in microseconds since the epoch (8 bytes), all numbers little-endian; and
 //! the SHA-256 of all these and of what is sealed.
+//!
+//! Version 2 is a reference: in the place of what is sealed it has the offset (8 bytes), length (4 bytes) and digest of an
+//! earlier entry of its segment, whose content is its piece's.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -23,8 +26,12 @@ use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::shared::{Fingerprint, Shared};
+
 const MAGIC: [u8; 4] = *b"SNFP";
-const VERSION: u32 = 1;
+/// Versions of entries.
+const SEALED: u32 = 1;
+const REFERENCE: u32 = 2;
 const HEAD: usize = 104;
 const DIGEST: usize = 32;
 /// A file that has so many bytes, or its part of the room, gets no more entries.
@@ -75,12 +82,19 @@ pub struct Place {
     pub offset: u64,
     /// Of what is sealed.
     pub length: u32,
+    /// When the piece passed, since the request began, where its frames do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micros: Option<u64>,
 }
 
-/// What was written, and the digest that stands in its head.
+/// Where a piece is.
+#[derive(Debug, Clone, Copy)]
 pub struct Written {
     pub place: Place,
+    /// Stands in the head there.
     pub digest: [u8; DIGEST],
+    /// What was written for it: sealed, or a reference.
+    pub bytes: u32,
 }
 
 /// The spool of one run of an agent.
@@ -121,6 +135,10 @@ struct State {
     begun: Option<SystemTime>,
     written: Option<SystemTime>,
     unsynced: Vec<Arc<File>>,
+    /// Entries of that segment that others may refer to.
+    shared: Shared,
+    /// Bytes that were not written again.
+    saved: u64,
     /// The last entry, or the last sync.
     has_failed: bool,
 }
@@ -167,12 +185,42 @@ impl Spool {
 
     /// Appends an entry. It is on the disk when [`Self::sync`] has returned after that.
     pub fn append(&self, entry: &Entry, sealed: &[u8]) -> Result<Written, SpoolError> {
-        let (head, digest) = encode(entry, sealed);
+        let (head, digest) = encode(entry, SEALED, sealed);
         let mut state = self.state();
         let written = self.write(&mut state, &head, sealed);
         state.has_failed = written.is_err();
         let length = u32::try_from(sealed.len()).unwrap_or(u32::MAX);
-        written.map(|(segment, offset)| Written { place: Place { segment, offset, length }, digest })
+        written.map(|(segment, offset)| {
+            let place = Place { segment, offset, length, micros: None };
+            Written { place, digest, bytes: length }
+        })
+    }
+
+    /// Lets later entries of the segment refer to one.
+    pub fn share(&self, content: Fingerprint, written: Written) {
+        self.state().shared.note(content, written);
+    }
+
+    /// Appends a reference to the entry of that content; `None` if the segment that is written to has none.
+    pub fn refer(&self, entry: &Entry, content: &Fingerprint) -> Result<Option<Written>, SpoolError> {
+        let mut state = self.state();
+        let goes_on = state.file.is_some() && state.length < self.segment;
+        let Some(earlier) = state.shared.find(state.segment, content).filter(|_| goes_on) else {
+            return Ok(None);
+        };
+        let reference = encode_reference(&earlier);
+        let (head, _) = encode(entry, REFERENCE, &reference);
+        let written = self.write(&mut state, &head, &reference);
+        state.has_failed = written.is_err();
+        written?;
+        let bytes = u32::try_from(reference.len()).unwrap_or(u32::MAX);
+        state.saved += u64::from(earlier.place.length.saturating_sub(bytes));
+        Ok(Some(Written { bytes, ..earlier }))
+    }
+
+    /// Bytes that were not written, as they were there already.
+    pub fn saved(&self) -> u64 {
+        self.state().saved
     }
 
     fn write(&self, state: &mut State, head: &[u8], sealed: &[u8]) -> Result<(u32, u64), SpoolError> {
@@ -216,7 +264,10 @@ impl Spool {
         let unsynced = std::mem::take(&mut self.state().unsynced);
         for file in unsynced {
             if let Err(error) = file.sync_data() {
-                self.state().has_failed = true;
+                let mut state = self.state();
+                state.has_failed = true;
+                // What could not be brought there may be lost: it is written again.
+                state.shared.forget();
                 return Err(failed(&self.directory())(error));
             }
         }
@@ -362,15 +413,20 @@ impl Ended {
             let Some(segment) = segment_number(&path) else { continue };
             let mut file = io::BufReader::new(File::open(&path).map_err(failed(&path))?);
             let mut offset = 0;
-            while let Some((head, entry, length)) = next_head(&mut file) {
-                let place = Place { segment, offset, length };
+            while let Some((head, Decoded { version, entry, length })) = next_head(&mut file) {
                 if wants(entry.payload) {
-                    let Some(sealed) = read_sealed(&mut file, length) else { break };
-                    let digest = digest(&head, &sealed);
+                    let Some(content) = read_content(&mut file, length) else { break };
+                    let digest = digest(&head, &content);
                     if head.get(HEAD - DIGEST..) != Some(digest.as_slice()) {
                         break;
                     }
-                    found(entry, Written { place, digest });
+                    let own = Place { segment, offset, length, micros: None };
+                    let written = match version {
+                        SEALED => Some(Written { place: own, digest, bytes: length }),
+                        _ => decode_reference(segment, &content),
+                    };
+                    let Some(written) = written else { break };
+                    found(entry, written);
                 } else if file.seek_relative(i64::from(length)).is_err() {
                     break;
                 }
@@ -438,10 +494,10 @@ pub struct Parsed<'b> {
 /// The parts of an entry; `None` if it is damaged.
 pub fn parse(bytes: &[u8]) -> Option<Parsed<'_>> {
     let (head, sealed) = bytes.split_first_chunk::<HEAD>()?;
-    let (entry, length) = decode(head)?;
+    let Decoded { version, entry, length } = decode(head)?;
     let digest = digest(head, sealed);
     let is_whole = u32::try_from(sealed.len()) == Ok(length) && head.get(HEAD - DIGEST..) == Some(&digest);
-    is_whole.then_some(Parsed { entry, digest, sealed })
+    (is_whole && version == SEALED).then_some(Parsed { entry, digest, sealed })
 }
 
 fn damaged(path: &Path) -> SpoolError {
@@ -518,32 +574,40 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> SpoolError + use<> {
 }
 
 /// The head of an entry, and the digest that is the end of it.
-fn encode(entry: &Entry, sealed: &[u8]) -> (Vec<u8>, [u8; DIGEST]) {
+fn encode(entry: &Entry, version: u32, content: &[u8]) -> (Vec<u8>, [u8; DIGEST]) {
     let mut bytes = Vec::with_capacity(HEAD);
     bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&version.to_le_bytes());
     for id in [entry.payload, entry.session, entry.statement] {
         bytes.extend_from_slice(id.as_bytes());
     }
     bytes.extend_from_slice(&entry.piece.to_le_bytes());
-    bytes.extend_from_slice(&u32::try_from(sealed.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(content.len()).unwrap_or(u32::MAX).to_le_bytes());
     bytes.extend_from_slice(&entry.time.to_le_bytes());
-    let digest = digest(&bytes, sealed);
+    let digest = digest(&bytes, content);
     bytes.extend_from_slice(&digest);
     (bytes, digest)
 }
 
-/// Of a head, as far as the digest, and what is sealed.
-fn digest(head: &[u8], sealed: &[u8]) -> [u8; DIGEST] {
+/// Of a head, as far as the digest, and what follows it.
+fn digest(head: &[u8], rest: &[u8]) -> [u8; DIGEST] {
     let mut context = Context::new(&SHA256);
     context.update(head.get(..HEAD - DIGEST).unwrap_or(head));
-    context.update(sealed);
+    context.update(rest);
     let mut digest = [0; DIGEST];
     digest.copy_from_slice(context.finish().as_ref());
     digest
 }
 
-fn decode(head: &[u8; HEAD]) -> Option<(Entry, u32)> {
+/// The head of an entry.
+struct Decoded {
+    version: u32,
+    entry: Entry,
+    /// Of what follows.
+    length: u32,
+}
+
+fn decode(head: &[u8; HEAD]) -> Option<Decoded> {
     let mut rest = head.as_slice();
     let magic: [u8; 4] = take(&mut rest)?;
     let version = u32::from_le_bytes(take(&mut rest)?);
@@ -552,8 +616,22 @@ fn decode(head: &[u8; HEAD]) -> Option<(Entry, u32)> {
     let piece = u32::from_le_bytes(take(&mut rest)?);
     let length = u32::from_le_bytes(take(&mut rest)?);
     let time = i64::from_le_bytes(take(&mut rest)?);
-    let is_one = magic == MAGIC && version == VERSION && length <= LONGEST;
-    is_one.then_some((Entry { payload, session, statement, piece, time }, length))
+    let is_one = magic == MAGIC && (SEALED..=REFERENCE).contains(&version) && length <= LONGEST;
+    let entry = Entry { payload, session, statement, piece, time };
+    is_one.then_some(Decoded { version, entry, length })
+}
+
+fn encode_reference(to: &Written) -> Vec<u8> {
+    let Written { place, digest, .. } = to;
+    [&place.offset.to_le_bytes()[..], &place.length.to_le_bytes(), digest].concat()
+}
+
+fn decode_reference(segment: u32, mut content: &[u8]) -> Option<Written> {
+    let bytes = u32::try_from(content.len()).ok()?;
+    let offset = u64::from_le_bytes(take(&mut content)?);
+    let length = u32::from_le_bytes(take(&mut content)?);
+    let digest = take(&mut content)?;
+    Some(Written { place: Place { segment, offset, length, micros: None }, digest, bytes })
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -562,21 +640,22 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     Some(*first)
 }
 
-fn next_head(file: &mut impl Read) -> Option<([u8; HEAD], Entry, u32)> {
+fn next_head(file: &mut impl Read) -> Option<([u8; HEAD], Decoded)> {
     let mut head = [0; HEAD];
     file.read_exact(&mut head).ok()?;
-    let (entry, length) = decode(&head)?;
-    Some((head, entry, length))
+    let decoded = decode(&head)?;
+    Some((head, decoded))
 }
 
-fn read_sealed(file: &mut impl Read, length: u32) -> Option<Vec<u8>> {
-    let mut sealed = vec![0; usize::try_from(length).ok()?];
-    file.read_exact(&mut sealed).ok()?;
-    Some(sealed)
+fn read_content(file: &mut impl Read, length: u32) -> Option<Vec<u8>> {
+    let mut content = vec![0; usize::try_from(length).ok()?];
+    file.read_exact(&mut content).ok()?;
+    Some(content)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::shared::Fingerprints;
     use super::*;
 
     const LIMIT: u64 = RESERVE + (1 << 20);
@@ -681,6 +760,51 @@ mod tests {
         assert_eq!(spool.remove_oldest(true).unwrap(), 1);
         let is_there = |place| read(directory.path(), spool.run(), place).is_some();
         assert_eq!([0, 2, 3, 16].map(|at: usize| is_there(places[at])), [false, false, true, true]);
+    }
+
+    #[test]
+    fn what_is_in_the_segment_that_is_written_to_is_referred_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path(), LIMIT, false).unwrap();
+        let fingerprints = Fingerprints::new().unwrap();
+        let content = fingerprints.of(b"content").unwrap();
+        let there = |piece| spool.refer(&entry(piece), &content).unwrap().map(|written| written.place);
+        assert_eq!(there(0), None);
+        let first = spool.append(&entry(1), &vec![7; 100_000]).unwrap();
+        spool.share(content, first);
+        assert_eq!(there(2), Some(first.place));
+        assert_eq!(
+            spool.refer(&entry(3), &fingerprints.of(b"other").unwrap()).unwrap().map(|it| it.place),
+            None
+        );
+        assert_eq!(spool.saved(), 100_000 - 44);
+        spool.remove_before(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(there(4), Some(first.place), "it goes on");
+        spool.unarchived(SystemTime::now() + SYNC).unwrap();
+        assert_eq!(there(5), None, "it is complete");
+        let second = spool.append(&entry(6), b"sealed").unwrap();
+        spool.share(content, second);
+        // What was written to the segment before is too late.
+        spool.share(content, first);
+        assert_eq!(there(7), None);
+        spool.share(content, second);
+        assert_eq!(there(8), Some(second.place));
+        spool.append(&entry(9), &vec![0; 3 << 20]).unwrap();
+        assert_eq!(there(10), None, "it is long enough");
+        let run = spool.run();
+        drop(spool);
+        let ended = unsettled(directory.path()).unwrap();
+        assert_eq!(
+            entries(&ended[0])[..4],
+            [
+                (entry(1), first.place),
+                (entry(2), first.place),
+                (entry(4), first.place),
+                (entry(6), second.place)
+            ]
+        );
+        let reference = Place { offset: first.place.range().end, length: 44, ..first.place };
+        assert!(read_entry(directory.path(), run, reference).is_ok_and(|bytes| parse(&bytes).is_none()));
     }
 
     #[test]
