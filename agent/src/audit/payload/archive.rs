@@ -18,7 +18,9 @@ use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::spool::{self, Place, Segment, SpoolError};
+use super::entry::Place;
+use super::segments::{Segment, segment_name};
+use super::spool::{Spool, SpoolError};
 use super::{Payloads, ReadError};
 use crate::audit::delivery::delay;
 use crate::config;
@@ -119,7 +121,7 @@ impl Archive {
     async fn step(&self, before: SystemTime) -> Result<(), Problem> {
         let mut done = Ok(());
         // What goes there is on the disk here, so that it is the same after a loss of power.
-        let complete = move |spool: &spool::Spool| spool.sync().and_then(|()| spool.unarchived(before));
+        let complete = move |spool: &Spool| spool.sync().and_then(|()| spool.unarchived(before));
         for segment in self.in_spool(complete).await? {
             match self.upload(&segment).await {
                 Ok(length) => {
@@ -130,7 +132,7 @@ impl Archive {
                 Err(_) => {}
             }
         }
-        let pending = self.in_spool(spool::Spool::unarchived_bytes).await?;
+        let pending = self.in_spool(Spool::unarchived_bytes).await?;
         self.change(|status| status.pending_bytes = pending);
         done
     }
@@ -166,7 +168,7 @@ impl Archive {
 
     async fn in_spool<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&spool::Spool) -> Result<T, SpoolError> + Send + 'static,
+        work: impl FnOnce(&Spool) -> Result<T, SpoolError> + Send + 'static,
     ) -> Result<T, Problem> {
         let payloads = Arc::clone(&self.payloads);
         let done = tokio::task::spawn_blocking(move || work(&payloads.spool)).await;
@@ -202,7 +204,7 @@ async fn part(file: &Arc<fs::File>, range: Range<u64>) -> io::Result<Bytes> {
 }
 
 fn name(run: Uuid, segment: u32) -> Path {
-    Path::from_iter([run.to_string(), spool::segment_name(segment)])
+    Path::from_iter([run.to_string(), segment_name(segment)])
 }
 
 /// An archive, to be read.

@@ -4,13 +4,15 @@
 //! [spool](spool::Spool) before the client gets what is in them; where they are is recorded in the journal when it ends.
 
 mod archive;
+mod entry;
 mod frames;
+mod lost;
 mod reading;
 mod seal;
+mod segments;
 mod shared;
 mod spool;
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
@@ -23,15 +25,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use self::entry::{Entry, Written};
 use self::shared::Fingerprints;
 use super::chain::Members;
-use super::{AuditError, now, schema};
+use super::{AuditError, now};
 use crate::config::{self, Files, WhenFull};
 
 pub use archive::{Archive, Archived, Status as ArchiveStatus};
+pub use entry::{Place, parse};
 pub use frames::{Frame, FrameKind};
+pub use lost::lost;
 pub use reading::{Content, Identities, Kept, Message, Pieces, ReadError, frames, identities, read};
-pub use spool::{Place, SpoolError, parse};
+pub use spool::SpoolError;
 
 /// What is sealed at once.
 pub const PIECE: usize = 1 << 20;
@@ -226,13 +231,13 @@ impl Payloads {
         }
     }
 
-    fn keep(&self, entry: &spool::Entry, plain: &[u8]) -> Result<spool::Written, SpoolError> {
+    fn keep(&self, entry: &Entry, plain: &[u8]) -> Result<Written, SpoolError> {
         let sealed = seal::seal(&self.settings.recipients, plain).map_err(unsealable)?;
         self.spool.append(entry, &sealed)
     }
 
     /// Keeps a piece by a reference, if the same is there already.
-    fn keep_once(&self, entry: &spool::Entry, plain: &[u8]) -> Result<spool::Written, SpoolError> {
+    fn keep_once(&self, entry: &Entry, plain: &[u8]) -> Result<Written, SpoolError> {
         let content = self.fingerprints.of(plain).map_err(unsealable)?;
         if let Some(written) = self.spool.refer(entry, &content)? {
             return Ok(written);
@@ -321,7 +326,7 @@ impl Recording {
     /// Writes what is waiting as a piece: as one that may be there already, if it says when it passed.
     async fn write(&mut self, micros: Option<u64>) -> Result<(), SpoolError> {
         let plain = std::mem::take(&mut self.waiting);
-        let entry = spool::Entry {
+        let entry = Entry {
             payload: self.record.id,
             session: self.record.session,
             statement: self.record.statement,
@@ -358,77 +363,6 @@ impl Recording {
     fn elapsed(&self) -> u64 {
         u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
-}
-
-/// The payloads of runs that have ended before they could be recorded, and what notes that they are recorded.
-pub fn lost(root: &Path, journal: &Path) -> Result<(Vec<Payload>, impl FnOnce() + use<>), AuditError> {
-    let ended = spool::unsettled(root)?;
-    let mut lost: HashMap<Uuid, (Payload, Context)> = HashMap::new();
-    let connection = schema::open_read_only(journal)?;
-    let mut known = connection.prepare("SELECT 1 FROM payloads WHERE id = ?1").map_err(AuditError::read)?;
-    // Rows of what is older have left the journal in their time.
-    let removed: i64 = connection
-        .query_row(
-            "SELECT coalesce(max(c.time), 0) FROM checkpoints c JOIN events e ON e.kind = 'records_removed'
-             WHERE c.number = json_extract(e.detail, '$.checkpoint')",
-            [],
-            |row| row.get(0),
-        )
-        .map_err(AuditError::read)?;
-    for ended in &ended {
-        let mut failure = None;
-        let wants = |id: Uuid| match known.exists([id.to_string()]) {
-            Ok(exists) => !exists && !id.is_nil(),
-            Err(error) => {
-                failure = Some(error);
-                false
-            }
-        };
-        ended.entries(wants, |entry, written| {
-            if entry.time <= removed {
-                return;
-            }
-            let (payload, digest) = lost.entry(entry.payload).or_insert_with(|| {
-                let payload = Payload {
-                    id: entry.payload,
-                    session: entry.session,
-                    statement: entry.statement,
-                    query_id: String::new(),
-                    time: entry.time,
-                    operation: String::new(),
-                    request_bytes: 0,
-                    answer_bytes: 0,
-                    sealed_bytes: 0,
-                    duration_us: 0,
-                    ending: Ending::Lost,
-                    run: ended.run,
-                    places: Vec::new(),
-                    digest: String::new(),
-                };
-                (payload, Context::new(&SHA256))
-            });
-            payload.sealed_bytes += u64::from(written.bytes);
-            let micros = u64::try_from(entry.time.saturating_sub(payload.time)).ok();
-            payload.places.push(Place { micros, ..written.place });
-            digest.update(&written.digest);
-        })?;
-        if let Some(error) = failure {
-            return Err(AuditError::read(error));
-        }
-    }
-    let mut lost: Vec<Payload> = lost
-        .into_values()
-        .map(|(payload, digest)| Payload { digest: hexadecimal(digest.finish().as_ref()), ..payload })
-        .collect();
-    lost.sort_by_key(|payload| payload.id);
-    let settle = move || {
-        for ended in ended {
-            if let Err(error) = ended.settled() {
-                tracing::warn!(%error, "the spool of an earlier run will be looked through again");
-            }
-        }
-    };
-    Ok((lost, settle))
 }
 
 /// Bytes as text.

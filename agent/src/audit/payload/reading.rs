@@ -10,9 +10,11 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::archive::Archived;
+use super::entry::{self, Place};
 use super::frames::{self, Frame, FrameKind};
 use super::seal::{self, OpenError};
-use super::spool::{self, Place, SpoolError};
+use super::segments::read_entry;
+use super::spool::SpoolError;
 use super::{LONGEST_PIECE, Payload, hexadecimal};
 use crate::storage::BucketError;
 
@@ -71,7 +73,7 @@ impl Kept {
 
     /// The entry at a place of a run.
     pub fn read(&self, run: Uuid, place: Place) -> Result<Vec<u8>, ReadError> {
-        let here = spool::read_entry(&self.spool, run, place).map_err(ReadError::from);
+        let here = read_entry(&self.spool, run, place).map_err(ReadError::from);
         match (here, &self.archive) {
             (Ok(entry), _) => Ok(entry),
             (Err(ReadError::Removed), Some(archive)) => archive.read(run, place),
@@ -140,7 +142,7 @@ pub fn frames(
 ) -> Result<(), ReadError> {
     for (number, digest) in digests(pieces, payload)?.into_iter().enumerate() {
         let entry = pieces.entry(payload, number)?;
-        let piece = spool::parse(&entry).filter(|piece| piece.digest == digest);
+        let piece = entry::parse(&entry).filter(|piece| piece.digest == digest);
         let piece = piece.ok_or(ReadError::Foreign("it changes while it is read"))?;
         let plain = seal::open(identities, piece.sealed, LONGEST_PIECE)?;
         let passed = payload.places.get(number).and_then(|place| place.micros);
@@ -162,7 +164,7 @@ fn digests(pieces: &dyn Pieces, payload: &Payload) -> Result<Vec<[u8; 32]>, Read
     let mut all = Context::new(&SHA256);
     let digests = (0..payload.places.len()).map(|number| {
         let entry = pieces.entry(payload, number)?;
-        let piece = spool::parse(&entry).ok_or(ReadError::Foreign("a piece is damaged"))?;
+        let piece = entry::parse(&entry).ok_or(ReadError::Foreign("a piece is damaged"))?;
         all.update(&piece.digest);
         Ok(piece.digest)
     });

@@ -10,7 +10,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rand;
 
-use super::spool::Written;
+use super::entry::Written;
 
 /// About two megabytes.
 const MOST: usize = 16 * 1024;

@@ -4,41 +4,27 @@
 //! spool/<run>/lock               held by the agent that writes there
 //! spool/<run>/00000001.segment   entries, one after the other
 //! spool/<run>/00000001.archived  says that the segment is in the archive
+//! spool/<run>/settled            says that the rows of all its entries are known, once the run has ended
 //! ```
-//!
-//! An entry is a head of 104 bytes and the sealed piece. The head: `SNFP`, the version (4 bytes), the identifiers of the
-//! payload, its session and its statement (16 bytes each; zeros for no statement), the number of the piece (4 bytes), the
-//! length of what is sealed (4 bytes), the time in microseconds since the epoch (8 bytes), all numbers little-endian; and
-//! the SHA-256 of all these and of what is sealed.
-//!
-//! Version 2 is a reference: in the place of what is sealed it has the offset (8 bytes), length (4 bytes) and digest of an
-//! earlier entry of its segment, whose content is its piece's.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::digest::{Context, SHA256};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::entry::{Entry, Place, REFERENCE, SEALED, Written, encode, encode_reference};
+use super::segments::{
+    ARCHIVED, SETTLED, Segment, children, failed, files, lock, segment_path, segments, sync_directory,
+};
 use super::shared::{Fingerprint, Shared};
 
-const MAGIC: [u8; 4] = *b"SNFP";
-/// Versions of entries.
-const SEALED: u32 = 1;
-const REFERENCE: u32 = 2;
-const HEAD: usize = 104;
-const DIGEST: usize = 32;
 /// A file that has so many bytes, or its part of the room, gets no more entries.
 const SEGMENT: u64 = 64 << 20;
 const SEGMENTS: u64 = 8;
-/// No entry is longer: a piece is about a megabyte.
-const LONGEST: u32 = 16 << 20;
 /// So much is left for the answers to what has begun.
 const RESERVE: u64 = 16 << 20;
 /// How often what was appended is brought onto the disk.
@@ -46,10 +32,6 @@ pub const SYNC: Duration = Duration::from_millis(100);
 /// An entry of nothing, which shows whether there can be one.
 const PROBE: Entry =
     Entry { payload: Uuid::nil(), session: Uuid::nil(), statement: Uuid::nil(), piece: 0, time: 0 };
-const EXTENSION: &str = "segment";
-const ARCHIVED: &str = "archived";
-const LOCK: &str = "lock";
-const SETTLED: &str = "settled";
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SpoolError {
@@ -61,40 +43,6 @@ pub enum SpoolError {
     Io { path: PathBuf, source: Arc<io::Error> },
     #[error("a payload cannot be sealed: {0}")]
     Seal(Arc<io::Error>),
-}
-
-/// Whose an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    pub payload: Uuid,
-    pub session: Uuid,
-    /// Nil for none.
-    pub statement: Uuid,
-    /// From 0.
-    pub piece: u32,
-    pub time: i64,
-}
-
-/// Where an entry is, within a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Place {
-    pub segment: u32,
-    pub offset: u64,
-    /// Of what is sealed.
-    pub length: u32,
-    /// When the piece passed, since the request began, where its frames do not say it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub micros: Option<u64>,
-}
-
-/// Where a piece is.
-#[derive(Debug, Clone, Copy)]
-pub struct Written {
-    pub place: Place,
-    /// Stands in the head there.
-    pub digest: [u8; DIGEST],
-    /// What was written for it: sealed, or a reference.
-    pub bytes: u32,
 }
 
 /// The spool of one run of an agent.
@@ -109,18 +57,6 @@ pub struct Spool {
     has_archive: bool,
     state: Mutex<State>,
     _lock: File,
-}
-
-/// A file of entries.
-#[derive(Debug, Clone)]
-pub struct Segment {
-    pub run: Uuid,
-    pub number: u32,
-    pub path: PathBuf,
-    /// Bytes.
-    pub length: u64,
-    pub is_archived: bool,
-    written: SystemTime,
 }
 
 #[derive(Debug, Default)]
@@ -141,13 +77,6 @@ struct State {
     saved: u64,
     /// The last entry, or the last sync.
     has_failed: bool,
-}
-
-/// A run that has ended.
-pub struct Ended {
-    pub run: Uuid,
-    directory: PathBuf,
-    _lock: File,
 }
 
 impl Spool {
@@ -388,273 +317,10 @@ impl Spool {
     }
 }
 
-impl Segment {
-    /// Notes that it is in the archive.
-    pub fn mark_archived(&self) -> Result<(), SpoolError> {
-        let path = self.path.with_extension(ARCHIVED);
-        let noted = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        noted.map(drop).map_err(failed(&path))?;
-        // Unless it was removed meanwhile.
-        if !self.path.exists() {
-            let _ = fs::remove_file(path);
-        }
-        Ok(())
-    }
-}
-
-impl Ended {
-    /// All entries that are whole, as far as they are of payloads that are asked for. An entry that was torn ends its file.
-    pub fn entries(
-        &self,
-        mut wants: impl FnMut(Uuid) -> bool,
-        mut found: impl FnMut(Entry, Written),
-    ) -> Result<(), SpoolError> {
-        for path in files(&self.directory)? {
-            let Some(segment) = segment_number(&path) else { continue };
-            let mut file = io::BufReader::new(File::open(&path).map_err(failed(&path))?);
-            let mut offset = 0;
-            while let Some((head, Decoded { version, entry, length })) = next_head(&mut file) {
-                if wants(entry.payload) {
-                    let Some(content) = read_content(&mut file, length) else { break };
-                    let digest = digest(&head, &content);
-                    if head.get(HEAD - DIGEST..) != Some(digest.as_slice()) {
-                        break;
-                    }
-                    let own = Place { segment, offset, length, micros: None };
-                    let written = match version {
-                        SEALED => Some(Written { place: own, digest, bytes: length }),
-                        _ => decode_reference(segment, &content),
-                    };
-                    let Some(written) = written else { break };
-                    found(entry, written);
-                } else if file.seek_relative(i64::from(length)).is_err() {
-                    break;
-                }
-                offset += HEAD as u64 + u64::from(length);
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes that the entries are known to whoever needs them.
-    pub fn settled(&self) -> Result<(), SpoolError> {
-        let path = self.directory.join(SETTLED);
-        File::create(&path).map(drop).map_err(failed(&path))
-    }
-}
-
-/// The runs below `root` that have ended and whose entries are not yet settled.
-pub fn unsettled(root: &Path) -> Result<Vec<Ended>, SpoolError> {
-    let mut unsettled = Vec::new();
-    for directory in children(root)? {
-        let run = directory.file_name().and_then(|name| name.to_str()?.parse().ok());
-        if let Some(run) = run
-            && !directory.join(SETTLED).exists()
-            && let Ok(lock) = lock(&directory)
-        {
-            unsettled.push(Ended { run, directory, _lock: lock });
-        }
-    }
-    Ok(unsettled)
-}
-
-/// Reads an entry as it is, with its head.
-pub fn read_entry(root: &Path, run: Uuid, place: Place) -> Result<Vec<u8>, SpoolError> {
-    let path = segment_path(&root.join(run.to_string()), place.segment);
-    let file = File::open(&path).map_err(failed(&path))?;
-    let range = place.range();
-    if !place.is_possible() || range.end > file.metadata().map_err(failed(&path))?.len() {
-        return Err(damaged(&path));
-    }
-    let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
-    file.read_exact_at(&mut bytes, range.start).map_err(failed(&path))?;
-    Ok(bytes)
-}
-
-impl Place {
-    /// Whether an entry can be so long.
-    pub fn is_possible(&self) -> bool {
-        self.length <= LONGEST
-    }
-
-    /// The bytes of the entry in its segment.
-    pub fn range(&self) -> Range<u64> {
-        let end = self.offset.saturating_add(HEAD as u64).saturating_add(u64::from(self.length));
-        self.offset..end
-    }
-}
-
-/// An entry as it was read.
-pub struct Parsed<'b> {
-    pub entry: Entry,
-    pub digest: [u8; DIGEST],
-    pub sealed: &'b [u8],
-}
-
-/// The parts of an entry; `None` if it is damaged.
-pub fn parse(bytes: &[u8]) -> Option<Parsed<'_>> {
-    let (head, sealed) = bytes.split_first_chunk::<HEAD>()?;
-    let Decoded { version, entry, length } = decode(head)?;
-    let digest = digest(head, sealed);
-    let is_whole = u32::try_from(sealed.len()) == Ok(length) && head.get(HEAD - DIGEST..) == Some(&digest);
-    (is_whole && version == SEALED).then_some(Parsed { entry, digest, sealed })
-}
-
-fn damaged(path: &Path) -> SpoolError {
-    failed(path)(io::Error::new(io::ErrorKind::InvalidData, "the entry is damaged"))
-}
-
-/// Takes the lock of a run's folder, which fails while the run goes on.
-fn lock(directory: &Path) -> Result<File, SpoolError> {
-    let path = directory.join(LOCK);
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = file.map_err(failed(&path))?;
-    file.try_lock().map_err(|error| failed(&path)(error.into()))?;
-    Ok(file)
-}
-
-/// The segments of all runs.
-fn segments(root: &Path) -> Result<Vec<Segment>, SpoolError> {
-    let mut segments = Vec::new();
-    for directory in children(root)? {
-        let Some(run) = directory.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
-        for path in files(&directory)? {
-            let Some(number) = segment_number(&path) else { continue };
-            let found = path.metadata().and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
-            match found {
-                Ok((length, written)) => {
-                    let is_archived = path.with_extension(ARCHIVED).exists();
-                    segments.push(Segment { run, number, path, length, is_archived, written });
-                }
-                // Another agent has removed it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(&path)(error)),
-            }
-        }
-    }
-    Ok(segments)
-}
-
-/// The segments of a run, in their order.
-fn files(directory: &Path) -> Result<Vec<PathBuf>, SpoolError> {
-    let mut files = children(directory)?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
-    files.sort();
-    Ok(files)
-}
-
-fn children(directory: &Path) -> Result<Vec<PathBuf>, SpoolError> {
-    match fs::read_dir(directory) {
-        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(failed(directory)(error)),
-    }
-}
-
-fn segment_path(directory: &Path, segment: u32) -> PathBuf {
-    directory.join(segment_name(segment))
-}
-
-/// How the file of a segment is called, in its run's folder and in the archive.
-pub fn segment_name(segment: u32) -> String {
-    format!("{segment:08}.{EXTENSION}")
-}
-
-fn segment_number(path: &Path) -> Option<u32> {
-    path.file_stem()?.to_str()?.parse().ok()
-}
-
-fn sync_directory(directory: &Path) -> Result<(), SpoolError> {
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
-}
-
-fn failed(path: &Path) -> impl Fn(io::Error) -> SpoolError + use<> {
-    let path = path.to_owned();
-    move |source| SpoolError::Io { path: path.clone(), source: Arc::new(source) }
-}
-
-/// The head of an entry, and the digest that is the end of it.
-fn encode(entry: &Entry, version: u32, content: &[u8]) -> (Vec<u8>, [u8; DIGEST]) {
-    let mut bytes = Vec::with_capacity(HEAD);
-    bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&version.to_le_bytes());
-    for id in [entry.payload, entry.session, entry.statement] {
-        bytes.extend_from_slice(id.as_bytes());
-    }
-    bytes.extend_from_slice(&entry.piece.to_le_bytes());
-    bytes.extend_from_slice(&u32::try_from(content.len()).unwrap_or(u32::MAX).to_le_bytes());
-    bytes.extend_from_slice(&entry.time.to_le_bytes());
-    let digest = digest(&bytes, content);
-    bytes.extend_from_slice(&digest);
-    (bytes, digest)
-}
-
-/// Of a head, as far as the digest, and what follows it.
-fn digest(head: &[u8], rest: &[u8]) -> [u8; DIGEST] {
-    let mut context = Context::new(&SHA256);
-    context.update(head.get(..HEAD - DIGEST).unwrap_or(head));
-    context.update(rest);
-    let mut digest = [0; DIGEST];
-    digest.copy_from_slice(context.finish().as_ref());
-    digest
-}
-
-/// The head of an entry.
-struct Decoded {
-    version: u32,
-    entry: Entry,
-    /// Of what follows.
-    length: u32,
-}
-
-fn decode(head: &[u8; HEAD]) -> Option<Decoded> {
-    let mut rest = head.as_slice();
-    let magic: [u8; 4] = take(&mut rest)?;
-    let version = u32::from_le_bytes(take(&mut rest)?);
-    let [payload, session, statement] =
-        [take(&mut rest)?, take(&mut rest)?, take(&mut rest)?].map(Uuid::from_bytes);
-    let piece = u32::from_le_bytes(take(&mut rest)?);
-    let length = u32::from_le_bytes(take(&mut rest)?);
-    let time = i64::from_le_bytes(take(&mut rest)?);
-    let is_one = magic == MAGIC && (SEALED..=REFERENCE).contains(&version) && length <= LONGEST;
-    let entry = Entry { payload, session, statement, piece, time };
-    is_one.then_some(Decoded { version, entry, length })
-}
-
-fn encode_reference(to: &Written) -> Vec<u8> {
-    let Written { place, digest, .. } = to;
-    [&place.offset.to_le_bytes()[..], &place.length.to_le_bytes(), digest].concat()
-}
-
-fn decode_reference(segment: u32, mut content: &[u8]) -> Option<Written> {
-    let bytes = u32::try_from(content.len()).ok()?;
-    let offset = u64::from_le_bytes(take(&mut content)?);
-    let length = u32::from_le_bytes(take(&mut content)?);
-    let digest = take(&mut content)?;
-    Some(Written { place: Place { segment, offset, length, micros: None }, digest, bytes })
-}
-
-fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
-    let (first, rest) = bytes.split_first_chunk()?;
-    *bytes = rest;
-    Some(*first)
-}
-
-fn next_head(file: &mut impl Read) -> Option<([u8; HEAD], Decoded)> {
-    let mut head = [0; HEAD];
-    file.read_exact(&mut head).ok()?;
-    let decoded = decode(&head)?;
-    Some((head, decoded))
-}
-
-fn read_content(file: &mut impl Read, length: u32) -> Option<Vec<u8>> {
-    let mut content = vec![0; usize::try_from(length).ok()?];
-    file.read_exact(&mut content).ok()?;
-    Some(content)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::entry::{Parsed, parse};
+    use super::super::segments::{Ended, read_entry, unsettled};
     use super::super::shared::Fingerprints;
     use super::*;
 
