@@ -276,6 +276,9 @@ fn print(report: &Report, format: Format) -> Result<(), Failure> {
         Some(0) => writeln!(out, "the object store has no copies of its checkpoints: it proves nothing")?,
         Some(copies) => writeln!(out, "{copies} copies of checkpoints were compared")?,
     }
+    for other in &report.other_journals {
+        writeln!(out, "the object store has copies of another journal of this node, {other}: where is it?")?;
+    }
     if let Some(removed) = report.removed_through {
         writeln!(out, "those up to record {removed} left the journal in their time")?;
     }

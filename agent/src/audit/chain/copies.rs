@@ -1,8 +1,8 @@
 //! Copies of checkpoints in an object store, where whoever has the node cannot change them: the proof that a journal was not
 //! cut off at its end, or signed anew.
 //!
-//! An object is `<journal>/<first number>-<last number>.jsonl`: a checkpoint a line, in the form of its record, without `seq` and
-//! `digests`.
+//! An object is `<node>/<journal>/<first number>-<last number>.jsonl`: a checkpoint a line, in the form of its record, without
+//! `seq` and `digests`.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -115,7 +115,8 @@ impl delivery::Sink for Copier {
     async fn send(&self, checkpoints: Vec<Checkpoint>) -> Result<u64, AuditError> {
         let journal = self.journal.id();
         if let (Some(first), Some(last)) = (checkpoints.first(), checkpoints.last()) {
-            let name = name(journal, first.number, last.number);
+            let file = format!("{:012}-{:012}.jsonl", first.number, last.number);
+            let name = Path::from_iter([self.journal.node(), &journal.to_string(), &file]);
             let mut lines = Vec::new();
             for checkpoint in &checkpoints {
                 lines.extend(canonical::encode(&checkpoint.members(journal)));
@@ -156,7 +157,9 @@ impl<'r> Copies<'r> {
             (None, Some(_), Some(oldest)) => oldest,
             _ => 1,
         };
-        let objects = self.objects(journal, first)?;
+        let objects = self.objects(&report.node, journal, first)?;
+        report.other_journals = self.journals(&report.node)?;
+        report.other_journals.retain(|other| *other != journal);
         let (mut compared, mut there) = (0, VecDeque::<Checkpoint>::new());
         for (index, object) in objects.iter().enumerate() {
             // An object that was tried twice may begin before the end of another.
@@ -182,9 +185,17 @@ impl<'r> Copies<'r> {
         Ok(compared)
     }
 
+    /// The journals that the node has had.
+    fn journals(&self, node: &str) -> Result<Vec<Uuid>, AuditError> {
+        let prefix = Path::from_iter([node]);
+        let listed = in_time(self.bucket.store().list_with_delimiter(Some(&prefix)));
+        let listed = self.runtime.block_on(listed).map_err(|error| self.failed(&error))?;
+        Ok(listed.common_prefixes.iter().filter_map(|prefix| prefix.filename()?.parse().ok()).collect())
+    }
+
     /// The objects with checkpoints from this number on, in their order.
-    fn objects(&self, journal: Uuid, first: u64) -> Result<Vec<ObjectMeta>, AuditError> {
-        let prefix = Path::from(journal.to_string());
+    fn objects(&self, node: &str, journal: Uuid, first: u64) -> Result<Vec<ObjectMeta>, AuditError> {
+        let prefix = Path::from_iter([node, &journal.to_string()]);
         let listed = self.bucket.store().list(Some(&prefix)).try_collect::<Vec<_>>();
         let found = self.runtime.block_on(listed);
         let mut objects = found.map_err(|error| self.failed(&error))?;
@@ -211,10 +222,6 @@ impl<'r> Copies<'r> {
     fn failed(&self, error: &object_store::Error) -> AuditError {
         AuditError::Copies(Arc::new(self.bucket.failed(error)))
     }
-}
-
-fn name(journal: Uuid, first: u64, last: u64) -> Path {
-    Path::from_iter([journal.to_string(), format!("{first:012}-{last:012}.jsonl")])
 }
 
 /// The numbers of the first and of the last checkpoint in an object.

@@ -162,6 +162,8 @@ pub struct Report {
     pub salvages: Vec<Salvaged>,
     /// Copies of checkpoints in an object store that were compared, if they were to be.
     pub copies: Option<u64>,
+    /// Other journals of the node that there are copies of: it may have begun anew, or somebody has.
+    pub other_journals: Vec<Uuid>,
     /// The public keys of the checkpoints.
     pub keys: Vec<String>,
     /// Whoever asked has said which keys are the node's.
@@ -265,6 +267,7 @@ impl Verification {
             unsigned: 0,
             salvages: Vec::new(),
             copies: None,
+            other_journals: Vec::new(),
             keys: Vec::new(),
             key_is_known: false,
             problems: Vec::new(),

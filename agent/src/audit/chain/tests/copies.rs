@@ -67,6 +67,7 @@ fn an_untouched_trail_is_that_which_was_copied() {
     let copied = Copied::new();
     let report = copied.compare(None);
     assert_eq!((report.problems.as_slice(), report.copies), (&[][..], Some(6)));
+    assert!(report.other_journals.is_empty());
     assert_eq!(copied.compare(Some(3)).copies, Some(3));
 }
 
@@ -99,6 +100,8 @@ fn a_store_without_copies_proves_nothing() {
     let elsewhere = Copies::new(&other.bucket, &other.runtime);
     report.copies = Some(elsewhere.compare(&mut source, None, &mut report, |_, _| {}).unwrap());
     assert!(!report.is_good() && report.problems.is_empty());
+    let begun_before = JournalSource::open(&other.trail.path()).unwrap().journal();
+    assert_eq!(report.other_journals, [begun_before]);
 }
 
 #[test]
