@@ -24,8 +24,15 @@ use serde_json::Value;
 /// Python that every client begins with. `connect` is what the connector's manual shows; `attempt` prints how a
 /// statement ended.
 const PRELUDE: &str = r#"
-import json, os, sys, time, warnings
+import atexit, json, os, sys, time, warnings
 warnings.simplefilter("ignore")
+
+# The last to run at the end, after the connector's own: threads of its core have been seen to fall over what comes then.
+@atexit.register
+def leave():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if hasattr(sys, "last_value") else 0)
 
 def connect(**more):
     import snowflake.connector
