@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
-use super::store::{self, Cursor};
-use super::{AuditError, Journal, Written, schema};
+use super::store::Cursor;
+use super::{AuditError, Journal, Written};
 
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
@@ -211,11 +211,7 @@ impl<S: Sink> Delivery<S> {
     /// Makes the sink ready, and reads again what may have been sent.
     async fn begin(&mut self) -> Result<Ready<S::Batch>, AuditError> {
         let name = self.sink.prepare().await?;
-        let cursor = {
-            let name = name.clone();
-            schema::read(self.journal.path(), move |connection| store::cursor(connection, &name)).await?
-        };
-        let Cursor { delivered, sending } = cursor;
+        let Cursor { delivered, sending } = self.journal.cursor(&name).await?;
         self.progress.send_modify(|progress| {
             progress.cursor = Some(name.clone());
             progress.delivered = delivered;

@@ -102,6 +102,11 @@ impl AuditError {
     pub(super) fn read(error: rusqlite::Error) -> Self {
         Self::Read(Arc::new(error))
     }
+
+    /// The journal could not be written.
+    pub(super) fn write(error: rusqlite::Error) -> Self {
+        Self::Write(Arc::new(error))
+    }
 }
 
 /// What helps against damage.

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::schema::{self, Lock};
-use super::store::{Cursor, Store, Write};
+use super::store::{self, Cursor, Store, Write};
 use super::{AuditError, Record, Statement, Verdict, salvage, successor};
 
 /// How many appends may wait.
@@ -180,6 +180,12 @@ impl Journal {
     /// Removes the records up to this one.
     pub(super) async fn remove(&self, through: i64) -> Result<(), AuditError> {
         self.shared.write(Write::Remove { through }, 0).await
+    }
+
+    /// How far a sink is.
+    pub(super) async fn cursor(&self, sink: &str) -> Result<Cursor, AuditError> {
+        let sink = sink.to_owned();
+        schema::read(self.path(), move |connection| store::cursor(connection, &sink)).await
     }
 
     /// Saves how far a sink is, durably.

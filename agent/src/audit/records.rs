@@ -17,25 +17,30 @@ pub enum Records<'a> {
     ClickHouse(&'a Settings, &'a Runtime),
 }
 
-/// The tables that a session's records are in; each after those that it refers to.
-const TABLES: [(&str, &str); 4] = [
-    ("sessions", "id = '{session}'"),
-    ("statements", "session = '{session}'"),
-    ("outcomes", "statement IN (SELECT id FROM {statements} WHERE session = '{session}')"),
-    ("payloads", "session = '{session}'"),
-];
+/// The tables that a session's records are in, each after those that it refers to, and the condition by which they are found.
+/// `statements` is what that table is called there.
+pub(super) fn of_session(session: Uuid, statements: &str) -> [(&'static str, String); 5] {
+    let own = format!("session = '{session}'");
+    let of_statements = format!("statement IN (SELECT id FROM {statements} WHERE {own})");
+    [
+        ("sessions", format!("id = '{session}'")),
+        ("statements", own.clone()),
+        ("running", of_statements.clone()),
+        ("outcomes", of_statements),
+        ("payloads", own),
+    ]
+}
 
 impl Records<'_> {
-    /// Hands over the records of a session: itself, its statements, what became of them, and its payloads.
+    /// Hands over the records of a session, table by table.
     pub(super) fn of_session(
         &self,
         session: Uuid,
         mut take: impl FnMut(&Members) -> Result<(), AuditError>,
     ) -> Result<(), AuditError> {
         let open = Open::new(self)?;
-        for (table, condition) in TABLES {
-            let condition = condition.replace("{session}", &session.to_string());
-            open.each(table, &condition.replace("{statements}", &open.name("statements")), &mut take)?;
+        for (table, condition) in of_session(session, &open.name("statements")) {
+            open.each(table, &condition, &mut take)?;
         }
         Ok(())
     }

@@ -19,9 +19,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ToSql, params_from_iter};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::schema::beside;
 use super::store::{Store, Write};
-use super::wal::{self, beside};
-use super::{AuditError, Event, EventKind, retention, schema};
+use super::{AuditError, Event, EventKind, retention, schema, wal};
 
 /// Runs of missing records that are told one by one.
 const RUNS: usize = 100;
@@ -91,7 +91,7 @@ pub fn salvage(path: &Path, node: &str, damage: &str) -> Result<Salvage, AuditEr
             return Err(unsalvageable(path, &"its identifier or its last number is destroyed"));
         }
         let most = greatest(source, last);
-        let transaction = new.transaction().map_err(write)?;
+        let transaction = new.transaction().map_err(AuditError::write)?;
         for table in schema::RECORDS {
             let kept = Table::new(source, &transaction, table, "seq")?.copy(most)?;
             told.kept.insert(table.to_owned(), kept);
@@ -107,9 +107,9 @@ pub fn salvage(path: &Path, node: &str, damage: &str) -> Result<Salvage, AuditEr
                 transaction
                     .execute("UPDATE journal SET id = ?1, created = ?2, last_seq = ?3", (&id, created, most))
             })
-            .map_err(write)?;
+            .map_err(AuditError::write)?;
         tell_missing(&transaction, most, told).map_err(AuditError::read)?;
-        transaction.commit().map_err(write)
+        transaction.commit().map_err(AuditError::write)
     })
 }
 
@@ -346,13 +346,15 @@ impl<'c> Table<'c> {
             .map(|column| row.get_ref(column).map(Cell))
             .collect::<Result<_, _>>()
             .map_err(stopped)?;
-        let mut insert =
-            self.target.prepare_cached(&self.insert).map_err(|error| Stopped::Error(write(error)))?;
+        let mut insert = self
+            .target
+            .prepare_cached(&self.insert)
+            .map_err(|error| Stopped::Error(AuditError::write(error)))?;
         match insert.execute(params_from_iter(values)) {
             Ok(inserted) => Ok(inserted as u64),
             // It is no row of this table: the damage led to it.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(0),
-            Err(error) => Err(Stopped::Error(write(error))),
+            Err(error) => Err(Stopped::Error(AuditError::write(error))),
         }
     }
 }
@@ -415,10 +417,6 @@ fn stopped(error: rusqlite::Error) -> Stopped {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::SystemIoFailure) => Stopped::Damage,
         _ => Stopped::Error(AuditError::read(error)),
     }
-}
-
-fn write(error: rusqlite::Error) -> AuditError {
-    AuditError::Write(Arc::new(error))
 }
 
 fn unsalvageable(path: &Path, why: &dyn std::fmt::Display) -> AuditError {

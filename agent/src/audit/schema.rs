@@ -211,7 +211,7 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, AuditError> {
         move |source| AuditError::Directory { path, source: Arc::new(source) }
     };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed(directory))?;
-    let lock_path = lock_path(path);
+    let lock_path = beside(path, ".lock");
     let lock = private_file(&lock_path).map_err(failed(&lock_path))?;
     lock.try_lock().map_err(|error| match error {
         std::fs::TryLockError::WouldBlock => AuditError::Locked(path.to_owned()),
@@ -244,7 +244,7 @@ pub(super) fn open(path: &Path, check: bool) -> Result<Connection, AuditError> {
         None => create(&mut connection),
         Some(found) => migrate(&mut connection, found),
     };
-    brought_up.map_err(write_error)?;
+    brought_up.map_err(AuditError::write)?;
     if check {
         check_end(path, &connection)?;
     }
@@ -263,7 +263,7 @@ pub(super) fn open_unsynced(path: &Path) -> Result<Connection, AuditError> {
         .pragma_update(None, "journal_mode", "OFF")
         .and_then(|()| connection.pragma_update(None, "synchronous", "OFF"))
         .and_then(|()| create(&mut connection))
-        .map_err(write_error)?;
+        .map_err(AuditError::write)?;
     Ok(connection)
 }
 
@@ -321,9 +321,10 @@ pub(super) fn first_after(connection: &Connection, seq: i64) -> rusqlite::Result
     connection.query_row(&sql, [seq], |row| row.get(0))
 }
 
-fn lock_path(path: &Path) -> PathBuf {
+/// The file of the same name with something behind it.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
+    name.push(suffix);
     PathBuf::from(name)
 }
 
@@ -369,10 +370,6 @@ fn check_end(path: &Path, connection: &Connection) -> Result<(), AuditError> {
 
 fn damaged(path: &Path, detail: &str) -> AuditError {
     AuditError::Corrupt { path: path.to_owned(), detail: detail.to_owned() }
-}
-
-fn write_error(error: rusqlite::Error) -> AuditError {
-    AuditError::Write(Arc::new(error))
 }
 
 /// The schema's version; `None` for an empty file.

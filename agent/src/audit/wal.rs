@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::schema::beside;
+
 const HEADER: usize = 32;
 const FRAME: usize = 24;
 /// Checksums over big-endian words if the last bit is set, else over little-endian ones.
@@ -18,13 +20,6 @@ type Checksum = (u32, u32);
 /// The log beside a database file.
 pub(super) fn path_of(database: &Path) -> PathBuf {
     beside(database, "-wal")
-}
-
-/// The file of the same name with something behind it.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 /// Whether transactions that were on the disk would be forgotten. One that was being written when the machine went down,

@@ -99,10 +99,7 @@ impl Bucket {
 
 /// Checks the place that stands at a path.
 pub(super) fn check(raw: Raw, at: &[&str], document: &mut Document) -> Option<Bucket> {
-    let mut wrong = |keys: &[&str], message: &str| {
-        let path: Vec<String> = at.iter().chain(keys).map(|key| (*key).to_owned()).collect();
-        document.add(&path, message);
-    };
+    let mut wrong = |keys: &[&str], message: &str| document.add_below(at, keys, message);
     let mut bucket = match Bucket::parse(&raw.url) {
         Ok(bucket) => bucket,
         Err(expected) => {

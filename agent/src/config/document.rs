@@ -83,6 +83,12 @@ impl Document {
         self.problems.insert(Problem { line, column, key: dotted(path), message: message.to_owned() });
     }
 
+    /// Notes a problem with a value below a path.
+    pub fn add_below(&mut self, path: &[&str], keys: &[&str], message: &str) {
+        let path: Vec<String> = path.iter().chain(keys).map(|key| (*key).to_owned()).collect();
+        self.add(&path, message);
+    }
+
     pub fn has_problems(&self) -> bool {
         !self.problems.is_empty()
     }

@@ -99,10 +99,7 @@ fn archive_seconds() -> u32 {
 const AT: [&str; 2] = ["audit", "payloads"];
 
 pub(super) fn check(raw: Raw, document: &mut Document) -> Payloads {
-    let mut wrong = |keys: &[&str], message: &str| {
-        let path: Vec<String> = AT.iter().chain(keys).map(|key| (*key).to_owned()).collect();
-        document.add(&path, message);
-    };
+    let mut wrong = |keys: &[&str], message: &str| document.add_below(&AT, keys, message);
     if raw.recipients.is_empty() {
         wrong(&["recipients"], "expected at least one public key: `age-keygen` makes a pair");
     }
@@ -141,5 +138,21 @@ pub(super) fn check(raw: Raw, document: &mut Document) -> Payloads {
         answer_limit: raw.answer_mebibytes.map(|limit| limit.saturating_mul(MEBIBYTE)),
         files: raw.files,
         archive: bucket.map(|bucket| Archive { bucket, patience }),
+    }
+}
+
+#[cfg(test)]
+impl Payloads {
+    /// For one reader, in a small spool.
+    pub fn sample(recipient: age::x25519::Recipient) -> Self {
+        Self {
+            recipients: vec![recipient],
+            spool_limit: 64 << 20,
+            when_full: WhenFull::Refuse,
+            keep: Duration::from_hours(1),
+            answer_limit: None,
+            files: Files::Hash,
+            archive: None,
+        }
     }
 }

@@ -108,11 +108,7 @@ pub(super) struct Known<'a> {
 }
 
 pub(super) fn check(raw: Raw, known: &Known<'_>, document: &mut Document) -> Reconcile {
-    let mut wrong = |path: &[&str], message: &str| {
-        let path: Vec<String> =
-            ["audit", "reconcile"].iter().chain(path).map(|key| (*key).to_owned()).collect();
-        document.add(&path, message);
-    };
+    let mut wrong = |keys: &[&str], message: &str| document.add_below(&["audit", "reconcile"], keys, message);
     if !known.credentials.iter().any(|credential| credential.name == raw.credential) {
         wrong(&["credential"], "expected the name of one of [credentials]");
     }

@@ -1,7 +1,6 @@
 //! The storage behind Snowflake's stages, by the credentials that Snowflake gives for one: S3, Azure, Google Cloud Storage.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper_util::client::legacy::Client;
@@ -11,17 +10,13 @@ use object_store::client::HttpRequestBody;
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, GetOptions, GetResult, MultipartUpload, ObjectStore, PutMultipartOptions, PutOptions,
-    PutPayload, RetryConfig, StaticCredentialProvider,
+    GetOptions, GetResult, MultipartUpload, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
+    StaticCredentialProvider,
 };
 
 use super::upstream::Connector;
 use crate::snowflake::{Stage, Storage};
-use crate::storage::{Carrier, Said};
-
-/// A client waits about a minute for each answer, and tries again by itself.
-const RETRIES: usize = 3;
-const RETRY_TIMEOUT: Duration = Duration::from_secs(40);
+use crate::storage::{Carrier, Said, retry};
 
 /// Why a file was not moved. It repeats nothing of what the storage was asked with.
 #[derive(Debug, thiserror::Error)]
@@ -49,12 +44,10 @@ pub struct Opened {
 /// Opens a stage's storage.
 pub fn open(client: &Client<Connector, HttpRequestBody>, stage: &Stage) -> Result<Opened, StorageError> {
     let carrier = Carrier::new(client.clone(), false);
-    let retry =
-        RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT };
     let store: Result<Arc<dyn ObjectStore>, _> = match &stage.storage {
         Storage::S3 { endpoint, region, key, secret, token } => AmazonS3Builder::new()
             .with_http_connector(carrier.clone())
-            .with_retry(retry)
+            .with_retry(retry())
             .with_bucket_name(&stage.container)
             .with_region(if region.is_empty() { "us-east-1" } else { region })
             .with_endpoint(endpoint)
@@ -66,7 +59,7 @@ pub fn open(client: &Client<Connector, HttpRequestBody>, stage: &Stage) -> Resul
             .map(|store| Arc::new(store) as _),
         Storage::Azure { endpoint, account, signature } => MicrosoftAzureBuilder::new()
             .with_http_connector(carrier.clone())
-            .with_retry(retry)
+            .with_retry(retry())
             .with_account(account)
             .with_container_name(&stage.container)
             .with_endpoint(endpoint.clone())
@@ -75,7 +68,7 @@ pub fn open(client: &Client<Connector, HttpRequestBody>, stage: &Stage) -> Resul
             .map(|store| Arc::new(store) as _),
         Storage::Gcs { endpoint, token } => GoogleCloudStorageBuilder::new()
             .with_http_connector(carrier.clone())
-            .with_retry(retry)
+            .with_retry(retry())
             .with_bucket_name(&stage.container)
             .with_base_url(endpoint)
             .with_credentials(Arc::new(StaticCredentialProvider::new(GcpCredential {

@@ -1,6 +1,6 @@
 //! Recorded sessions for tests.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use age::x25519;
 use serde_json::json;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::audit::payload::{About, Ending, FrameKind, Kept, Payloads};
 use crate::audit::{Caller, Journal, Record, RecordedSession, Records, Session, Workload, now};
-use crate::config::{self, WhenFull};
+use crate::config;
 
 /// What a session asked and was answered: target, answer, how it ended.
 pub type Exchange<'a> = (&'a str, Option<&'a [u8]>, Ending);
@@ -21,15 +21,7 @@ pub async fn recorded(
     let directory = tempfile::tempdir().unwrap();
     let (spool, path) = (directory.path().join("spool"), directory.path().join("journal.db"));
     let identity = x25519::Identity::generate();
-    let settings = config::Payloads {
-        recipients: vec![identity.to_public()],
-        spool_limit: 64 << 20,
-        when_full: WhenFull::Refuse,
-        keep: Duration::from_hours(1),
-        answer_limit: None,
-        files: config::Files::Hash,
-        archive: None,
-    };
+    let settings = config::Payloads::sample(identity.to_public());
     let payloads = Payloads::open(&spool, settings).unwrap();
     let session = Session {
         id: Uuid::now_v7(),

@@ -8,21 +8,18 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use object_store::ObjectStore;
 use object_store::aws::{AmazonS3Builder, Checksum};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
-use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use tokio::time::timeout;
 
-use super::carrier::{Carrier, innermost};
+use super::carrier::{Carrier, innermost, retry};
 use crate::config::{self, BucketKind, Secret, SecretError};
 use crate::tls::{self, TlsError};
 
-/// Whoever asks tries again by themselves.
-const RETRIES: usize = 3;
-const RETRY_TIMEOUT: Duration = Duration::from_secs(40);
 const CONNECT: Duration = Duration::from_secs(10);
 /// For a part of a file, all tries included.
 const DEADLINE: Duration = Duration::from_mins(3);
@@ -135,10 +132,6 @@ fn in_one_line(text: &str) -> String {
 pub async fn in_time<T>(asked: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
     let late = |_| Err(object_store::Error::Generic { store: "", source: "it does not answer".into() });
     timeout(DEADLINE, asked).await.unwrap_or_else(late)
-}
-
-fn retry() -> RetryConfig {
-    RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT }
 }
 
 /// HTTP without TLS is what clouds give credentials by, on the machine itself: the carrier lets no more be asked by it.

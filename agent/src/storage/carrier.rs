@@ -10,14 +10,16 @@ use http_body_util::{BodyExt, Collected, Limited};
 use hyper::{Method, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::Connect;
-use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse,
     HttpResponseBody, HttpService,
 };
+use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
 /// Until the storage begins to answer; a piece of a file is written in that time too.
 const ANSWER_DEADLINE: Duration = Duration::from_mins(1);
+const RETRIES: usize = 3;
+const RETRY_TIMEOUT: Duration = Duration::from_secs(40);
 /// What a storage says of an error is at most some kilobytes.
 const ERROR_LIMIT: usize = 64 * 1024;
 
@@ -101,6 +103,11 @@ impl<C: Connect + Clone + Send + Sync + 'static> HttpService for Carrier<C> {
         self.note(Some(Said { status: head.status, expired }));
         Ok(HttpResponse::from_parts(head, HttpResponseBody::from(body)))
     }
+}
+
+/// How often a store is asked again. Who asks waits about a minute for an answer, and tries again by itself.
+pub fn retry() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT }
 }
 
 /// On this machine, or what clouds tell it its credentials by.

@@ -5,4 +5,4 @@ mod bucket;
 mod carrier;
 
 pub use bucket::{Bucket, BucketError, in_time};
-pub use carrier::{Carrier, Said, innermost};
+pub use carrier::{Carrier, Said, innermost, retry};

@@ -21,7 +21,7 @@ use super::canonical::{self, Members};
 use super::checkpoint::Checkpoint;
 use super::verify::{Problem, READ, Report, Source};
 use crate::audit::delivery::{self, Delivery, Progress, Sink as _};
-use crate::audit::{AuditError, Journal, schema, store};
+use crate::audit::{AuditError, Journal, schema};
 use crate::storage::{Bucket, in_time};
 
 /// Records behind which there are the checkpoints of one object, at most, and how long they wait for others.
@@ -39,6 +39,11 @@ pub struct Copier {
 impl Copier {
     pub fn new(journal: &Journal, bucket: &Bucket) -> Self {
         Self { journal: journal.clone(), bucket: bucket.clone() }
+    }
+
+    /// The name of its cursor.
+    fn cursor(&self) -> String {
+        format!("checkpoints {}", self.bucket.url())
     }
 
     /// Writes an object that is not there yet, or is the same.
@@ -64,9 +69,7 @@ impl Copier {
 
     /// Brings there, once delivery has ended, what the last steps were signed by.
     pub async fn finish(self) -> Result<(), AuditError> {
-        let name = format!("checkpoints {}", self.bucket.url());
-        let read = schema::read(self.journal.path(), move |connection| store::cursor(connection, &name));
-        let after = read.await?.delivered;
+        let after = self.journal.cursor(&self.cursor()).await?.delivered;
         let end = self.choose_end(after).await?;
         self.send(self.read(after, end).await?).await.map(drop)
     }
@@ -92,7 +95,7 @@ impl delivery::Sink for Copier {
     }
 
     async fn prepare(&mut self) -> Result<String, AuditError> {
-        Ok(format!("checkpoints {}", self.bucket.url()))
+        Ok(self.cursor())
     }
 
     async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {

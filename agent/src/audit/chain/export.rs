@@ -18,6 +18,7 @@ use super::canonical::{self, Members, id, text};
 use super::checkpoint::Checkpoint;
 use super::{digest, tree};
 use crate::audit::payload::{Kept, Place, ReadError, hexadecimal};
+use crate::audit::records::of_session;
 use crate::audit::{AuditError, now, retention, schema};
 
 /// The form of the file.
@@ -141,22 +142,15 @@ pub fn export(
 
 /// The records of a session: their places and tables.
 fn records(connection: &Connection, session: Uuid) -> rusqlite::Result<Vec<(i64, &'static str)>> {
-    let mut query = connection.prepare(
-        "SELECT seq, 'sessions' FROM sessions WHERE id = ?1
-         UNION ALL SELECT seq, 'statements' FROM statements WHERE session = ?1
-         UNION ALL SELECT r.seq, 'running' FROM running r JOIN statements s ON s.id = r.statement WHERE s.session = ?1
-         UNION ALL SELECT o.seq, 'outcomes' FROM outcomes o JOIN statements s ON s.id = o.statement WHERE s.session = ?1
-         UNION ALL SELECT seq, 'payloads' FROM payloads WHERE session = ?1
-         ORDER BY 1",
-    )?;
-    let mut rows = query.query([session.to_string()])?;
     let mut records = Vec::new();
-    while let Some(row) = rows.next()? {
-        let name: String = row.get(1)?;
-        records
-            .extend(schema::RECORDS.iter().find(|table| **table == name).map(|table| (row.get(0), *table)));
+    for (table, condition) in of_session(session, "statements") {
+        let mut query = connection.prepare(&format!("SELECT seq FROM {table} WHERE {condition}"))?;
+        for seq in query.query_map([], |row| row.get(0))? {
+            records.push((seq?, table));
+        }
     }
-    records.into_iter().map(|(seq, table)| Ok((seq?, table))).collect()
+    records.sort_unstable();
+    Ok(records)
 }
 
 struct File<'o, W> {

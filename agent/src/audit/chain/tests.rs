@@ -305,15 +305,7 @@ impl Sample {
         let trail = Trail::new().await;
         let journal = Journal::open(&trail.path(), "node-1").unwrap();
         let notary = Notary::new(journal.clone(), trail.key.clone());
-        let settings = crate::config::Payloads {
-            recipients: vec![age::x25519::Identity::generate().to_public()],
-            spool_limit: 64 << 20,
-            when_full: crate::config::WhenFull::Refuse,
-            keep: std::time::Duration::from_hours(1),
-            answer_limit: None,
-            files: crate::config::Files::Hash,
-            archive: None,
-        };
+        let settings = crate::config::Payloads::sample(age::x25519::Identity::generate().to_public());
         let payloads = Payloads::open(&trail.spool(), settings).unwrap();
         let (session, other) = (session(), session());
         let foreign = || Record::from(statement(other.id, "select 'theirs'", Verdict::Allow));

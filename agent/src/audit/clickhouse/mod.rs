@@ -34,7 +34,7 @@ use self::connection::Connection;
 use self::ddl::Target;
 use self::deployed::Deployed;
 use super::delivery::{Delivery, Progress, Sink};
-use super::store::{self, Cursor};
+use super::store::Cursor;
 use super::{AuditError, Journal, schema};
 use crate::config::{RetentionDays, Secret};
 
@@ -131,16 +131,11 @@ impl Writer {
     /// has the last record of this journal that was delivered there.
     async fn adopt_cursor(&self, sink: &str, deployed: &Deployed<'_>) -> Result<(), AuditError> {
         let url = self.connection.endpoint().url.trim_end_matches('/');
-        let old = self.read_cursor(&format!("clickhouse {url}/{}", self.settings.database)).await?;
+        let old = self.journal.cursor(&format!("clickhouse {url}/{}", self.settings.database)).await?;
         if old.delivered > 0 && deployed.last_seq(self.journal.id()).await? >= old.delivered {
             self.journal.save_cursor(sink, old).await?;
         }
         Ok(())
-    }
-
-    async fn read_cursor(&self, sink: &str) -> Result<Cursor, AuditError> {
-        let sink = sink.to_owned();
-        schema::read(self.journal.path(), move |connection| store::cursor(connection, &sink)).await
     }
 
     /// Inserts the rows of one table, as the batch of this token.
@@ -184,7 +179,7 @@ impl Sink for Writer {
             Deployed::require_current(found)?;
         }
         let cursor = format!("clickhouse {}", deployed.destination().await?);
-        if self.read_cursor(&cursor).await? == Cursor::default() {
+        if self.journal.cursor(&cursor).await? == Cursor::default() {
             self.adopt_cursor(&cursor, &deployed).await?;
         }
         Ok(cursor)

@@ -3,6 +3,7 @@ use std::sync::Mutex;
 use super::super::EventKind;
 use super::super::samples::event;
 use super::*;
+use crate::audit::{schema, store};
 
 /// Takes batches of three; fails as often as it is told to, after it may have taken what it got.
 #[derive(Clone, Default)]

@@ -122,18 +122,22 @@ impl Archive {
         let mut done = Ok(());
         // What goes there is on the disk here, so that it is the same after a loss of power.
         let complete = move |spool: &Spool| spool.sync().and_then(|()| spool.unarchived(before));
-        for segment in self.in_spool(complete).await? {
+        let (segments, pending) = self.in_spool(complete).await?;
+        self.change(|status| status.pending_bytes = pending);
+        for segment in segments {
+            let seen = segment.length;
             match self.upload(&segment).await {
                 Ok(length) => {
                     self.in_spool(move |_| segment.mark_archived()).await?;
-                    self.change(|status| status.archived_bytes += length);
+                    self.change(|status| {
+                        status.archived_bytes += length;
+                        status.pending_bytes = status.pending_bytes.saturating_sub(seen);
+                    });
                 }
                 Err(error) if done.is_ok() => done = Err(error),
                 Err(_) => {}
             }
         }
-        let pending = self.in_spool(Spool::unarchived_bytes).await?;
-        self.change(|status| status.pending_bytes = pending);
         done
     }
 
@@ -254,7 +258,6 @@ mod tests {
     use super::*;
     use crate::audit::payload::tests::noise;
     use crate::audit::payload::{self, About, Ending, FrameKind, Kept, Payload};
-    use crate::config::{Files, WhenFull};
 
     struct Scene {
         directory: tempfile::TempDir,
@@ -272,13 +275,8 @@ mod tests {
             let settings = config::Archive { bucket, patience: Duration::from_nanos(1) };
             let identity = x25519::Identity::generate();
             let kept = config::Payloads {
-                recipients: vec![identity.to_public()],
-                spool_limit: 64 << 20,
-                when_full: WhenFull::Refuse,
-                keep: Duration::from_hours(1),
-                answer_limit: None,
-                files: Files::Hash,
                 archive: Some(settings.clone()),
+                ..config::Payloads::sample(identity.to_public())
             };
             let payloads = Payloads::open(&directory.path().join("spool"), kept).unwrap();
             Self { directory, identity, payloads, settings }
@@ -358,7 +356,7 @@ mod tests {
         let archive = scene.archive();
         wait(async {
             scene.keep(100).await;
-            let seen = scene.payloads.spool.unarchived(SystemTime::now()).unwrap().remove(0);
+            let seen = scene.payloads.spool.unarchived(SystemTime::now()).unwrap().0.remove(0);
             let length = seen.length;
             let more = fs::OpenOptions::new().append(true).open(&seen.path).unwrap();
             more.write_all_at(&[0; 10], length).unwrap();

@@ -20,7 +20,7 @@ const MAGIC: [u8; 4] = *b"SNFP";
 pub const SEALED: u32 = 1;
 pub const REFERENCE: u32 = 2;
 pub const HEAD: usize = 104;
-pub const DIGEST: usize = 32;
+const DIGEST: usize = 32;
 /// No entry is longer: a piece is about a megabyte.
 const LONGEST: u32 = 16 << 20;
 
@@ -82,8 +82,8 @@ pub struct Parsed<'b> {
 pub fn parse(bytes: &[u8]) -> Option<Parsed<'_>> {
     let (head, sealed) = bytes.split_first_chunk::<HEAD>()?;
     let Decoded { version, entry, length } = decode(head)?;
-    let digest = digest(head, sealed);
-    let is_whole = u32::try_from(sealed.len()) == Ok(length) && head.get(HEAD - DIGEST..) == Some(&digest);
+    let digest = verified(head, sealed)?;
+    let is_whole = u32::try_from(sealed.len()) == Ok(length);
     (is_whole && version == SEALED).then_some(Parsed { entry, digest, sealed })
 }
 
@@ -103,8 +103,14 @@ pub fn encode(entry: &Entry, version: u32, content: &[u8]) -> (Vec<u8>, [u8; DIG
     (bytes, digest)
 }
 
+/// The digest of an entry, if it is the one in its head.
+pub fn verified(head: &[u8; HEAD], rest: &[u8]) -> Option<[u8; DIGEST]> {
+    let digest = digest(head, rest);
+    (head.get(HEAD - DIGEST..) == Some(&digest)).then_some(digest)
+}
+
 /// Of a head, as far as the digest, and what follows it.
-pub fn digest(head: &[u8], rest: &[u8]) -> [u8; DIGEST] {
+fn digest(head: &[u8], rest: &[u8]) -> [u8; DIGEST] {
     let mut context = Context::new(&SHA256);
     context.update(head.get(..HEAD - DIGEST).unwrap_or(head));
     context.update(rest);

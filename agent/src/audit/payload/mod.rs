@@ -391,15 +391,8 @@ mod tests {
         }
 
         fn open(&self, answer_limit: Option<u64>) -> Arc<Payloads> {
-            let settings = config::Payloads {
-                recipients: vec![self.identity.to_public()],
-                spool_limit: 64 << 20,
-                when_full: WhenFull::Refuse,
-                keep: Duration::from_hours(1),
-                answer_limit,
-                files: Files::Hash,
-                archive: None,
-            };
+            let settings =
+                config::Payloads { answer_limit, ..config::Payloads::sample(self.identity.to_public()) };
             Payloads::open(&self.spool(), settings).unwrap()
         }
 

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use super::entry::{
-    DIGEST, Decoded, Entry, HEAD, Place, SEALED, Written, decode_reference, digest, next_head, read_content,
+    Decoded, Entry, HEAD, Place, SEALED, Written, decode_reference, next_head, read_content, verified,
 };
 use super::spool::SpoolError;
 
@@ -39,6 +39,11 @@ pub struct Ended {
 }
 
 impl Segment {
+    /// Its run and its number.
+    pub fn place(&self) -> (Uuid, u32) {
+        (self.run, self.number)
+    }
+
     /// Notes that it is in the archive.
     pub fn mark_archived(&self) -> Result<(), SpoolError> {
         let path = self.path.with_extension(ARCHIVED);
@@ -66,10 +71,7 @@ impl Ended {
             while let Some((head, Decoded { version, entry, length })) = next_head(&mut file) {
                 if wants(entry.payload) {
                     let Some(content) = read_content(&mut file, length) else { break };
-                    let digest = digest(&head, &content);
-                    if head.get(HEAD - DIGEST..) != Some(digest.as_slice()) {
-                        break;
-                    }
+                    let Some(digest) = verified(&head, &content) else { break };
                     let own = Place { segment, offset, length, micros: None };
                     let written = match version {
                         SEALED => Some(Written { place: own, digest, bytes: length }),

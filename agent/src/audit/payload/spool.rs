@@ -86,10 +86,10 @@ impl Spool {
         let directory = root.join(run.to_string());
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&directory))?;
         let lock = lock(&directory)?;
-        let total = segments(root)?.iter().map(|segment| segment.length).sum();
-        let state = Mutex::new(State { total, ..State::default() });
-        let segment = SEGMENT.min(limit / SEGMENTS);
-        Ok(Self { root: root.to_owned(), run, limit, segment, has_archive, state, _lock: lock })
+        let (state, segment) = (Mutex::default(), SEGMENT.min(limit / SEGMENTS));
+        let spool = Self { root: root.to_owned(), run, limit, segment, has_archive, state, _lock: lock };
+        spool.count()?;
+        Ok(spool)
     }
 
     pub fn run(&self) -> Uuid {
@@ -243,20 +243,17 @@ impl Spool {
         Ok(removed)
     }
 
-    /// The segments that are complete and not in the archive, the oldest first. One that was begun before `time` is complete from
-    /// now on.
-    pub fn unarchived(&self, time: SystemTime) -> Result<Vec<Segment>, SpoolError> {
+    /// The segments that are complete and not in the archive, the oldest first, and how many bytes are not there in all. A segment
+    /// that was begun before `time` is complete from now on.
+    pub fn unarchived(&self, time: SystemTime) -> Result<(Vec<Segment>, u64), SpoolError> {
         self.close_if(|state| state.begun.is_some_and(|begun| begun < time));
-        let mut segments = self.closed()?;
-        segments.retain(|segment| !segment.is_archived && self.has_ended(segment.run));
+        let mut segments = segments(&self.root)?;
+        segments.retain(|segment| !segment.is_archived);
+        let bytes = segments.iter().map(|segment| segment.length).sum();
+        let current = self.current();
+        segments.retain(|segment| current != Some(segment.place()) && self.has_ended(segment.run));
         segments.sort_by_key(|segment| segment.written);
-        Ok(segments)
-    }
-
-    /// Bytes that are not in the archive.
-    pub fn unarchived_bytes(&self) -> Result<u64, SpoolError> {
-        let segments = segments(&self.root)?;
-        Ok(segments.iter().filter(|segment| !segment.is_archived).map(|segment| segment.length).sum())
+        Ok((segments, bytes))
     }
 
     /// Nobody writes to the closed segments of this run any more, be it this one.
@@ -275,12 +272,15 @@ impl Spool {
     /// All segments but the one that is written to.
     fn closed(&self) -> Result<Vec<Segment>, SpoolError> {
         let mut segments = segments(&self.root)?;
-        let current = {
-            let state = self.state();
-            state.file.is_some().then_some((self.run, state.segment))
-        };
-        segments.retain(|segment| current != Some((segment.run, segment.number)));
+        let current = self.current();
+        segments.retain(|segment| current != Some(segment.place()));
         Ok(segments)
+    }
+
+    /// The segment that is written to: its run and its number.
+    fn current(&self) -> Option<(Uuid, u32)> {
+        let state = self.state();
+        state.file.is_some().then_some((self.run, state.segment))
     }
 
     fn remove(&self, segment: &Segment) -> Result<(), SpoolError> {
