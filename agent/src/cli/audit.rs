@@ -87,6 +87,8 @@ Examples:
     #[command(
         after_help = "The agent must not run. The damaged file is set aside as it is, under a name with the time; what is missing is an event
 of the trail (journal_salvaged), and stays missing to snowfence audit verify. Sinks go on where they were.
+A journal that is a copy from an earlier time, as in a snapshot that was restored, gives its numbers to other records: begin
+another.
 
 Examples:
   sudo snowfence audit salvage
@@ -198,7 +200,7 @@ pub(super) struct QueryArguments {
 pub(super) struct SalvageArguments {
     #[command(flatten)]
     source: Source,
-    /// Begin a new journal if nothing can be read of this one: with another identifier, and without its records
+    /// Begin a new journal instead, with another identifier, and with no record of this one: they stay in the file set aside
     #[arg(long)]
     begin_anew: bool,
     #[command(flatten)]
@@ -375,13 +377,10 @@ fn keep(arguments: &SalvageArguments) -> Result<(), Failure> {
         return Err(AuditError::Missing(journal).into());
     }
     let damage = format!("as somebody said (uid {})", rustix::process::getuid().as_raw());
-    let told = match salvage(&journal, &node, &damage) {
-        Err(error @ (AuditError::Unsalvageable { .. } | AuditError::NotAJournal(_)))
-            if arguments.begin_anew =>
-        {
-            begin_anew(&journal, &node, &error.to_string())?
-        }
-        told => told?,
+    let told = if arguments.begin_anew {
+        begin_anew(&journal, &node, &damage)?
+    } else {
+        salvage(&journal, &node, &damage)?
     };
     let mut out = io::stdout().lock();
     match arguments.output.format {

@@ -254,7 +254,7 @@ async fn store(exchange: &Exchange<'_>, name: &str, body: &mut Incoming) -> Resu
             let (piece, is_last) = piece(body).await?;
             moved.take(&piece);
             if let Some(kept) = kept {
-                kept.take(&piece).await.map_err(|error| unkept(&error))?;
+                kept.take(piece.clone()).await.map_err(|error| unkept(&error))?;
             }
             if is_last && pieces.is_none() {
                 moved.record().await?;

@@ -82,13 +82,13 @@ impl Noted {
     }
 
     /// Keeps a piece of a file that the client sends.
-    pub async fn take(&self, piece: &[u8]) -> Result<(), SpoolError> {
+    pub async fn take(&self, piece: Bytes) -> Result<(), SpoolError> {
         let mut file = self.file.lock().await;
         let recording = match &mut *file {
             Some(recording) => recording,
             none => none.insert(self.begin().await?.of_file()),
         };
-        recording.add(FrameKind::RequestBody, piece).await?;
+        recording.add_body(FrameKind::RequestBody, vec![piece]).await?;
         recording.keep().await
     }
 
@@ -118,13 +118,15 @@ impl Noted {
                 Some(recording) => recording,
                 None => self.begin().await?,
             };
-            recording.add(FrameKind::RequestBody, self.body.get().map_or(&[], |body| body)).await?;
+            recording
+                .add_body(FrameKind::RequestBody, self.body.get().cloned().into_iter().collect())
+                .await?;
             recording.add(FrameKind::Answer, answer.as_bytes()).await?;
             match body {
                 Either::Left(whole) => {
                     // It is there already, so nothing fails.
                     let whole = whole.collect().await.map(Collected::to_bytes).unwrap_or_default();
-                    recording.add(FrameKind::AnswerBody, &whole).await?;
+                    recording.add_body(FrameKind::AnswerBody, vec![whole.clone()]).await?;
                     note(proxy, recording.end(Ending::Complete, "").await?);
                     Ok::<_, SpoolError>(Either::Left(Full::new(whole)))
                 }
@@ -237,7 +239,7 @@ async fn keep(
     kept_parts: mpsc::Sender<Vec<Bytes>>,
 ) -> Result<Part, SpoolError> {
     while let Some(Part { pieces, end }) = parts.recv().await {
-        recording.add(FrameKind::AnswerBody, &pieces.concat()).await?;
+        recording.add_body(FrameKind::AnswerBody, pieces.clone()).await?;
         if end.is_some() {
             return Ok(Part { pieces, end });
         }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use age::x25519;
+use bytes::Bytes;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -44,7 +45,7 @@ pub async fn recorded(
         if let Some(answer) = answer {
             let head = json!({ "status": 202, "headers": [["x-two", "1"], ["x-two", "2"]] }).to_string();
             recording.add(FrameKind::Answer, head.as_bytes()).await.unwrap();
-            recording.add(FrameKind::AnswerBody, answer).await.unwrap();
+            recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(answer)]).await.unwrap();
         }
         records.push(recording.end(*ending, "the client left").await.unwrap().into());
     }

@@ -4,6 +4,7 @@ mod copies;
 
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use rusqlite::Connection;
 use uuid::Uuid;
@@ -317,7 +318,7 @@ impl Sample {
             let mut recording = payloads.begin(&about, std::time::Instant::now());
             recording.add(FrameKind::Request, b"{}").await.unwrap();
             recording.keep().await.unwrap();
-            recording.add(FrameKind::AnswerBody, b"answer").await.unwrap();
+            recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b"answer")]).await.unwrap();
             let payload = recording.end(Ending::Complete, "").await.unwrap();
             journal
                 .append(vec![statement.into(), foreign(), outcome(id).into(), payload.into()])

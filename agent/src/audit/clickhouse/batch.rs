@@ -97,6 +97,8 @@ const TABLES: [(&str, Columns); 7] = [
                 ("message", Text),
                 ("duration_us", U64),
                 ("response_bytes", U64),
+                ("issuer", Word),
+                ("subject", Word),
             ],
         ],
     ),
@@ -161,6 +163,12 @@ const TABLES: [(&str, Columns); 7] = [
     ),
 ];
 
+/// Outcomes with the caller of their statement: what was taken out, and by whom, is asked of one table. It is not part of the
+/// record.
+const OUTCOMES: &str =
+    "(SELECT o.*, coalesce(s.issuer, '') AS issuer, coalesce(s.subject, '') AS subject FROM outcomes o
+      LEFT JOIN statements s ON s.id = o.statement)";
+
 /// About how many bytes a row of each table has: 512 stands for what is short. `octet_length()` reads no more than the
 /// row's header.
 const SIZES: [(&str, &str); 7] = [
@@ -215,8 +223,9 @@ impl Rows {
     ) -> rusqlite::Result<Option<Self>> {
         let columns = columns.concat();
         let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let from = if table == "outcomes" { OUTCOMES } else { table };
         let mut query = connection.prepare(&format!(
-            "SELECT {names} FROM (SELECT *, ?3 AS journal FROM {table}) WHERE seq > ?1 AND seq <= ?2 ORDER BY seq"
+            "SELECT {names} FROM (SELECT *, ?3 AS journal FROM {from}) WHERE seq > ?1 AND seq <= ?2 ORDER BY seq"
         ))?;
         let mut found = query.query((after, end, journal.to_string()))?;
         let mut block = Block::new(&columns);

@@ -8,14 +8,14 @@ pub(super) struct Table {
     pub name: &'static str,
     pub comment: &'static str,
     pub columns: &'static [&'static str],
+    /// What comes after the day in the key, so that few of its values are read without the rest of a day.
+    pub apart: Option<&'static str>,
 }
 
 /// One change of the schema. Doing it again changes nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Table(Table),
-    /// Columns of a table that are new, or whose codec or comment changes. Existing data is rewritten as parts are merged.
-    Columns(&'static str, &'static str),
     /// A skip index of a table: its name, its expression, and its type with granularity.
     Index(&'static str, &'static str, &'static str, &'static str),
     /// A view, whose SELECT calls the database `DB`. It replaces an older one of the same name.
@@ -43,9 +43,10 @@ impl Step {
             Self::Table(table) => {
                 let (name, columns) = (target.stored(table.name), table.columns.concat());
                 let engine = target.engine("ReplacingMergeTree", "{shard}", "{replica}");
+                let apart = table.apart.map(|column| format!("{column}, ")).unwrap_or_default();
                 let mut statements = vec![format!(
                     "CREATE TABLE IF NOT EXISTS {name}{on_cluster} ({columns}\n)\nENGINE = {engine}\n\
-                     PARTITION BY toYYYYMM(time)\nORDER BY (toDate(time), node, journal, seq)\n\
+                     PARTITION BY toYYYYMM(time)\nORDER BY (toDate(time), {apart}node, journal, seq)\n\
                      SETTINGS {} = 1000\nCOMMENT '{}'",
                     if target.cluster.is_some() {
                         "replicated_deduplication_window"
@@ -64,22 +65,6 @@ impl Step {
                         table.name,
                         table.comment,
                     ));
-                }
-                statements
-            }
-            Self::Columns(table, columns) => {
-                let each = |change: &str| {
-                    let changes = lines(columns).map(|line| format!("{change} {line}"));
-                    changes.collect::<Vec<_>>().join(", ")
-                };
-                let (stored, named) = (target.stored(table), target.named(table));
-                let (add, modify) = (each("ADD COLUMN IF NOT EXISTS"), each("MODIFY COLUMN"));
-                let mut statements = vec![
-                    format!("ALTER TABLE {stored}{on_cluster} {add}"),
-                    format!("ALTER TABLE {stored}{on_cluster} {modify}"),
-                ];
-                if target.cluster.is_some() {
-                    statements.push(format!("ALTER TABLE {named}{on_cluster} {add}"));
                 }
                 statements
             }
@@ -172,15 +157,12 @@ impl Target {
     }
 }
 
-/// The columns of a block: name, and type with codec.
+/// The columns of a block: name, and type with default and codec.
 pub(super) fn columns(block: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
-    lines(block).filter_map(|line| {
+    let lines = block.lines().map(|line| line.trim().trim_end_matches(',')).filter(|line| !line.is_empty());
+    lines.filter_map(|line| {
         let (definition, _) = line.split_once(" COMMENT '").unwrap_or((line, ""));
         let (name, definition) = definition.split_once(' ')?;
         Some((name, definition.trim()))
     })
-}
-
-fn lines(block: &'static str) -> impl Iterator<Item = &'static str> {
-    block.lines().map(|line| line.trim().trim_end_matches(',')).filter(|line| !line.is_empty())
 }

@@ -11,6 +11,8 @@ use super::ddl::{Step, Target, columns};
 use super::migrations::{self, Migration};
 use super::retention;
 use super::{AuditError, Settings, roles};
+use crate::audit::Journal;
+use crate::audit::schema::RECORDS;
 use crate::config::RetentionDays;
 
 /// How often a statement is tried: servers of a cluster refuse what meets another change of the same table.
@@ -19,7 +21,7 @@ const TRIES: u32 = 5;
 /// What a ClickHouse has of the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Of the schema that it has; 0 where it has none, or one from before there were numbers.
+    /// Of the schema that it has; 0 where it has none.
     pub version: u32,
     /// Of the schema that this program writes.
     pub known: u32,
@@ -178,15 +180,21 @@ impl<'c> Deployed<'c> {
         destination.ok_or(AuditError::ClickHouseOlder { found: 0, known: migrations::version() })
     }
 
-    /// The last record of a journal that is there.
-    pub(super) async fn last_seq(&self, journal: Uuid) -> Result<i64, AuditError> {
-        let tables = retention::ttls(self.retention).map(|(table, _)| {
-            let table = self.target.named(table);
-            format!("SELECT max(seq) AS seq FROM {table} WHERE journal = '{journal}'")
+    /// The last record of a journal that is there after `seq`.
+    pub(super) async fn last_seq_after(
+        &self,
+        journal: &Journal,
+        seq: i64,
+    ) -> Result<Option<i64>, AuditError> {
+        // By the key: little is read.
+        let node = journal.node().replace('\\', "\\\\").replace('\'', "\\'");
+        let condition = format!("node = '{node}' AND journal = '{}' AND seq > {seq}", journal.id());
+        let tables = RECORDS.map(|table| {
+            format!("SELECT max(seq) AS last FROM {} WHERE {condition}", self.target.named(table))
         });
-        let sql = format!("SELECT toString(max(seq)) FROM ({})", tables.join(" UNION ALL "));
+        let sql = format!("SELECT toString(max(last)) FROM ({})", tables.join(" UNION ALL "));
         let rows = self.connection.rows::<1>(&sql).await?;
-        Ok(rows.first().and_then(|[seq]| seq.parse().ok()).unwrap_or(0))
+        Ok(rows.first().and_then(|[last]| last.parse().ok()).filter(|last| *last > seq))
     }
 
     async fn report(&self, version: u32) -> Result<Report, AuditError> {
@@ -213,7 +221,9 @@ impl<'c> Deployed<'c> {
         let database = &self.target.database;
         let engines = self.engines().await?;
         let sql = format!(
-            "SELECT table || '.' || name, trim(type || ' ' || compression_codec) FROM system.columns
+            "SELECT table || '.' || name,
+                    arrayStringConcat(arrayFilter(x -> x != '', [type, default_kind, default_expression, compression_codec]), ' ')
+             FROM system.columns
              WHERE database = '{database}'
              UNION ALL
              SELECT table || ' index ' || name, expr || ' ' || type_full || ' ' || toString(granularity)
@@ -225,23 +235,21 @@ impl<'c> Deployed<'c> {
         let mut expected: BTreeMap<String, String> = BTreeMap::new();
         let mut views: BTreeMap<&str, Step> = BTreeMap::new();
         for step in migrations::all().flat_map(|(_, migration)| migration.steps) {
-            let (table, blocks): (&str, &[&'static str]) = match step {
-                Step::Table(table) => (table.name, table.columns),
-                Step::Columns(table, block) => (*table, std::slice::from_ref(block)),
+            match step {
+                Step::Table(table) => {
+                    for (column, definition) in table.columns.iter().flat_map(|block| columns(block)) {
+                        let object = format!("{}.{column}", self.target.stored_name(table.name));
+                        expected.insert(object, definition.to_owned());
+                    }
+                }
                 Step::Index(table, name, expression, kind) => {
                     let object = format!("{} index {name}", self.target.stored_name(table));
                     let kind = kind.replace(" GRANULARITY ", " ");
                     expected.insert(object, format!("{expression} {kind}"));
-                    continue;
                 }
                 Step::View(name, _) => {
                     views.insert(*name, *step);
-                    continue;
                 }
-            };
-            for (column, definition) in blocks.iter().flat_map(|block| columns(block)) {
-                let object = format!("{}.{column}", self.target.stored_name(table));
-                expected.insert(object, definition.to_owned());
             }
         }
         for (table, ttl) in retention::ttls(self.retention) {

@@ -34,7 +34,6 @@ use self::connection::Connection;
 use self::ddl::Target;
 use self::deployed::Deployed;
 use super::delivery::{Delivery, Progress, Sink};
-use super::store::Cursor;
 use super::{AuditError, Journal, schema};
 use crate::config::{RetentionDays, Secret};
 
@@ -127,15 +126,18 @@ impl Writer {
         Delivery::new(self.journal.clone(), self, progress).run(stop).await;
     }
 
-    /// Goes on where a version of this program was that named the cursor by the URL; if it was this ClickHouse: then it
-    /// has the last record of this journal that was delivered there.
-    async fn adopt_cursor(&self, sink: &str, deployed: &Deployed<'_>) -> Result<(), AuditError> {
-        let url = self.connection.endpoint().url.trim_end_matches('/');
-        let old = self.journal.cursor(&format!("clickhouse {url}/{}", self.settings.database)).await?;
-        if old.delivered > 0 && deployed.last_seq(self.journal.id()).await? >= old.delivered {
-            self.journal.save_cursor(sink, old).await?;
+    /// What may have been sent is noted in the journal first. Where ClickHouse has more, the journal is a copy from an
+    /// earlier time, which gives its numbers to other records.
+    async fn require_own_past(&self, cursor: &str, deployed: &Deployed<'_>) -> Result<(), AuditError> {
+        let known = match self.journal.cursor(cursor).await?.sending {
+            // It may be lost: what is sent again has the same numbers.
+            0 => self.journal.written().borrow().last_seq,
+            sending => sending,
+        };
+        match deployed.last_seq_after(&self.journal, known).await? {
+            Some(found) => Err(AuditError::ClickHouseAhead { found, known }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Inserts the rows of one table, as the batch of this token.
@@ -179,9 +181,7 @@ impl Sink for Writer {
             Deployed::require_current(found)?;
         }
         let cursor = format!("clickhouse {}", deployed.destination().await?);
-        if self.journal.cursor(&cursor).await? == Cursor::default() {
-            self.adopt_cursor(&cursor, &deployed).await?;
-        }
+        self.require_own_past(&cursor, &deployed).await?;
         Ok(cursor)
     }
 

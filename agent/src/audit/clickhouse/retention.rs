@@ -3,11 +3,6 @@
 use super::ddl::Target;
 use crate::config::RetentionDays;
 
-const SENSITIVE: &str =
-    "(verdict != 'allow') OR (effect IN ('admin', 'destructive', 'exfiltration', 'opaque'))";
-const ORDINARY: &str =
-    "(verdict = 'allow') AND (effect NOT IN ('admin', 'destructive', 'exfiltration', 'opaque'))";
-
 /// Each table that may have one, with its TTL as ClickHouse prints it; empty for none.
 pub(super) fn ttls(days: RetentionDays) -> [(&'static str, String); 7] {
     let RetentionDays { sessions, statements, sensitive_statements, events, payloads } = days;
@@ -15,7 +10,7 @@ pub(super) fn ttls(days: RetentionDays) -> [(&'static str, String); 7] {
     let when = |days, condition| after(days).map(|after| format!("{after} WHERE {condition}"));
     // What belongs to a statement stays as long as any statement may.
     let longest = statements.zip(sensitive_statements).map(|(one, other)| one.max(other));
-    let statements = [when(statements, ORDINARY), when(sensitive_statements, SENSITIVE)];
+    let statements = [when(statements, "NOT sensitive"), when(sensitive_statements, "sensitive")];
     [
         ("sessions", after(sessions).unwrap_or_default()),
         ("statements", statements.into_iter().flatten().collect::<Vec<_>>().join(", ")),

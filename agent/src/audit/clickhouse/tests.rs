@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::audit::samples::{event, statement};
-use crate::audit::store;
+use crate::audit::store::{self, Cursor};
 use crate::audit::{EventKind, Verdict, delivery};
 
 fn settings(url: String) -> Settings {

@@ -1,5 +1,7 @@
 //! The questions that a security team asks first, as views. Each sees a record once, however often it arrived.
 
+use super::tables::admin_roles;
+
 /// The columns of the journal's view of the same name.
 pub(super) const TRAIL: &str = "
 SELECT s.seq AS seq, s.time AS time, s.node AS node, s.id AS id, s.session AS session, s.request_id AS request_id,
@@ -49,42 +51,37 @@ SELECT s.time AS time, s.issuer AS issuer, s.subject AS subject, s.cgroup AS cgr
        s.features AS features, o.message AS message, s.sql AS sql, s.id AS id
 FROM (
     SELECT * FROM DB.statements FINAL
-    WHERE verdict != 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
+    WHERE sensitive AND verdict != 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
 ) AS s
 LEFT JOIN (
     SELECT statement, message FROM DB.outcomes FINAL
     WHERE status = 'refused' AND time >= now64(6) - toIntervalDay({days:UInt16})
 ) AS o ON o.statement = s.id";
 
-/// How much each caller took out.
+/// How much each caller took out. What succeeded was allowed.
 pub(super) const VOLUME: &str = "
-SELECT s.issuer AS issuer, s.subject AS subject, count() AS statements, sum(o.rows) AS rows,
-       sum(o.response_bytes) AS response_bytes
-FROM (
-    SELECT id, issuer, subject FROM DB.statements FINAL
-    WHERE verdict = 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
-) AS s
-INNER JOIN (
-    SELECT statement, rows, response_bytes FROM DB.outcomes FINAL
-    WHERE status = 'succeeded' AND time >= now64(6) - toIntervalDay({days:UInt16})
-) AS o ON o.statement = s.id
+SELECT issuer, subject, count() AS statements, sum(rows) AS rows, sum(response_bytes) AS response_bytes
+FROM DB.outcomes FINAL
+WHERE status = 'succeeded' AND time >= now64(6) - toIntervalDay({days:UInt16})
 GROUP BY issuer, subject";
 
 /// Objects that a caller named in an allowed statement in these days, and never before.
 pub(super) const NEW_OBJECTS: &str = "
-SELECT issuer, subject, arrayJoin(objects) AS object, min(time) AS first
-FROM DB.statements
+SELECT issuer, subject, object, min(time) AS first
+FROM DB.statements ARRAY JOIN objects AS object
 WHERE verdict = 'allow'
 GROUP BY issuer, subject, object
 HAVING first >= now64(6) - toIntervalDay({days:UInt16})";
 
 /// Statements under a role that may administer, or that administer.
-pub(super) const ADMIN_USE: &str = "
+pub(super) const ADMIN_USE: &str = concat!(
+    "
 SELECT time, issuer, subject, cgroup, node, user, role, effect, kind, verdict, policy, objects, sql, id
 FROM DB.statements FINAL
-WHERE (effect = 'admin' OR role IN ('ACCOUNTADMIN', 'SECURITYADMIN', 'USERADMIN', 'SYSADMIN', 'ORGADMIN',
-                                    'GLOBALORGADMIN'))
-  AND time >= now64(6) - toIntervalDay({days:UInt16})";
+WHERE sensitive AND (effect = 'admin' OR role IN ",
+    admin_roles!(),
+    ") AND time >= now64(6) - toIntervalDay({days:UInt16})"
+);
 
 /// Attempts to reach Snowflake otherwise than through the agent.
 pub(super) const BYPASS_ATTEMPTS: &str = "

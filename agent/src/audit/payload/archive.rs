@@ -289,7 +289,7 @@ mod tests {
         async fn keep(&self, length: usize) -> Payload {
             let mut recording = self.payloads.begin(&About::default(), Instant::now());
             let body = noise(length);
-            recording.add(FrameKind::AnswerBody, &body).await.unwrap();
+            recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(&body)]).await.unwrap();
             recording.end(Ending::Complete, "").await.unwrap()
         }
 

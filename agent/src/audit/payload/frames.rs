@@ -31,22 +31,16 @@ pub struct Frame<'a> {
     pub content: &'a [u8],
 }
 
-impl Frame<'_> {
-    /// Appends the frame; what does not fit into one becomes several.
-    pub fn write(&self, to: &mut Vec<u8>) {
-        let kind = KINDS.iter().position(|kind| *kind == self.kind).and_then(|it| u8::try_from(it).ok());
-        let mut rest = self.content;
-        loop {
-            let (content, more) = rest.split_at(rest.len().min(u32::MAX as usize));
-            to.push(kind.unwrap_or(u8::MAX));
-            to.extend_from_slice(&self.micros.to_le_bytes());
-            to.extend_from_slice(&u32::try_from(content.len()).unwrap_or(u32::MAX).to_le_bytes());
-            to.extend_from_slice(content);
-            if more.is_empty() {
-                return;
-            }
-            rest = more;
-        }
+/// Appends a frame whose content is in parts: together at most four gigabytes.
+pub fn write(kind: FrameKind, micros: u64, content: &[impl AsRef<[u8]>], to: &mut Vec<u8>) {
+    let kind = KINDS.iter().position(|other| *other == kind).and_then(|it| u8::try_from(it).ok());
+    let length: usize = content.iter().map(|part| part.as_ref().len()).sum();
+    to.reserve(HEAD + length);
+    to.push(kind.unwrap_or(u8::MAX));
+    to.extend_from_slice(&micros.to_le_bytes());
+    to.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+    for part in content {
+        to.extend_from_slice(part.as_ref());
     }
 }
 
@@ -89,8 +83,9 @@ mod tests {
                 .iter()
                 .map(|(kind, micros, content)| Frame { kind: KINDS[*kind], micros: *micros, content })
                 .collect();
-            for frame in &frames {
-                frame.write(&mut bytes);
+            for Frame { kind, micros, content } in &frames {
+                let (first, second) = content.split_at(content.len() / 2);
+                write(*kind, *micros, &[first, second], &mut bytes);
             }
             prop_assert_eq!(read(&bytes).collect::<Option<Vec<_>>>(), Some(frames));
         }

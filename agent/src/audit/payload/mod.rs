@@ -21,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -280,52 +281,80 @@ impl Recording {
         Self { is_file: true, ..self }
     }
 
-    /// Adds to it. It is kept once [`Self::keep`] has returned, or as far as it did not fit into a piece.
-    pub async fn add(&mut self, kind: FrameKind, mut content: &[u8]) -> Result<(), SpoolError> {
-        let body = match kind {
-            FrameKind::RequestBody => Some((&mut self.record.request_bytes, self.is_file)),
-            FrameKind::AnswerBody => Some((&mut self.record.answer_bytes, true)),
-            FrameKind::Request | FrameKind::Answer | FrameKind::End => None,
-        };
-        let is_body = body.is_some();
-        if let Some((bytes, is_limited)) = body {
-            let limit = self.payloads.settings.answer_limit.filter(|_| is_limited).unwrap_or(u64::MAX);
-            let room = usize::try_from(limit.saturating_sub(*bytes));
-            *bytes += content.len() as u64;
-            if let Some(first) = room.ok().and_then(|room| content.get(..room))
-                && first.len() < content.len()
-            {
-                self.record.ending = Ending::Truncated;
-                content = first;
-            }
-        }
+    /// Adds what is no body. It is kept once [`Self::keep`] has returned, or as far as it did not fit into a piece.
+    pub async fn add(&mut self, kind: FrameKind, content: &[u8]) -> Result<(), SpoolError> {
         let micros = self.elapsed();
-        if is_body && content.len() >= SHARED {
-            self.keep().await?;
-            for content in content.chunks(PIECE) {
-                // Its time stands beside its place, so that equal contents are equal pieces.
-                Frame { kind, micros: 0, content }.write(&mut self.waiting);
-                self.write(Some(micros)).await?;
-            }
-            return Ok(());
-        }
         for content in content.chunks(PIECE) {
-            Frame { kind, micros, content }.write(&mut self.waiting);
-            if self.waiting.len() >= PIECE {
-                self.keep().await?;
-            }
+            self.add_frame(kind, micros, &[content]).await?;
         }
         Ok(())
     }
 
-    /// Seals and writes what was added.
-    pub async fn keep(&mut self) -> Result<(), SpoolError> {
-        if self.waiting.is_empty() { Ok(()) } else { self.write(None).await }
+    /// Adds a part of a body, which came in pieces; kept as with [`Self::add`].
+    pub async fn add_body(&mut self, kind: FrameKind, mut content: Vec<Bytes>) -> Result<(), SpoolError> {
+        let (bytes, is_limited) = match kind {
+            FrameKind::RequestBody => (&mut self.record.request_bytes, self.is_file),
+            _ => (&mut self.record.answer_bytes, true),
+        };
+        let limit = self.payloads.settings.answer_limit.filter(|_| is_limited).unwrap_or(u64::MAX);
+        let room = usize::try_from(limit.saturating_sub(*bytes)).unwrap_or(usize::MAX);
+        let mut length: usize = content.iter().map(Bytes::len).sum();
+        *bytes += length as u64;
+        if length > room {
+            self.record.ending = Ending::Truncated;
+            content = split_to(&mut content, room);
+            length = room;
+        }
+        if length == 0 {
+            return Ok(());
+        }
+        let micros = self.elapsed();
+        if length < SHARED {
+            return self.add_frame(kind, micros, &content).await;
+        }
+        self.keep().await?;
+        while length > 0 {
+            let piece = split_to(&mut content, PIECE);
+            let piece_length = length.min(PIECE);
+            // Its time stands beside its place, so that equal contents are equal pieces.
+            let plain = move || {
+                let mut plain = Vec::new();
+                frames::write(kind, 0, &piece, &mut plain);
+                plain
+            };
+            self.write(plain, piece_length, Some(micros)).await?;
+            length -= piece_length;
+        }
+        Ok(())
     }
 
-    /// Writes what is waiting as a piece: as one that may be there already, if it says when it passed.
-    async fn write(&mut self, micros: Option<u64>) -> Result<(), SpoolError> {
+    async fn add_frame(
+        &mut self,
+        kind: FrameKind,
+        micros: u64,
+        content: &[impl AsRef<[u8]>],
+    ) -> Result<(), SpoolError> {
+        frames::write(kind, micros, content, &mut self.waiting);
+        if self.waiting.len() >= PIECE { self.keep().await } else { Ok(()) }
+    }
+
+    /// Seals and writes what was added.
+    pub async fn keep(&mut self) -> Result<(), SpoolError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
         let plain = std::mem::take(&mut self.waiting);
+        let length = plain.len();
+        self.write(|| plain, length, None).await
+    }
+
+    /// Writes a piece of about this length: as one that may be there already, if it says when it passed.
+    async fn write(
+        &mut self,
+        plain: impl FnOnce() -> Vec<u8> + Send + 'static,
+        length: usize,
+        micros: Option<u64>,
+    ) -> Result<(), SpoolError> {
         let entry = Entry {
             payload: self.record.id,
             session: self.record.session,
@@ -334,11 +363,11 @@ impl Recording {
             time: now(),
         };
         let keep = if micros.is_some() { Payloads::keep_once } else { Payloads::keep };
-        let written = if plain.len() <= INLINE {
-            keep(&self.payloads, &entry, &plain)?
+        let written = if length <= INLINE {
+            keep(&self.payloads, &entry, &plain())?
         } else {
             let payloads = Arc::clone(&self.payloads);
-            let kept = tokio::task::spawn_blocking(move || keep(&payloads, &entry, &plain)).await;
+            let kept = tokio::task::spawn_blocking(move || keep(&payloads, &entry, &plain())).await;
             kept.map_err(|error| unsealable(error.into()))??
         };
         self.record.sealed_bytes += u64::from(written.bytes);
@@ -363,6 +392,21 @@ impl Recording {
     fn elapsed(&self) -> u64 {
         u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
+}
+
+/// Takes the first bytes off what came in pieces.
+fn split_to(pieces: &mut Vec<Bytes>, length: usize) -> Vec<Bytes> {
+    let mut room = length;
+    let whole = pieces.iter().take_while(|piece| {
+        let fits = piece.len() <= room;
+        room -= if fits { piece.len() } else { 0 };
+        fits
+    });
+    let mut first: Vec<Bytes> = pieces.drain(..whole.count()).collect();
+    if let Some(piece) = pieces.first_mut().filter(|_| room > 0) {
+        first.push(piece.split_to(room));
+    }
+    first
 }
 
 /// Bytes as text.
@@ -413,9 +457,12 @@ mod tests {
         let long: Vec<u8> = (0..3 * PIECE + 7).map(|index| u8::try_from(index % 251).unwrap()).collect();
         for answer in [&b""[..], b"{}", &long] {
             let mut recording = payloads.begin(&About::default(), Instant::now());
-            recording.add(FrameKind::RequestBody, b"select 1").await.unwrap();
+            recording
+                .add_body(FrameKind::RequestBody, vec![Bytes::copy_from_slice(b"select 1")])
+                .await
+                .unwrap();
             for part in answer.chunks(100_000) {
-                recording.add(FrameKind::AnswerBody, part).await.unwrap();
+                recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(part)]).await.unwrap();
             }
             let payload = recording.end(Ending::Complete, "").await.unwrap();
             let content = kept.content(&payload);
@@ -450,8 +497,11 @@ mod tests {
             let since = Instant::now().checked_sub(Duration::from_secs(all.len() as u64 + 1)).unwrap();
             let mut recording = payloads.begin(&About { session, ..About::default() }, since);
             recording.add(FrameKind::Request, b"{}").await.unwrap();
-            recording.add(FrameKind::AnswerBody, &body).await.unwrap();
-            recording.add(FrameKind::AnswerBody, b"and the end").await.unwrap();
+            recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(&body)]).await.unwrap();
+            recording
+                .add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b"and the end")])
+                .await
+                .unwrap();
             all.push(recording.end(Ending::Complete, "").await.unwrap());
         }
         let [first, second] = &all[..] else { unreachable!() };
@@ -478,7 +528,7 @@ mod tests {
         let kept = Scene::new();
         let mut recording = kept.open(Some(10)).begin(&About::default(), Instant::now());
         for part in [&b"first"[..], b"second", b"third"] {
-            recording.add(FrameKind::AnswerBody, part).await.unwrap();
+            recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(part)]).await.unwrap();
         }
         let payload = recording.end(Ending::Complete, "").await.unwrap();
         assert_eq!((payload.ending, payload.answer_bytes), (Ending::Truncated, 16));
@@ -494,17 +544,17 @@ mod tests {
         let session = Uuid::now_v7();
         let mut ended = payloads.begin(&About { session, ..About::default() }, Instant::now());
         let body = noise(SHARED);
-        ended.add(FrameKind::AnswerBody, &body).await.unwrap();
+        ended.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(&body)]).await.unwrap();
         let ended = ended.end(Ending::Complete, "").await.unwrap();
         let shared = ended.places[0];
         journal.append(vec![ended.into()]).await.unwrap();
         let mut cut_off = payloads.begin(&About { session, ..About::default() }, Instant::now());
-        cut_off.add(FrameKind::AnswerBody, b"one, ").await.unwrap();
+        cut_off.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b"one, ")]).await.unwrap();
         cut_off.keep().await.unwrap();
-        cut_off.add(FrameKind::AnswerBody, &body).await.unwrap();
-        cut_off.add(FrameKind::AnswerBody, b", two").await.unwrap();
+        cut_off.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(&body)]).await.unwrap();
+        cut_off.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b", two")]).await.unwrap();
         cut_off.keep().await.unwrap();
-        cut_off.add(FrameKind::AnswerBody, b"never kept").await.unwrap();
+        cut_off.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b"never kept")]).await.unwrap();
         assert!(lost(&kept.spool(), &path).unwrap().0.is_empty(), "its agent lives");
         drop(cut_off);
         drop(payloads);

@@ -1,7 +1,7 @@
 //! Payloads are compressed (zstd) and encrypted (age) to public keys before they touch the disk, so that the host that
 //! records them cannot read them back.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashSet;
 use std::io::{self, Read};
 
@@ -13,6 +13,7 @@ use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use zeroize::Zeroizing;
+use zstd::bulk::Compressor;
 
 /// The fastest: what is recorded waits for it.
 const LEVEL: i32 = 1;
@@ -21,14 +22,29 @@ const CHUNK: usize = 64 * 1024;
 /// Longer than a header to a few recipients, and the nonce after it.
 const HEADER: usize = 1024;
 
+thread_local! {
+    /// To make one costs as much as to compress a few kilobytes.
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+}
+
 /// Seals a piece to all of the recipients, each of whom can open it alone.
 pub fn seal(recipients: &[Recipient], plain: &[u8]) -> io::Result<Vec<u8>> {
-    let compressed = zstd::bulk::compress(plain, LEVEL)?;
+    let compressed = compress(plain)?;
     let chunks = compressed.len() / CHUNK + 1;
     let mut sealed = Vec::with_capacity(HEADER + compressed.len() + chunks * CHACHA20_POLY1305.tag_len());
     let key = header(recipients, &mut sealed)?;
     encrypt(&key, &compressed, &mut sealed).map_err(|_| io::Error::other("it cannot be encrypted"))?;
     Ok(sealed)
+}
+
+fn compress(plain: &[u8]) -> io::Result<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|compressor| {
+        let compressor = match compressor {
+            Some(compressor) => compressor,
+            none => none.insert(Compressor::new(LEVEL)?),
+        };
+        compressor.compress(plain)
+    })
 }
 
 /// Has age write the beginning of a file, and returns the key of what follows. What follows is encrypted here: AWS-LC

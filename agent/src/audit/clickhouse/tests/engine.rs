@@ -12,7 +12,7 @@ use proptest::test_runner::TestRunner;
 use super::server::{Server, deliver_all};
 use super::*;
 use crate::audit::samples::{TABLES, TIME, any_record, outcome, payload, session};
-use crate::audit::{Record, Running};
+use crate::audit::{Record, Running, begin_anew};
 
 /// Where the child process of the crash test finds its journal, and ClickHouse.
 const CHILD_JOURNAL: &str = "SNOWFENCE_TEST_JOURNAL";
@@ -296,14 +296,51 @@ async fn a_range_that_is_sent_twice_is_stored_once() {
         ["10"],
         "ClickHouse knew the token"
     );
-    // As when it has forgotten the token: the range differs.
-    journal.save_cursor(&sink, Cursor { delivered: 0, sending: 9 }).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
+    // As when it has forgotten the token: the ranges differ.
+    journal.save_cursor(&sink, Cursor::default()).await.unwrap();
+    deliver_all(&journal, Settings { batch_rows: 4, ..settings(server.url()) }).await;
+    assert_eq!(server.lines("SELECT count() FROM snowfence.events").await, ["20"]);
     assert_eq!(
         server.lines("SELECT count() FROM snowfence.events FINAL").await,
         ["10"],
         "the key is the same"
     );
+}
+
+#[tokio::test]
+#[ignore = "needs ClickHouse: set SNOWFENCE_TEST_CLICKHOUSE to its command"]
+async fn a_journal_that_was_set_back_is_not_delivered() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, snapshot) = (directory.path().join("journal.db"), directory.path().join("snapshot.db"));
+    let mut server = Server::new(directory.path().join("data"));
+    server.start();
+    let more = || (0..10).map(|_| event(EventKind::NoFlow).into()).collect::<Vec<_>>();
+    let journal = Journal::open(&path, "it's \\ node").unwrap();
+    journal.append(more()).await.unwrap();
+    deliver_all(&journal, settings(server.url())).await;
+    journal.close().await;
+    std::fs::copy(&path, &snapshot).unwrap();
+    let journal = Journal::open(&path, "it's \\ node").unwrap();
+    journal.append(more()).await.unwrap();
+    deliver_all(&journal, settings(server.url())).await;
+    journal.close().await;
+
+    std::fs::rename(&snapshot, &path).unwrap();
+    // However far it is by now.
+    for _ in 0..3 {
+        let journal = Journal::open(&path, "it's \\ node").unwrap();
+        journal.append(more()).await.unwrap();
+        let mut writer = Writer::new(journal.clone(), settings(server.url())).unwrap();
+        let error = writer.prepare().await.unwrap_err();
+        assert!(matches!(error, AuditError::ClickHouseAhead { found: 20, known: 10 }), "{error}");
+        journal.close().await;
+    }
+    begin_anew(&path, "it's \\ node", "restored").unwrap();
+    let journal = Journal::open(&path, "it's \\ node").unwrap();
+    deliver_all(&journal, settings(server.url())).await;
+    let kinds =
+        server.lines("SELECT kind, count() FROM snowfence.events FINAL GROUP BY kind ORDER BY kind").await;
+    assert_eq!(kinds, ["journal_salvaged\t1", "no_flow\t20"]);
 }
 
 /// Pseudo-random durations (xorshift), so that a failing run can be repeated.

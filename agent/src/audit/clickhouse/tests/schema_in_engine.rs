@@ -7,16 +7,6 @@ use super::*;
 use crate::audit::samples::session;
 use crate::audit::schema::RECORDS;
 
-/// What version 1 of the schema was made by, before schemas had numbers.
-async fn unnumbered(server: &Server) {
-    let target = settings(server.url()).target().unwrap();
-    server.lines(&target.database()).await;
-    let (_, first) = migrations::all().next().unwrap();
-    for sql in first.steps.iter().flat_map(|step| step.statements(&target)) {
-        server.lines(&sql).await;
-    }
-}
-
 async fn started(directory: &tempfile::TempDir) -> Server {
     let mut server = Server::new(directory.path().join("data"));
     server.start();
@@ -26,21 +16,13 @@ async fn started(directory: &tempfile::TempDir) -> Server {
 
 #[tokio::test]
 #[ignore = "needs ClickHouse: set SNOWFENCE_TEST_CLICKHOUSE to its command"]
-async fn a_schema_is_taken_over_with_its_cursor_by_any_url() {
+async fn a_cursor_holds_by_any_url_of_the_same_server() {
     let directory = tempfile::tempdir().unwrap();
     let server = started(&directory).await;
-    unnumbered(&server).await;
     let journal = Journal::open(&directory.path().join("journal.db"), "node").unwrap();
     journal.append(vec![session().into(), event(EventKind::NoFlow).into()]).await.unwrap();
-    // As the version before left it: all was delivered, and the cursor has the URL's name.
     deliver_all(&journal, settings(server.url())).await;
     server.lines("TRUNCATE TABLE snowfence.sessions").await;
-    server.lines("DROP TABLE snowfence.schema_migrations").await;
-    let old = format!("clickhouse {}/snowfence", server.url());
-    journal.save_cursor(&old, Cursor { delivered: 2, sending: 2 }).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
-    assert_eq!(server.lines("SELECT count() FROM snowfence.sessions").await, ["0"], "nothing was sent again");
-    assert_eq!(status(&settings(server.url())).await.unwrap().findings, []);
 
     // By another name for the same server, with a dead one before it: it goes on.
     let other = server.url().replace("127.0.0.1", "localhost");
@@ -50,7 +32,7 @@ async fn a_schema_is_taken_over_with_its_cursor_by_any_url() {
     assert_eq!(server.lines("SELECT count() FROM snowfence.sessions").await, ["0"], "nothing was sent again");
     assert_eq!(server.lines("SELECT count() FROM snowfence.events").await, ["2"]);
 
-    // A cursor of the URL's name says nothing of a ClickHouse that has not got what it says.
+    // A new ClickHouse in the place of the old one gets everything.
     server.lines("DROP DATABASE snowfence").await;
     deliver_all(&journal, settings(server.url())).await;
     assert_eq!(server.lines("SELECT count() FROM snowfence.sessions").await, ["1"]);
@@ -157,7 +139,7 @@ async fn all_ddl_is_what_the_engine_parses() {
             RetentionDays { statements: Some(90), sensitive_statements: Some(400), ..Default::default() };
         let settings = Settings { cluster, retention, ..settings(server.url()) };
         let statements = print(&settings, true).unwrap();
-        assert!(statements.len() > 100, "{}", statements.len());
+        assert!(statements.len() > 60, "{}", statements.len());
         for sql in statements {
             // The engine takes a body after INSERT for rows.
             if !sql.starts_with("INSERT") {
@@ -219,8 +201,8 @@ async fn a_cluster_has_distributed_tables_and_answers_the_same() {
     journal.save_cursor(&sink, Cursor { delivered: 0, sending: 3 }).await.unwrap();
     deliver_all(&journal, settings.clone()).await;
     assert_eq!(server.lines("SELECT count() FROM snowfence.statements_local").await, ["1"], "tokens hold");
-    journal.save_cursor(&sink, Cursor { delivered: 0, sending: 2 }).await.unwrap();
-    deliver_all(&journal, settings.clone()).await;
+    journal.save_cursor(&sink, Cursor::default()).await.unwrap();
+    deliver_all(&journal, Settings { batch_rows: 2, ..settings.clone() }).await;
     assert_eq!(server.lines("SELECT count() FROM snowfence.statements_local").await, ["2"]);
     assert_eq!(
         server.lines("SELECT sql, status, rule FROM snowfence.trail").await,
