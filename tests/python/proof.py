@@ -161,6 +161,8 @@ def verify_export(path: str, key: str) -> dict[str, Any]:
     for payload, (record, digests) in payloads.items():
         if sha256(*digests).hex() != record["digest"]:
             wrong.append(f"payload {payload} was changed")
+    if proven < head["records"]:
+        wrong.append(f"{head['records'] - proven} records are missing, or not proven")
     return {"proven": proven, "payloads": len(payloads), "wrong": wrong}
 
 

@@ -6,6 +6,7 @@
 use std::collections::hash_map::RandomState;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
+use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,11 +145,13 @@ impl<S: Sink> Delivery<S> {
     async fn deliver(mut self) {
         let mut written = self.journal.written();
         let mut tries = 0;
+        // What was said last of why it fails.
+        let mut said = None;
         let mut ready = None;
         loop {
             match self.deliver_next(&mut written, ready.take()).await {
                 Ok(next) => {
-                    if tries > 0 {
+                    if said.take().is_some() {
                         info!("{} takes records again", self.sink.name());
                     }
                     tries = 0;
@@ -156,7 +159,8 @@ impl<S: Sink> Delivery<S> {
                 }
                 Err(AuditError::Closed) => return,
                 Err(error) => {
-                    if tries == 0 {
+                    let kind = discriminant(&error);
+                    if said.replace(kind) != Some(kind) {
                         warn!(
                             "{error}; the journal keeps the records, and delivery is tried until it succeeds"
                         );

@@ -24,9 +24,9 @@ pub enum AuditError {
     )]
     ClickHouseDatabase(String),
     #[error(
-        "ClickHouse has records of this journal up to {found}, which knows of {known} alone: the journal is a copy from an earlier time, as in a snapshot that was restored, and gives its numbers to other records. Nothing is delivered. Stop the agent, run `snowfence audit salvage --begin-anew`, which sets this journal aside and begins a new one, and start the agent"
+        "ClickHouse has another record {found} of this journal than the journal itself: this is a copy of it from an earlier time, as in a snapshot that was restored, and gives its numbers to other records. Nothing goes to ClickHouse. Stop the agent, run `snowfence audit salvage --begin-anew`, which sets this journal aside and begins a new one, and start the agent"
     )]
-    ClickHouseAhead { found: i64, known: i64 },
+    ClickHouseAhead { found: i64 },
     #[error(
         "ClickHouse has schema {found}, this program knows up to {known}: update it on this node; until then the journal keeps the records"
     )]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 use uuid::Uuid;
 
 use super::{AuditError, now, salvage, wal};
@@ -319,6 +319,24 @@ pub(super) fn first_after(connection: &Connection, seq: i64) -> rusqlite::Result
     let firsts = RECORDS.map(|table| format!("SELECT min(seq) AS seq FROM {table} WHERE seq > ?1"));
     let sql = format!("SELECT min(seq) FROM ({})", firsts.join(" UNION ALL "));
     connection.query_row(&sql, [seq], |row| row.get(0))
+}
+
+/// When the first record was that is not before `seq`, less a day, as clocks are set; 0 where there is none.
+pub(super) fn first_time(connection: &Connection, seq: i64) -> rusqlite::Result<i64> {
+    const DAY: i64 = 24 * 60 * 60 * 1_000_000;
+    let firsts = RECORDS.map(|table| {
+        format!("SELECT * FROM (SELECT seq, time FROM {table} WHERE seq >= ?1 ORDER BY seq LIMIT 1)")
+    });
+    let sql = format!("SELECT time FROM ({}) ORDER BY seq LIMIT 1", firsts.join(" UNION ALL "));
+    let time: Option<i64> = connection.query_row(&sql, [seq], |row| row.get(0)).optional()?;
+    Ok(time.map_or(0, |time| time.saturating_sub(DAY).max(0)))
+}
+
+/// Whether this number is another record's than the one of that time, or none's yet. What has left, or is lost, says nothing.
+pub(super) fn is_another(connection: &Connection, seq: i64, time: i64) -> rusqlite::Result<bool> {
+    let last: i64 = connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0))?;
+    let others = RECORDS.map(|table| format!("SELECT 1 FROM {table} WHERE seq = ?1 AND time <> ?2"));
+    Ok(seq > last || connection.prepare(&others.join(" UNION ALL "))?.exists([seq, time])?)
 }
 
 /// The file of the same name with something behind it.

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
@@ -10,10 +11,11 @@ use serde_json::Value;
 
 use super::source::Source;
 use super::{Failure, Format, Output, export, reconcile, show, table, verify};
+use crate::app::State;
 use crate::audit::query::{Cell, Limits, query};
 use crate::audit::summary::{self, By, Summary};
 use crate::audit::tail::{Entry, EventEntry, StatementEntry, Tail};
-use crate::audit::{AuditError, Filter, Verdict, begin_anew, salvage};
+use crate::audit::{AuditError, Filter, Verdict, begin_anew, payload, salvage};
 
 /// Rows that a table may have: it is laid out in memory.
 const TABLE_ROWS: usize = 10_000;
@@ -378,6 +380,13 @@ fn keep(arguments: &SalvageArguments) -> Result<(), Failure> {
     }
     let damage = format!("as somebody said (uid {})", rustix::process::getuid().as_raw());
     let told = if arguments.begin_anew {
+        // Payloads that this journal has are nothing new to the next one.
+        if let Ok((unrecorded, settle)) =
+            payload::lost(&State(journal.parent().unwrap_or(Path::new("."))).spool(), &journal)
+            && unrecorded.is_empty()
+        {
+            settle();
+        }
         begin_anew(&journal, &node, &damage)?
     } else {
         salvage(&journal, &node, &damage)?

@@ -400,7 +400,8 @@ pub struct RetentionDays {
     pub sessions: Option<u32>,
     /// Statements that were allowed and are not sensitive.
     pub statements: Option<u32>,
-    /// Statements that were refused or held, or that administer, destroy, carry data out or are opaque.
+    /// Statements that were refused or held, that administer, destroy, carry data out or are opaque, or that ran under one of
+    /// Snowflake's roles that may administer.
     pub sensitive_statements: Option<u32>,
     pub events: Option<u32>,
     pub payloads: Option<u32>,

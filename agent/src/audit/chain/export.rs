@@ -34,6 +34,8 @@ pub(in crate::audit) enum Line {
         journal: Uuid,
         /// When it was made.
         time: i64,
+        /// How many follow.
+        records: u64,
     },
     Record {
         record: Members,
@@ -111,7 +113,8 @@ pub fn export(
         records.sort_unstable();
     }
     let mut file = File { out };
-    file.line(&Line::Head { snowfence_export: VERSION, session, journal, time: now() })?;
+    let count = records.len() as u64;
+    file.line(&Line::Head { snowfence_export: VERSION, session, journal, time: now(), records: count })?;
     let mut exported = Exported::default();
     let mut covering: Option<Covering> = None;
     for (number, (seq, table)) in records.iter().enumerate() {

@@ -71,8 +71,10 @@ pub(in crate::audit) fn verify_lines(
 ) -> Result<ExportReport, ExportedError> {
     let mut lines = Lines::new(file);
     let head = lines.next_line()?.ok_or(ExportedError::NoExport)?;
-    let (session, journal) = match head {
-        Line::Head { snowfence_export: VERSION, session, journal, .. } => (session, journal),
+    let (session, journal, records) = match head {
+        Line::Head { snowfence_export: VERSION, session, journal, records, .. } => {
+            (session, journal, records)
+        }
         Line::Head { snowfence_export: found, .. } => return Err(ExportedError::Version { found }),
         _ => return Err(ExportedError::NoExport),
     };
@@ -89,7 +91,12 @@ pub(in crate::audit) fn verify_lines(
             Line::Piece { payload, piece } => verification.piece(payload, &piece),
         }
     }
-    Ok(verification.end())
+    let found = verification.seqs.len() as u64;
+    let mut report = verification.end();
+    if let Some(missing) = records.checked_sub(found).filter(|missing| *missing > 0) {
+        report.problems.push(Problem::Cut { missing });
+    }
+    Ok(report)
 }
 
 /// Reads an export line by line.

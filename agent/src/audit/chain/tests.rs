@@ -381,10 +381,19 @@ async fn what_is_left_out_of_an_export_is_named() {
             .any(|problem| matches!(problem, Problem::Unlinked { .. }))
     );
     let session = sample.problems(&without("\"table\":\"sessions\"", 0));
-    assert!(matches!(session[..], [Problem::Unlinked { previous, .. }] if previous > 0), "{session:?}");
+    assert!(
+        matches!(session[..], [Problem::Unlinked { previous, .. }, Problem::Cut { missing: 1 }] if previous > 0),
+        "{session:?}"
+    );
     assert!(!sample.problems(&without("\"table\":\"checkpoints\"", 0)).is_empty());
     let outcome = without("\"table\":\"outcomes\"", 0).join("\n") + "\n";
     assert_eq!(sample.verify(outcome.as_bytes()).unwrap().open, 1);
+    // Wherever it is cut: before the last record, or within what belongs to one.
+    for end in 1..lines.len() {
+        let report = sample.verify((lines[..end].join("\n") + "\n").as_bytes()).unwrap();
+        let is_cut = report.problems.iter().any(|problem| matches!(problem, Problem::Cut { .. }));
+        assert!(is_cut || report.incomplete > 0, "{end}: {report:?}");
+    }
     let piece = without("\"piece\"", 1).join("\n") + "\n";
     assert_eq!(sample.verify(piece.as_bytes()).unwrap().incomplete, 1);
     let mut swapped = lines.clone();

@@ -91,6 +91,10 @@ pub enum Problem {
         seq: i64,
         previous: i64,
     },
+    /// An export has fewer records than its head says.
+    Cut {
+        missing: u64,
+    },
     /// It is not signed: a whole export is.
     NotSigned {
         seq: i64,
@@ -526,6 +530,12 @@ impl fmt::Display for Problem {
                     f,
                     "record {seq} comes after record {previous} of the session, which is missing or stands elsewhere"
                 )
+            }
+            Self::Cut { missing: 1 } => {
+                write!(f, "a record of the export is missing: it was cut off, or taken out")
+            }
+            Self::Cut { missing } => {
+                write!(f, "{missing} records of the export are missing: they were cut off, or taken out")
             }
             Self::NotSigned { seq } => {
                 write!(f, "record {seq} is not signed: export it again when the agent has run")

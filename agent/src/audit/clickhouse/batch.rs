@@ -1,6 +1,9 @@
 //! A range of the journal as rows for ClickHouse.
 
-use rusqlite::Connection;
+use std::collections::HashMap;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::super::schema;
@@ -97,8 +100,6 @@ const TABLES: [(&str, Columns); 7] = [
                 ("message", Text),
                 ("duration_us", U64),
                 ("response_bytes", U64),
-                ("issuer", Word),
-                ("subject", Word),
             ],
         ],
     ),
@@ -163,11 +164,9 @@ const TABLES: [(&str, Columns); 7] = [
     ),
 ];
 
-/// Outcomes with the caller of their statement: what was taken out, and by whom, is asked of one table. It is not part of the
-/// record.
-const OUTCOMES: &str =
-    "(SELECT o.*, coalesce(s.issuer, '') AS issuer, coalesce(s.subject, '') AS subject FROM outcomes o
-      LEFT JOIN statements s ON s.id = o.statement)";
+/// Of whom a statement was: outcomes have it there, as what was taken out, and by whom, is asked of one table. It is not part
+/// of the record.
+const CALLER_OF_STATEMENT: [Column; 2] = [("issuer", Word), ("subject", Word)];
 
 /// About how many bytes a row of each table has: 512 stands for what is short. `octet_length()` reads no more than the
 /// row's header.
@@ -203,36 +202,89 @@ impl Batch {
         after: i64,
         end: i64,
     ) -> Result<Self, AuditError> {
+        let mut callers = Callers::default();
         let tables = TABLES
             .into_iter()
-            .map(|(table, columns)| Rows::read(connection, table, columns, journal, after, end))
+            .map(|(table, columns)| {
+                Rows::read(connection, (table, columns), (journal, after, end), &mut callers)
+            })
             .filter_map(Result::transpose)
             .collect::<rusqlite::Result<_>>();
         Ok(Self { after, end, tables: tables.map_err(AuditError::read)? })
     }
 }
 
+/// Of whom the statements of a batch are. Most outcomes are in the batch of their statement.
+#[derive(Default)]
+struct Callers {
+    of: HashMap<Uuid, usize>,
+    /// Issuer and subject of each.
+    distinct: Vec<[String; 2]>,
+}
+
+impl Callers {
+    fn note(&mut self, statement: &Row<'_>) -> rusqlite::Result<()> {
+        let caller = [statement.get_ref("issuer")?, statement.get_ref("subject")?].map(text);
+        // The statements of a caller come one after the other.
+        let known = self.distinct.iter().rposition(|known| known.iter().eq(&caller));
+        let index = known.unwrap_or_else(|| {
+            self.distinct.push(caller.map(str::to_owned));
+            self.distinct.len() - 1
+        });
+        if let Ok(id) = Uuid::parse_str(text(statement.get_ref("id")?)) {
+            self.of.insert(id, index);
+        }
+        Ok(())
+    }
+
+    /// Nobody, where the statement has left the journal.
+    fn find(&self, connection: &Connection, outcome: &Row<'_>) -> rusqlite::Result<[String; 2]> {
+        let statement = text(outcome.get_ref("statement")?);
+        let noted = Uuid::parse_str(statement).ok().and_then(|id| self.of.get(&id));
+        if let Some(caller) = noted.and_then(|index| self.distinct.get(*index)) {
+            return Ok(caller.clone());
+        }
+        let mut query = connection.prepare_cached("SELECT issuer, subject FROM statements WHERE id = ?1")?;
+        let mut found = query.query([statement])?;
+        let Some(row) = found.next()? else { return Ok([String::new(), String::new()]) };
+        Ok([row.get_ref(0)?, row.get_ref(1)?].map(|value| text(value).to_owned()))
+    }
+}
+
+/// What is no text is none.
+fn text(value: ValueRef<'_>) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
 impl Rows {
     fn read(
         connection: &Connection,
-        table: &'static str,
-        columns: Columns,
-        journal: Uuid,
-        after: i64,
-        end: i64,
+        (table, columns): (&'static str, Columns),
+        (journal, after, end): (Uuid, i64, i64),
+        callers: &mut Callers,
     ) -> rusqlite::Result<Option<Self>> {
-        let columns = columns.concat();
-        let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        let from = if table == "outcomes" { OUTCOMES } else { table };
+        let mut columns = columns.concat();
+        let names = |columns: &[Column]| columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let mut query = connection.prepare(&format!(
-            "SELECT {names} FROM (SELECT *, ?3 AS journal FROM {from}) WHERE seq > ?1 AND seq <= ?2 ORDER BY seq"
+            "SELECT {} FROM (SELECT *, ?3 AS journal FROM {table}) WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
+            names(&columns)
         ))?;
         let mut found = query.query((after, end, journal.to_string()))?;
+        if table == "outcomes" {
+            columns.extend(CALLER_OF_STATEMENT);
+        }
         let mut block = Block::new(&columns);
         while let Some(row) = found.next()? {
-            block.push(row)?;
+            match table {
+                "statements" => {
+                    callers.note(row)?;
+                    block.push(row, &[])?;
+                }
+                "outcomes" => block.push(row, &callers.find(connection, row)?)?,
+                _ => block.push(row, &[])?,
+            }
         }
-        Ok(block.encode().map(|native| Self { table, columns: names, native }))
+        Ok(block.encode().map(|native| Self { table, columns: names(&columns), native }))
     }
 }
 

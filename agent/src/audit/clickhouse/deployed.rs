@@ -51,6 +51,13 @@ pub struct Finding {
     pub found: String,
 }
 
+/// A record that is there.
+pub(super) struct Last {
+    pub seq: i64,
+    /// In microseconds since the epoch.
+    pub time: i64,
+}
+
 /// The schema in one ClickHouse, by the endpoint in use.
 pub(super) struct Deployed<'c> {
     connection: &'c Connection,
@@ -180,21 +187,33 @@ impl<'c> Deployed<'c> {
         destination.ok_or(AuditError::ClickHouseOlder { found: 0, known: migrations::version() })
     }
 
-    /// The last record of a journal that is there after `seq`.
-    pub(super) async fn last_seq_after(
+    /// The last record of a journal that is there, if it is not before `seq`; `begin` is before its time, in microseconds.
+    pub(super) async fn last_record(
         &self,
         journal: &Journal,
         seq: i64,
-    ) -> Result<Option<i64>, AuditError> {
-        // By the key: little is read.
+        begin: i64,
+    ) -> Result<Option<Last>, AuditError> {
         let node = journal.node().replace('\\', "\\\\").replace('\'', "\\'");
-        let condition = format!("node = '{node}' AND journal = '{}' AND seq > {seq}", journal.id());
+        // By the key, so that little is read; on a cluster, of the one shard that has it.
+        let condition = format!(
+            "node = '{node}' AND journal = toUUID('{}') AND seq >= {seq} AND time >= fromUnixTimestamp64Micro({begin})",
+            journal.id()
+        );
         let tables = RECORDS.map(|table| {
-            format!("SELECT max(seq) AS last FROM {} WHERE {condition}", self.target.named(table))
+            let table = self.target.named(table);
+            format!("SELECT seq, time FROM {table} WHERE {condition} ORDER BY seq DESC LIMIT 1")
         });
-        let sql = format!("SELECT toString(max(last)) FROM ({})", tables.join(" UNION ALL "));
-        let rows = self.connection.rows::<1>(&sql).await?;
-        Ok(rows.first().and_then(|[last]| last.parse().ok()).filter(|last| *last > seq))
+        let tables = tables.map(|table| format!("SELECT * FROM ({table})")).join(" UNION ALL ");
+        let settings =
+            if self.target.cluster.is_some() { " SETTINGS optimize_skip_unused_shards = 1" } else { "" };
+        let sql = format!(
+            "SELECT toString(seq), toString(toUnixTimestamp64Micro(time)) FROM ({tables}) ORDER BY seq DESC LIMIT 1{settings}"
+        );
+        let rows = self.connection.rows::<2>(&sql).await?;
+        let Some([seq, time]) = rows.first() else { return Ok(None) };
+        let last = seq.parse().ok().zip(time.parse().ok()).map(|(seq, time)| Last { seq, time });
+        last.map(Some).ok_or_else(|| self.connection.unintelligible())
     }
 
     async fn report(&self, version: u32) -> Result<Report, AuditError> {

@@ -32,7 +32,7 @@ use tracing::info;
 use self::batch::{Batch, Rows};
 use self::connection::Connection;
 use self::ddl::Target;
-use self::deployed::Deployed;
+use self::deployed::{Deployed, Last};
 use super::delivery::{Delivery, Progress, Sink};
 use super::{AuditError, Journal, schema};
 use crate::config::{RetentionDays, Secret};
@@ -126,18 +126,21 @@ impl Writer {
         Delivery::new(self.journal.clone(), self, progress).run(stop).await;
     }
 
-    /// What may have been sent is noted in the journal first. Where ClickHouse has more, the journal is a copy from an
-    /// earlier time, which gives its numbers to other records.
+    /// The last record that ClickHouse has of this journal must be this journal's: a copy from an earlier time gives its
+    /// numbers to other records.
     async fn require_own_past(&self, cursor: &str, deployed: &Deployed<'_>) -> Result<(), AuditError> {
-        let known = match self.journal.cursor(cursor).await?.sending {
-            // It may be lost: what is sent again has the same numbers.
-            0 => self.journal.written().borrow().last_seq,
-            sending => sending,
+        let after = self.journal.cursor(cursor).await?.delivered;
+        let begin = schema::read(self.journal.path(), move |connection| {
+            schema::first_time(connection, after).map_err(AuditError::read)
+        });
+        let Some(last) = deployed.last_record(&self.journal, after, begin.await?).await? else {
+            return Ok(());
         };
-        match deployed.last_seq_after(&self.journal, known).await? {
-            Some(found) => Err(AuditError::ClickHouseAhead { found, known }),
-            None => Ok(()),
-        }
+        let Last { seq, time } = last;
+        let is_another = schema::read(self.journal.path(), move |connection| {
+            schema::is_another(connection, seq, time).map_err(AuditError::read)
+        });
+        if is_another.await? { Err(AuditError::ClickHouseAhead { found: seq }) } else { Ok(()) }
     }
 
     /// Inserts the rows of one table, as the batch of this token.

@@ -40,11 +40,15 @@ impl Block {
         Self { columns: columns.iter().map(|(name, kind)| Column::new(name, *kind)).collect(), rows: 0 }
     }
 
-    /// Takes a row that has the block's columns, in their order. A value that is none of its column's kind (the disk flips bits) becomes
+    /// Takes a row that has the block's columns, in their order, up to the last ones, which are `more`. A value that is none of its column's kind (the disk flips bits) becomes
     /// the nearest that is: verification finds the record changed, and delivery goes on.
-    pub(super) fn push(&mut self, row: &rusqlite::Row<'_>) -> rusqlite::Result<()> {
+    pub(super) fn push(&mut self, row: &rusqlite::Row<'_>, more: &[String]) -> rusqlite::Result<()> {
+        let of_row = self.columns.len().saturating_sub(more.len());
         for (index, column) in self.columns.iter_mut().enumerate() {
-            column.push(row.get_ref(index)?);
+            column.push(match index.checked_sub(of_row).and_then(|index| more.get(index)) {
+                Some(text) => ValueRef::Text(text.as_bytes()),
+                None => row.get_ref(index)?,
+            });
         }
         self.rows += 1;
         Ok(())
@@ -253,7 +257,7 @@ mod tests {
         let mut rows = query.query([]).unwrap();
         let mut block = Block::new(&[("c", kind)]);
         while let Some(row) = rows.next().unwrap() {
-            block.push(row).unwrap();
+            block.push(row, &[]).unwrap();
         }
         let encoded = block.encode().unwrap();
         let name = [&[1, b'c', u8::try_from(kind.name().len()).unwrap()], kind.name().as_bytes()].concat();

@@ -49,7 +49,7 @@ impl<'r> Reader<'r> {
         let except = if table == "outcomes" { NOT_OF_THE_RECORD } else { "" };
         let sql = format!(
             "SELECT *{except} REPLACE (toUnixTimestamp64Micro(time) AS time) FROM {} FINAL WHERE {condition} \
-             SETTINGS output_format_json_quote_64bit_integers = 0{}",
+             SETTINGS output_format_json_quote_64bit_integers = 0, asterisk_include_materialized_columns = 0{}",
             self.target.named(table),
             // All rows of a journal are on one shard.
             if self.target.cluster.is_some() { ", distributed_product_mode = 'local'" } else { "" }

@@ -21,14 +21,14 @@ pub(super) fn statements(target: &Target) -> Vec<String> {
             Step::Table(table) => {
                 statements.push(grant("INSERT", table.name, "snowfence_writer"));
                 // Of its own journal's place, to go on from there: not what anybody asked.
-                statements.push(grant("SELECT(node, journal, seq)", table.name, "snowfence_writer"));
+                statements.push(grant("SELECT(node, journal, seq, time)", table.name, "snowfence_writer"));
                 let reader =
                     if table.name == PAYLOADS { "snowfence_investigator" } else { "snowfence_auditor" };
                 statements.push(grant("SELECT", table.name, reader));
                 if target.cluster.is_some() {
                     let stored = target.stored_name(table.name);
                     statements.push(grant("INSERT", &stored, "snowfence_writer"));
-                    statements.push(grant("SELECT(node, journal, seq)", &stored, "snowfence_writer"));
+                    statements.push(grant("SELECT(node, journal, seq, time)", &stored, "snowfence_writer"));
                     statements.push(grant("SELECT", &stored, reader));
                 }
             }

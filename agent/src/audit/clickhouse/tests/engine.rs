@@ -12,7 +12,7 @@ use proptest::test_runner::TestRunner;
 use super::server::{Server, deliver_all};
 use super::*;
 use crate::audit::samples::{TABLES, TIME, any_record, outcome, payload, session};
-use crate::audit::{Record, Running, begin_anew};
+use crate::audit::{Event, Record, Running, begin_anew};
 
 /// Where the child process of the crash test finds its journal, and ClickHouse.
 const CHILD_JOURNAL: &str = "SNOWFENCE_TEST_JOURNAL";
@@ -310,37 +310,56 @@ async fn a_range_that_is_sent_twice_is_stored_once() {
 #[tokio::test]
 #[ignore = "needs ClickHouse: set SNOWFENCE_TEST_CLICKHOUSE to its command"]
 async fn a_journal_that_was_set_back_is_not_delivered() {
+    const NODE: &str = "it's \\ node";
     let directory = tempfile::tempdir().unwrap();
-    let (path, snapshot) = (directory.path().join("journal.db"), directory.path().join("snapshot.db"));
+    let path = directory.path().join("journal.db");
     let mut server = Server::new(directory.path().join("data"));
     server.start();
-    let more = || (0..10).map(|_| event(EventKind::NoFlow).into()).collect::<Vec<_>>();
-    let journal = Journal::open(&path, "it's \\ node").unwrap();
-    journal.append(more()).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
-    journal.close().await;
-    std::fs::copy(&path, &snapshot).unwrap();
-    let journal = Journal::open(&path, "it's \\ node").unwrap();
-    journal.append(more()).await.unwrap();
-    deliver_all(&journal, settings(server.url())).await;
-    journal.close().await;
-
-    std::fs::rename(&snapshot, &path).unwrap();
-    // However far it is by now.
-    for _ in 0..3 {
-        let journal = Journal::open(&path, "it's \\ node").unwrap();
-        journal.append(more()).await.unwrap();
-        let mut writer = Writer::new(journal.clone(), settings(server.url())).unwrap();
-        let error = writer.prepare().await.unwrap_err();
-        assert!(matches!(error, AuditError::ClickHouseAhead { found: 20, known: 10 }), "{error}");
+    server.lines("SELECT 1").await;
+    let add = async |records, is_delivered| {
+        let journal = Journal::open(&path, NODE).unwrap();
+        let some = (0..records).map(|_| Event::new(EventKind::NoFlow, String::new()).into()).collect();
+        journal.append(some).await.unwrap();
+        if is_delivered {
+            deliver_all(&journal, settings(server.url())).await;
+        }
+        let prepared = Writer::new(journal.clone(), settings(server.url())).unwrap().prepare().await;
         journal.close().await;
+        prepared
+    };
+    let snapshot = |name: &str| {
+        std::fs::copy(&path, directory.path().join(name)).unwrap();
+    };
+    add(5, false).await.unwrap();
+    snapshot("never delivered");
+    add(5, true).await.unwrap();
+    snapshot("delivered");
+    add(10, true).await.unwrap();
+    add(3, false).await.unwrap();
+    snapshot("newest");
+    for name in ["never delivered", "delivered"] {
+        std::fs::copy(directory.path().join(name), &path).unwrap();
+        // However far it is by now.
+        for _ in 0..4 {
+            let error = add(10, false).await.unwrap_err();
+            assert!(matches!(error, AuditError::ClickHouseAhead { found: 20 }), "{name}: {error}");
+        }
     }
-    begin_anew(&path, "it's \\ node", "restored").unwrap();
-    let journal = Journal::open(&path, "it's \\ node").unwrap();
-    deliver_all(&journal, settings(server.url())).await;
+    begin_anew(&path, NODE, "restored").unwrap();
+    add(1, true).await.unwrap();
+    // Records that are lost, and a cursor that is behind, are no sign of it.
+    std::fs::copy(directory.path().join("newest"), &path).unwrap();
+    let journal = rusqlite::Connection::open(&path).unwrap();
+    journal
+        .execute_batch(
+            "DELETE FROM events WHERE seq BETWEEN 16 AND 20; UPDATE cursors SET delivered = 10, sending = 10",
+        )
+        .unwrap();
+    drop(journal);
+    add(1, true).await.unwrap();
     let kinds =
         server.lines("SELECT kind, count() FROM snowfence.events FINAL GROUP BY kind ORDER BY kind").await;
-    assert_eq!(kinds, ["journal_salvaged\t1", "no_flow\t20"]);
+    assert_eq!(kinds, ["journal_salvaged\t1", "no_flow\t25"]);
 }
 
 /// Pseudo-random durations (xorshift), so that a failing run can be repeated.
