@@ -214,39 +214,30 @@ impl Batch {
     }
 }
 
-/// Of whom the statements of a batch are. Most outcomes are in the batch of their statement.
+/// Issuer and subject of the statements of a batch. Most outcomes are in the batch of their statement.
 #[derive(Default)]
-struct Callers {
-    of: HashMap<Uuid, usize>,
-    /// Issuer and subject of each.
-    distinct: Vec<[String; 2]>,
-}
+struct Callers(HashMap<Uuid, [String; 2]>);
 
 impl Callers {
     fn note(&mut self, statement: &Row<'_>) -> rusqlite::Result<()> {
-        let caller = [statement.get_ref("issuer")?, statement.get_ref("subject")?].map(text);
-        // The statements of a caller come one after the other.
-        let known = self.distinct.iter().rposition(|known| known.iter().eq(&caller));
-        let index = known.unwrap_or_else(|| {
-            self.distinct.push(caller.map(str::to_owned));
-            self.distinct.len() - 1
-        });
         if let Ok(id) = Uuid::parse_str(text(statement.get_ref("id")?)) {
-            self.of.insert(id, index);
+            let caller = [statement.get_ref("issuer")?, statement.get_ref("subject")?];
+            self.0.insert(id, caller.map(|value| text(value).to_owned()));
         }
         Ok(())
     }
 
-    /// Nobody, where the statement has left the journal.
-    fn find(&self, connection: &Connection, outcome: &Row<'_>) -> rusqlite::Result<[String; 2]> {
+    /// Whose the statement was that ended; nobody's, where it has left the journal.
+    fn take(&mut self, connection: &Connection, outcome: &Row<'_>) -> rusqlite::Result<[String; 2]> {
         let statement = text(outcome.get_ref("statement")?);
-        let noted = Uuid::parse_str(statement).ok().and_then(|id| self.of.get(&id));
-        if let Some(caller) = noted.and_then(|index| self.distinct.get(*index)) {
-            return Ok(caller.clone());
+        // A statement ends once.
+        let noted = Uuid::parse_str(statement).ok().and_then(|id| self.0.remove(&id));
+        if let Some(caller) = noted {
+            return Ok(caller);
         }
         let mut query = connection.prepare_cached("SELECT issuer, subject FROM statements WHERE id = ?1")?;
         let mut found = query.query([statement])?;
-        let Some(row) = found.next()? else { return Ok([String::new(), String::new()]) };
+        let Some(row) = found.next()? else { return Ok(Default::default()) };
         Ok([row.get_ref(0)?, row.get_ref(1)?].map(|value| text(value).to_owned()))
     }
 }
@@ -280,7 +271,7 @@ impl Rows {
                     callers.note(row)?;
                     block.push(row, &[])?;
                 }
-                "outcomes" => block.push(row, &callers.find(connection, row)?)?,
+                "outcomes" => block.push(row, &callers.take(connection, row)?)?,
                 _ => block.push(row, &[])?,
             }
         }
