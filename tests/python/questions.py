@@ -33,9 +33,9 @@ TABLE = "(number % 1000 * 5 + cityHash64(number, 3) % 20) % 5000"
 KEY = f"""concat('node-', toString(number % 200)) AS node,
     toUUID('00000000-0000-0000-0000-000000000001') AS journal, number AS seq,
     now64(6) - toIntervalMicrosecond(({{rows}} - number) * intDiv({DAYS * 86_400_000_000}, {{rows}})) AS time"""
-WORKLOAD = """if(number % 2000 = 7, '/pods/analyst', concat('/pods/pod-', toString(number % 2000))) AS cgroup,
-    1 AS pid, 1000 AS uid, 'python3' AS comm, '/usr/bin/python3' AS executable, 'https://idp.example' AS issuer,
-    concat('agent-', toString(number % 1000)) AS subject, ['analysts'] AS groups"""
+CALLER = "'https://idp.example' AS issuer, concat('agent-', toString(number % 1000)) AS subject"
+WORKLOAD = f"""if(number % 2000 = 7, '/pods/analyst', concat('/pods/pod-', toString(number % 2000))) AS cgroup,
+    1 AS pid, 1000 AS uid, 'python3' AS comm, '/usr/bin/python3' AS executable, {CALLER}, ['analysts'] AS groups"""
 STATEMENT = f"""{IDENTIFIER.format("number")} AS id, {IDENTIFIER.format("intDiv(number, 40) + 1000000000000")} AS session,
     toString(cityHash64(number, 1)) AS request_id, 'acme.snowflakecomputing.com' AS account, 'SVC_AGENTS' AS user,
     if(cityHash64(number, 2) % 10000 = 0, 'ACCOUNTADMIN', 'ANALYST') AS role,
@@ -48,7 +48,7 @@ STATEMENT = f"""{IDENTIFIER.format("number")} AS id, {IDENTIFIER.format("intDiv(
 OUTCOME = f"""{IDENTIFIER.format("number")} AS statement,
     if(cityHash64(number, 6) % 200 = 0, 'refused', 'succeeded') AS status, toString(cityHash64(number, 7)) AS query_id,
     cityHash64(number, 8) % 1000 AS rows, '' AS code, '' AS message, 1500 AS duration_us, 2048 AS response_bytes,
-    'https://idp.example' AS issuer, concat('agent-', toString(number % 1000)) AS subject"""
+    {CALLER}"""
 SESSION = f"""{IDENTIFIER.format("intDiv(number, 40) + 1000000000000")} AS id, 'acme.snowflakecomputing.com' AS account,
     'analysts' AS rule, 'SVC_AGENTS' AS user, 'ANALYST' AS role, '1' AS snowflake_session, 'PythonConnector' AS client"""
 EVENT = f"""{IDENTIFIER.format("number")} AS id, if(number % 500 = 0, 'tunnel_refused', 'session_closed') AS kind,

@@ -142,7 +142,7 @@ impl Retention {
             let Some(cursor) = sink.borrow().cursor().map(ToOwned::to_owned) else { return Ok(None) };
             delivered = delivered.min(store::delivered(connection, &cursor)?);
         }
-        let last: i64 = connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0))?;
+        let last = schema::last_seq(connection)?;
         // No step takes more, whatever the clock says.
         let part = first.saturating_add(last.saturating_sub(first) / PART);
         let newest = |condition: &str, bound: i64| {

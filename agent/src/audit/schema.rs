@@ -309,6 +309,11 @@ pub(super) fn identifier(connection: &Connection) -> Result<Uuid, AuditError> {
     })
 }
 
+/// The number that was given last.
+pub(super) fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("SELECT last_seq FROM journal")?.query_row([], |row| row.get(0))
+}
+
 /// The first record.
 pub(super) fn first_seq(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     first_after(connection, i64::MIN)
@@ -334,9 +339,8 @@ pub(super) fn first_time(connection: &Connection, seq: i64) -> rusqlite::Result<
 
 /// Whether this number is another record's than the one of that time, or none's yet. What has left, or is lost, says nothing.
 pub(super) fn is_another(connection: &Connection, seq: i64, time: i64) -> rusqlite::Result<bool> {
-    let last: i64 = connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0))?;
     let others = RECORDS.map(|table| format!("SELECT 1 FROM {table} WHERE seq = ?1 AND time <> ?2"));
-    Ok(seq > last || connection.prepare(&others.join(" UNION ALL "))?.exists([seq, time])?)
+    Ok(seq > last_seq(connection)? || connection.prepare(&others.join(" UNION ALL "))?.exists([seq, time])?)
 }
 
 /// The file of the same name with something behind it.

@@ -75,7 +75,7 @@ impl Store {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(|error| write_error(error, Uuid::nil))?;
-        let first = last_seq(&transaction)?;
+        let first = schema::last_seq(&transaction).map_err(|error| write_error(error, Uuid::nil))?;
         let mut last = first;
         let mut links = Links { transaction: &transaction, known: &self.latest, new: Latest::new() };
         for write in writes {
@@ -152,8 +152,7 @@ impl Store {
 
     /// The last `seq` of the journal.
     pub(super) fn last_seq(&self) -> Result<i64, AuditError> {
-        let query = self.connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0));
-        query.map_err(AuditError::read)
+        schema::last_seq(&self.connection).map_err(AuditError::read)
     }
 }
 
@@ -201,13 +200,6 @@ pub(super) fn read_list(row: &Row<'_>, column: &str) -> rusqlite::Result<Vec<Str
     let Some(text) = row.get::<_, Option<String>>(column)? else { return Ok(Vec::new()) };
     serde_json::from_str(&text)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))
-}
-
-fn last_seq(transaction: &Transaction<'_>) -> Result<i64, AuditError> {
-    transaction
-        .prepare_cached("SELECT last_seq FROM journal")
-        .and_then(|mut query| query.query_row([], |row| row.get(0)))
-        .map_err(|error| write_error(error, Uuid::nil))
 }
 
 fn save_last_seq(transaction: &Transaction<'_>, last: i64) -> Result<(), AuditError> {

@@ -114,7 +114,7 @@ impl Tail {
     /// Reads the next records. False where there are none.
     fn read(&mut self) -> rusqlite::Result<bool> {
         let snapshot = self.connection.unchecked_transaction()?;
-        let last = if self.position < self.history { self.history } else { last_seq(&snapshot)? };
+        let last = if self.position < self.history { self.history } else { schema::last_seq(&snapshot)? };
         let end = last.min(self.position.saturating_add(WINDOW));
         if end <= self.position {
             return Ok(false);
@@ -151,7 +151,7 @@ impl Iterator for Tail {
 /// The last record, and the one after which the last `last` entries begin.
 fn begin(connection: &Connection, filter: &Filter, last: Option<u32>) -> rusqlite::Result<(i64, i64)> {
     let snapshot = connection.unchecked_transaction()?;
-    let history = last_seq(&snapshot)?;
+    let history = schema::last_seq(&snapshot)?;
     let position = match last {
         None => 0,
         Some(0) => history,
@@ -267,10 +267,6 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Entry> {
         account: row.get("account")?,
         detail: row.get("detail")?,
     })))
-}
-
-fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.prepare_cached("SELECT last_seq FROM journal")?.query_row([], |row| row.get(0))
 }
 
 #[cfg(test)]

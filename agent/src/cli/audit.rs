@@ -2,16 +2,14 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::source::Source;
+use super::source::{Source, spool};
 use super::{Failure, Format, Output, export, reconcile, show, table, verify};
-use crate::app::State;
 use crate::audit::query::{Cell, Limits, query};
 use crate::audit::summary::{self, By, Summary};
 use crate::audit::tail::{Entry, EventEntry, StatementEntry, Tail};
@@ -381,8 +379,7 @@ fn keep(arguments: &SalvageArguments) -> Result<(), Failure> {
     let damage = format!("as somebody said (uid {})", rustix::process::getuid().as_raw());
     let told = if arguments.begin_anew {
         // Payloads that this journal has are nothing new to the next one.
-        if let Ok((unrecorded, settle)) =
-            payload::lost(&State(journal.parent().unwrap_or(Path::new("."))).spool(), &journal)
+        if let Ok((unrecorded, settle)) = payload::lost(&spool(&journal), &journal)
             && unrecorded.is_empty()
         {
             settle();

@@ -63,7 +63,6 @@ impl Source {
 impl PayloadSource {
     /// Where the payloads of a journal are.
     pub fn kept(&self, journal: &Path) -> Result<Kept, Failure> {
-        let spool = State(journal.parent().unwrap_or(Path::new("."))).spool();
         let configured = || {
             let payloads = if self.trail.is_own() { self.trail.config.load()?.payloads } else { None };
             Ok::<_, Failure>(payloads.and_then(|payloads| payloads.archive).map(|archive| archive.bucket))
@@ -73,8 +72,13 @@ impl PayloadSource {
             None => configured()?,
         };
         let archive = bucket.as_ref().map(Archived::open).transpose();
-        Ok(Kept::new(spool, archive.map_err(|error| Failure::Usage(error.into()))?))
+        Ok(Kept::new(spool(journal), archive.map_err(|error| Failure::Usage(error.into()))?))
     }
+}
+
+/// The spool of a journal.
+pub(super) fn spool(journal: &Path) -> PathBuf {
+    State(journal.parent().unwrap_or(Path::new("."))).spool()
 }
 
 impl EverySource {

@@ -14,7 +14,7 @@ const CLIENTS: usize = 8;
 /// Each of the clients that fetch at once fetches so much: more holds the emulated storage up for too long.
 const LARGE_MEBIBYTES: u64 = 256;
 /// The one whose time is measured fetches so much.
-const TIMED_MEBIBYTES: u64 = 128;
+const TIMED_MEBIBYTES: u32 = 128;
 /// Small answers are timed so many at a time, one after the other on one connection.
 const STATEMENTS: u32 = 200;
 const MEBIBYTE: u64 = 1024 * 1024;
@@ -78,24 +78,38 @@ impl Memory {
     }
 }
 
+/// Each without payloads, and with them.
+struct Measured {
+    /// Seconds for a large result.
+    times: Pairs,
+    /// Milliseconds of a core that the agent takes for a mebibyte of it.
+    cost: [f64; 2],
+    /// The same as `times`, through a limited link.
+    linked: Pairs,
+    /// Seconds for many small answers.
+    small: Pairs,
+    memory: [Memory; 2],
+}
+
 /// The bench. Prints its result.
 pub fn run(plan: &Plan) -> Result<()> {
     (plan.say)("two sandboxes: one whose agent keeps payloads, one whose agent does not");
     let (mut without, mut with) = (start(plan, false)?, start(plan, true)?);
     let (pod, pod_with) = (without.pod(POD)?, with.pod(POD)?);
     (plan.say)(&format!("{} pairs of a result of {TIMED_MEBIBYTES} MiB", plan.pairs));
-    let seconds = |pod: &Pod| fetch(pod, TIMED_MEBIBYTES);
+    let seconds = |pod: &Pod| fetch(pod, TIMED_MEBIBYTES.into());
     // What is made at the first time is not counted.
     for pod in [&pod, &pod_with] {
         seconds(pod)?;
     }
-    let cores = [&without, &with].map(core_seconds);
+    let used = || Ok::<_, anyhow::Error>([core_seconds(&without)?, core_seconds(&with)?]);
+    let before = used()?;
     let times = Pairs::measure(plan.pairs, || seconds(&pod), || seconds(&pod_with))?;
-    let mebibytes = f64::from(u32::try_from(plan.pairs)?) * f64::from(u32::try_from(TIMED_MEBIBYTES)?);
-    let mut cost = [0.0; 2];
-    for ((cost, before), sandbox) in cost.iter_mut().zip(cores).zip([&without, &with]) {
-        *cost = (core_seconds(sandbox)? - before?) * 1000.0 / mebibytes;
-    }
+    let mebibytes = f64::from(u32::try_from(plan.pairs)?) * f64::from(TIMED_MEBIBYTES);
+    let [without_before, with_before] = before;
+    let [without_after, with_after] = used()?;
+    let cost =
+        [without_after - without_before, with_after - with_before].map(|spent| spent * 1000.0 / mebibytes);
     (plan.say)(&format!("{} pairs of the same through a link of 1 Gbit/s", plan.pairs));
     for sandbox in [&without, &with] {
         link(
@@ -113,10 +127,11 @@ pub fn run(plan: &Plan) -> Result<()> {
         "{CLIENTS} clients at once, {LARGE_MEBIBYTES} MiB each: without payloads, then with"
     ));
     let memory = [memory(&mut without)?, memory(&mut with)?];
+    let measured = Measured { times, cost, linked, small, memory };
     if plan.json {
-        println!("{}", as_json(plan, &times, cost, &linked, &small, &memory)?);
+        println!("{}", measured.as_json(plan)?);
     } else {
-        print!("{}", as_table(plan, &times, cost, &linked, &small, &memory)?);
+        print!("{}", measured.as_table(plan)?);
     }
     Ok(())
 }
@@ -202,71 +217,72 @@ pub fn resident(pid: u32) -> Result<(u64, u64)> {
     Ok((of("VmRSS")?, of("VmHWM")?))
 }
 
-fn as_json(
-    plan: &Plan,
-    times: &Pairs,
-    cost: [f64; 2],
-    linked: &Pairs,
-    small: &Pairs,
-    memory: &[Memory; 2],
-) -> Result<Value> {
-    let [without, with] =
-        memory.each_ref().map(|memory| json!({ "rest_bytes": memory.rest, "most_bytes": memory.most }));
-    Ok(json!({
-        "pairs": plan.pairs,
-        "seconds": { "without": times.without()?, "with": times.with()?, "ratio": times.ratio()? },
-        "core_milliseconds_per_mebibyte": { "without": cost[0], "with": cost[1] },
-        "linked": { "without": linked.without()?, "with": linked.with()?, "ratio": linked.ratio()? },
-        "small": {
-            "statements": STATEMENTS,
-            "seconds": { "without": small.without()?, "with": small.with()?, "ratio": small.ratio()? },
-        },
-        "memory": { "without": without, "with": with },
-    }))
+impl Measured {
+    fn as_json(&self, plan: &Plan) -> Result<Value> {
+        let [without, with] = self
+            .memory
+            .each_ref()
+            .map(|memory| json!({ "rest_bytes": memory.rest, "most_bytes": memory.most }));
+        let spreads = |pairs: &Pairs| {
+            let (without, with) = (pairs.without()?, pairs.with()?);
+            Ok::<_, anyhow::Error>(json!({ "without": without, "with": with, "ratio": pairs.ratio()? }))
+        };
+        Ok(json!({
+            "pairs": plan.pairs,
+            "seconds": spreads(&self.times)?,
+            "core_milliseconds_per_mebibyte": { "without": self.cost[0], "with": self.cost[1] },
+            "linked": spreads(&self.linked)?,
+            "small": { "statements": STATEMENTS, "seconds": spreads(&self.small)? },
+            "memory": { "without": without, "with": with },
+        }))
+    }
+
+    fn as_table(&self, plan: &Plan) -> Result<String> {
+        let mut text = String::new();
+        let judge = |is_met: bool| if is_met { "met" } else { "missed" };
+        let all = format!("on a machine with {} cores for all of it", thread::available_parallelism()?);
+        for (times, how) in [(&self.times, all.as_str()), (&self.linked, "through a link of 1 Gbit/s")] {
+            let what = format!("A result of {TIMED_MEBIBYTES} MiB {how}");
+            write_pairs(&mut text, plan, &what, times, TIMED_MEBIBYTES, " MiB/s")?;
+            writeln!(
+                text,
+                "goal: at most {MOST_RATIO} times: {}",
+                judge(times.ratio()?.median <= MOST_RATIO)
+            )?;
+            writeln!(text)?;
+        }
+        let [without, with] = self.cost;
+        writeln!(text, "The agent alone: {without:.1} ms of a core for a MiB without, {with:.1} ms with")?;
+        writeln!(text)?;
+        let what = format!("{STATEMENTS} small answers");
+        write_pairs(&mut text, plan, &what, &self.small, STATEMENTS, "/s")?;
+        writeln!(text)?;
+        writeln!(
+            text,
+            "The agent's memory while {CLIENTS} clients fetch {LARGE_MEBIBYTES} MiB each at once"
+        )?;
+        for (name, memory) in ["without payloads", "with payloads"].into_iter().zip(&self.memory) {
+            let (more, rest) = (memory.more(), memory.rest / MEBIBYTE);
+            writeln!(text, "{name:18} {more} MiB above the {rest} MiB at rest")?;
+            writeln!(text, "goal: under {MOST_MEBIBYTES} MiB: {}", judge(more < MOST_MEBIBYTES))?;
+        }
+        Ok(text)
+    }
 }
 
-fn as_table(
+/// The times of so much, and the rates that they are.
+fn write_pairs(
+    text: &mut String,
     plan: &Plan,
+    what: &str,
     times: &Pairs,
-    cost: [f64; 2],
-    linked: &Pairs,
-    small: &Pairs,
-    memory: &[Memory; 2],
-) -> Result<String> {
-    let mut text = String::new();
-    let judge = |is_met: bool| if is_met { "met" } else { "missed" };
-    let all = format!("on a machine with {} cores for all of it", std::thread::available_parallelism()?);
-    for (times, how) in [(times, all.as_str()), (linked, "through a link of 1 Gbit/s")] {
-        let (ratio, without, with) = (times.ratio()?, times.without()?.median, times.with()?.median);
-        writeln!(
-            text,
-            "A result of {TIMED_MEBIBYTES} MiB {how}, {} pairs, time with payloads kept / without",
-            plan.pairs
-        )?;
-        writeln!(text, "min, median, max   {ratio:.3}")?;
-        let rate = |seconds: f64| f64::from(u32::try_from(TIMED_MEBIBYTES).unwrap_or(u32::MAX)) / seconds;
-        writeln!(
-            text,
-            "medians            {:.0} MiB/s without, {:.0} MiB/s with",
-            rate(without),
-            rate(with)
-        )?;
-        writeln!(text, "goal: at most {MOST_RATIO} times: {}", judge(ratio.median <= MOST_RATIO))?;
-        writeln!(text)?;
-    }
-    writeln!(text, "The agent alone: {:.1} ms of a core for a MiB without, {:.1} ms with", cost[0], cost[1])?;
-    writeln!(text)?;
-    let (ratio, without, with) = (small.ratio()?, small.without()?.median, small.with()?.median);
-    writeln!(text, "{STATEMENTS} small answers, {} pairs, time with payloads kept / without", plan.pairs)?;
-    writeln!(text, "min, median, max   {ratio:.3}")?;
-    let rate = |seconds: f64| f64::from(STATEMENTS) / seconds;
-    writeln!(text, "medians            {:.0}/s without, {:.0}/s with", rate(without), rate(with))?;
-    writeln!(text)?;
-    writeln!(text, "The agent's memory while {CLIENTS} clients fetch {LARGE_MEBIBYTES} MiB each at once")?;
-    for (name, memory) in ["without payloads", "with payloads"].into_iter().zip(memory) {
-        let (more, rest) = (memory.more(), memory.rest / MEBIBYTE);
-        writeln!(text, "{name:18} {more} MiB above the {rest} MiB at rest")?;
-        writeln!(text, "goal: under {MOST_MEBIBYTES} MiB: {}", judge(more < MOST_MEBIBYTES))?;
-    }
-    Ok(text)
+    amount: u32,
+    unit: &str,
+) -> Result<()> {
+    let rate = |seconds: f64| f64::from(amount) / seconds;
+    let (without, with) = (rate(times.without()?.median), rate(times.with()?.median));
+    writeln!(text, "{what}, {} pairs, time with payloads kept / without", plan.pairs)?;
+    writeln!(text, "min, median, max   {:.3}", times.ratio()?)?;
+    writeln!(text, "medians            {without:.0}{unit} without, {with:.0}{unit} with")?;
+    Ok(())
 }

@@ -79,7 +79,7 @@ pub(in crate::audit) fn verify_lines(
         _ => return Err(ExportedError::NoExport),
     };
     each(&head, 0..lines.position);
-    let mut verification = Verification::new(session, journal, keys);
+    let mut verification = Verification::new(session, journal, records, keys);
     let mut at = lines.position;
     while let Some(line) = lines.next_line()? {
         each(&line, at..lines.position);
@@ -91,12 +91,7 @@ pub(in crate::audit) fn verify_lines(
             Line::Piece { payload, piece } => verification.piece(payload, &piece),
         }
     }
-    let found = verification.seqs.len() as u64;
-    let mut report = verification.end();
-    if let Some(missing) = records.checked_sub(found).filter(|missing| *missing > 0) {
-        report.problems.push(Problem::Cut { missing });
-    }
-    Ok(report)
+    Ok(verification.end())
 }
 
 /// Reads an export line by line.
@@ -137,6 +132,8 @@ struct Verification {
     report: ExportReport,
     trust: Trust,
     checkpoints: BTreeMap<u64, Checkpoint>,
+    /// How many the export says that it has.
+    records: u64,
     seqs: HashSet<i64>,
     /// The last record that others are linked to.
     last: i64,
@@ -158,7 +155,7 @@ struct Pieces {
 }
 
 impl Verification {
-    fn new(session: Uuid, journal: Uuid, keys: &[String]) -> Self {
+    fn new(session: Uuid, journal: Uuid, records: u64, keys: &[String]) -> Self {
         let report = ExportReport {
             session,
             node: String::new(),
@@ -175,6 +172,7 @@ impl Verification {
             report,
             trust: Trust::new(keys),
             checkpoints: BTreeMap::new(),
+            records,
             seqs: HashSet::new(),
             last: 0,
             unlinked: Vec::new(),
@@ -327,6 +325,10 @@ impl Verification {
             } else if hexadecimal(pieces.found.finish().as_ref()) != pieces.digest {
                 self.add(Problem::PayloadChanged { payload });
             }
+        }
+        let missing = self.records.saturating_sub(self.seqs.len() as u64);
+        if missing > 0 {
+            self.add(Problem::Cut { missing });
         }
         let (keys, key_is_known) = self.trust.into_keys();
         ExportReport { keys, key_is_known, ..self.report }

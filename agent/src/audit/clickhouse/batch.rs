@@ -164,9 +164,23 @@ const TABLES: [(&str, Columns); 7] = [
     ),
 ];
 
-/// Of whom a statement was: outcomes have it there, as what was taken out, and by whom, is asked of one table. It is not part
-/// of the record.
-const CALLER_OF_STATEMENT: [Column; 2] = [("issuer", Word), ("subject", Word)];
+/// Columns that a table has there besides those of the record: of outcomes, whose statement it was, as what was taken out, and
+/// by whom, is asked of one table.
+fn beside_the_record(table: &str) -> &'static [Column] {
+    if table == "outcomes" { &[("issuer", Word), ("subject", Word)] } else { &[] }
+}
+
+/// What selects the record of a row, and no more.
+pub(super) fn record_of(table: &str) -> String {
+    match beside_the_record(table) {
+        [] => "*".to_owned(),
+        columns => format!("* EXCEPT ({})", names(columns)),
+    }
+}
+
+fn names(columns: &[Column]) -> String {
+    columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+}
 
 /// About how many bytes a row of each table has: 512 stands for what is short. `octet_length()` reads no more than the
 /// row's header.
@@ -255,15 +269,12 @@ impl Rows {
         callers: &mut Callers,
     ) -> rusqlite::Result<Option<Self>> {
         let mut columns = columns.concat();
-        let names = |columns: &[Column]| columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let mut query = connection.prepare(&format!(
             "SELECT {} FROM (SELECT *, ?3 AS journal FROM {table}) WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
             names(&columns)
         ))?;
         let mut found = query.query((after, end, journal.to_string()))?;
-        if table == "outcomes" {
-            columns.extend(CALLER_OF_STATEMENT);
-        }
+        columns.extend(beside_the_record(table));
         let mut block = Block::new(&columns);
         while let Some(row) = found.next()? {
             match table {

@@ -157,6 +157,11 @@ impl Target {
     }
 }
 
+/// A text in a statement.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
 /// The columns of a block: name, and type with default and codec.
 pub(super) fn columns(block: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
     let lines = block.lines().map(|line| line.trim().trim_end_matches(',')).filter(|line| !line.is_empty());

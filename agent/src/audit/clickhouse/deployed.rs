@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::connection::Connection;
-use super::ddl::{Step, Target, columns};
+use super::ddl::{Step, Target, columns, literal};
 use super::migrations::{self, Migration};
 use super::retention;
 use super::{AuditError, Settings, roles};
@@ -194,21 +194,23 @@ impl<'c> Deployed<'c> {
         seq: i64,
         begin: i64,
     ) -> Result<Option<Last>, AuditError> {
-        let node = journal.node().replace('\\', "\\\\").replace('\'', "\\'");
         // By the key, so that little is read; on a cluster, of the one shard that has it.
         let condition = format!(
-            "node = '{node}' AND journal = toUUID('{}') AND seq >= {seq} AND time >= fromUnixTimestamp64Micro({begin})",
+            "node = {} AND journal = toUUID('{}') AND seq >= {seq} AND time >= fromUnixTimestamp64Micro({begin})",
+            literal(journal.node()),
             journal.id()
         );
         let tables = RECORDS.map(|table| {
             let table = self.target.named(table);
-            format!("SELECT seq, time FROM {table} WHERE {condition} ORDER BY seq DESC LIMIT 1")
+            format!(
+                "SELECT * FROM (SELECT seq, time FROM {table} WHERE {condition} ORDER BY seq DESC LIMIT 1)"
+            )
         });
-        let tables = tables.map(|table| format!("SELECT * FROM ({table})")).join(" UNION ALL ");
         let settings =
             if self.target.cluster.is_some() { " SETTINGS optimize_skip_unused_shards = 1" } else { "" };
         let sql = format!(
-            "SELECT toString(seq), toString(toUnixTimestamp64Micro(time)) FROM ({tables}) ORDER BY seq DESC LIMIT 1{settings}"
+            "SELECT toString(seq), toString(toUnixTimestamp64Micro(time)) FROM ({}) ORDER BY seq DESC LIMIT 1{settings}",
+            tables.join(" UNION ALL ")
         );
         let rows = self.connection.rows::<2>(&sql).await?;
         let Some([seq, time]) = rows.first() else { return Ok(None) };
@@ -293,10 +295,10 @@ impl<'c> Deployed<'c> {
     async fn view_differs(&self, name: &str, step: Step) -> Result<Option<Finding>, AuditError> {
         let select = step.select(&self.target).unwrap_or_default();
         // ClickHouse keeps a view in its own layout.
-        let literal = select.replace('\\', "\\\\").replace('\'', "\\'");
         let sql = format!(
-            "SELECT formatQuerySingleLine('{literal}'),
+            "SELECT formatQuerySingleLine({}),
                     (SELECT any(as_select) FROM system.tables WHERE database = '{}' AND name = '{name}')",
+            literal(&select),
             self.target.database
         );
         let rows = self.connection.rows::<2>(&sql).await?;

@@ -4,12 +4,10 @@ use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
+use super::batch::record_of;
 use super::connection::Connection;
 use super::ddl::Target;
 use super::{AuditError, Settings};
-
-/// Columns of outcomes that stand there for questions, and are not of the record.
-const NOT_OF_THE_RECORD: &str = " EXCEPT (issuer, subject)";
 
 /// No row is longer.
 const LONGEST: usize = 256 << 20;
@@ -46,10 +44,10 @@ impl<'r> Reader<'r> {
         condition: &str,
         mut take: impl FnMut(Uuid, i64, Map<String, Value>) -> Result<(), AuditError>,
     ) -> Result<(), AuditError> {
-        let except = if table == "outcomes" { NOT_OF_THE_RECORD } else { "" };
         let sql = format!(
-            "SELECT *{except} REPLACE (toUnixTimestamp64Micro(time) AS time) FROM {} FINAL WHERE {condition} \
+            "SELECT {} REPLACE (toUnixTimestamp64Micro(time) AS time) FROM {} FINAL WHERE {condition} \
              SETTINGS output_format_json_quote_64bit_integers = 0, asterisk_include_materialized_columns = 0{}",
+            record_of(table),
             self.target.named(table),
             // All rows of a journal are on one shard.
             if self.target.cluster.is_some() { ", distributed_product_mode = 'local'" } else { "" }

@@ -424,6 +424,11 @@ mod tests {
     use super::*;
     use crate::audit::Journal;
 
+    /// A body that came at once.
+    fn whole(content: &[u8]) -> Vec<Bytes> {
+        vec![Bytes::copy_from_slice(content)]
+    }
+
     struct Scene {
         directory: tempfile::TempDir,
         identity: x25519::Identity,
@@ -457,12 +462,9 @@ mod tests {
         let long: Vec<u8> = (0..3 * PIECE + 7).map(|index| u8::try_from(index % 251).unwrap()).collect();
         for answer in [&b""[..], b"{}", &long] {
             let mut recording = payloads.begin(&About::default(), Instant::now());
-            recording
-                .add_body(FrameKind::RequestBody, vec![Bytes::copy_from_slice(b"select 1")])
-                .await
-                .unwrap();
+            recording.add_body(FrameKind::RequestBody, whole(b"select 1")).await.unwrap();
             for part in answer.chunks(100_000) {
-                recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(part)]).await.unwrap();
+                recording.add_body(FrameKind::AnswerBody, whole(part)).await.unwrap();
             }
             let payload = recording.end(Ending::Complete, "").await.unwrap();
             let content = kept.content(&payload);
@@ -497,11 +499,8 @@ mod tests {
             let since = Instant::now().checked_sub(Duration::from_secs(all.len() as u64 + 1)).unwrap();
             let mut recording = payloads.begin(&About { session, ..About::default() }, since);
             recording.add(FrameKind::Request, b"{}").await.unwrap();
-            recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(&body)]).await.unwrap();
-            recording
-                .add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b"and the end")])
-                .await
-                .unwrap();
+            recording.add_body(FrameKind::AnswerBody, whole(&body)).await.unwrap();
+            recording.add_body(FrameKind::AnswerBody, whole(b"and the end")).await.unwrap();
             all.push(recording.end(Ending::Complete, "").await.unwrap());
         }
         let [first, second] = &all[..] else { unreachable!() };
@@ -528,7 +527,7 @@ mod tests {
         let kept = Scene::new();
         let mut recording = kept.open(Some(10)).begin(&About::default(), Instant::now());
         for part in [&b"first"[..], b"second", b"third"] {
-            recording.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(part)]).await.unwrap();
+            recording.add_body(FrameKind::AnswerBody, whole(part)).await.unwrap();
         }
         let payload = recording.end(Ending::Complete, "").await.unwrap();
         assert_eq!((payload.ending, payload.answer_bytes), (Ending::Truncated, 16));
@@ -544,17 +543,17 @@ mod tests {
         let session = Uuid::now_v7();
         let mut ended = payloads.begin(&About { session, ..About::default() }, Instant::now());
         let body = noise(SHARED);
-        ended.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(&body)]).await.unwrap();
+        ended.add_body(FrameKind::AnswerBody, whole(&body)).await.unwrap();
         let ended = ended.end(Ending::Complete, "").await.unwrap();
         let shared = ended.places[0];
         journal.append(vec![ended.into()]).await.unwrap();
         let mut cut_off = payloads.begin(&About { session, ..About::default() }, Instant::now());
-        cut_off.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b"one, ")]).await.unwrap();
+        cut_off.add_body(FrameKind::AnswerBody, whole(b"one, ")).await.unwrap();
         cut_off.keep().await.unwrap();
-        cut_off.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(&body)]).await.unwrap();
-        cut_off.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b", two")]).await.unwrap();
+        cut_off.add_body(FrameKind::AnswerBody, whole(&body)).await.unwrap();
+        cut_off.add_body(FrameKind::AnswerBody, whole(b", two")).await.unwrap();
         cut_off.keep().await.unwrap();
-        cut_off.add_body(FrameKind::AnswerBody, vec![Bytes::copy_from_slice(b"never kept")]).await.unwrap();
+        cut_off.add_body(FrameKind::AnswerBody, whole(b"never kept")).await.unwrap();
         assert!(lost(&kept.spool(), &path).unwrap().0.is_empty(), "its agent lives");
         drop(cut_off);
         drop(payloads);

@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 use serde_json::{Map, Value};
 
 use super::super::AuditError;
-use super::super::schema::ISO_TIME;
+use super::super::schema::{self, ISO_TIME};
 use crate::config::SiemRecords;
 
 /// What the row of a statement, `s`, says of who asked and for what. Of its text, which may be long, the bytes that an
@@ -148,8 +148,7 @@ pub(super) fn choose_end(
 ) -> Result<i64, AuditError> {
     let choose = || {
         // What is written after this question is left for the next batch.
-        let last: i64 = connection.query_row("SELECT last_seq FROM journal", [], |row| row.get(0))?;
-        let last = last.min(after.saturating_add(i64::from(rows)));
+        let last = schema::last_seq(connection)?.min(after.saturating_add(i64::from(rows)));
         let sizes: Vec<String> = tables(only)
             .map(|Table { name, size, .. }| {
                 format!("SELECT seq, {FIXED} + {size} FROM {name} WHERE seq > ?1 AND seq <= ?2")
