@@ -35,8 +35,8 @@ use crate::identity::{Identity, KeyError};
 use crate::kubernetes::{self, Pods, watch::KubernetesError};
 use crate::policy::{Policy, PolicyError};
 use crate::proxy::{
-    Callers, Counts, Dialer, Foreign, Noise, Proxy, REVOCATION_PORT, Sessions, Shares, Upstream, Vault,
-    VaultError,
+    Approvals, Callers, Counts, Dialer, Foreign, Noise, Proxy, REVOCATION_PORT, Sessions, Shares, Upstream,
+    Vault, VaultError,
 };
 use crate::reconcile::Reconciler;
 use crate::storage::{Bucket, BucketError};
@@ -285,6 +285,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         payloads,
         sessions,
         callers: Callers::default(),
+        approvals: Approvals::new(config.approvals.clone()),
         noise: Noise::default(),
         shares: Shares::default(),
         counts: Counts::default(),

@@ -17,7 +17,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-TABLES = ("sessions", "statements", "running", "outcomes", "events", "payloads", "checkpoints")
+TABLES = ("sessions", "statements", "approvals", "running", "outcomes", "events", "payloads", "checkpoints")
 LISTS = ("actions", "features", "groups", "objects")
 Record = dict[str, Any]
 

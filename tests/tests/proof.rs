@@ -207,9 +207,10 @@ fn copies_that_nobody_can_remove_tell_what_was_cut_off() -> Result<()> {
     let (good, said) = verify(&own, Some("--checkpoints"))?;
     assert!(good && said["copies"].as_u64() > Some(0), "{said}");
 
-    let cut: String = ["sessions", "statements", "running", "outcomes", "events", "payloads", "checkpoints"]
-        .map(|table| format!("DELETE FROM {table} WHERE seq > (SELECT min(seq) FROM checkpoints);"))
-        .concat();
+    let cut: String =
+        ["sessions", "statements", "approvals", "running", "outcomes", "events", "payloads", "checkpoints"]
+            .map(|table| format!("DELETE FROM {table} WHERE seq > (SELECT min(seq) FROM checkpoints);"))
+            .concat();
     // The checkpoints go last: they say where to cut.
     let cut = changed(
         &sandbox,

@@ -21,7 +21,7 @@ const REFUSED: [(&str, &str, &str); 5] = [
     ("frobnicate the customers", "UNKNOWN: what it does cannot be determined (policy opaque-denied", "deny"),
     (
         "update customers set credit = 0",
-        "UPDATE: it needs the approval of a person, for which this version of Snowfence has no way to ask (policy bulk-writes-held",
+        "UPDATE: it needs the approval of a person, and nobody is configured who may give it (`[approvals]`) (policy bulk-writes-held",
         "hold",
     ),
 ];

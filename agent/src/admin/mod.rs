@@ -21,7 +21,7 @@ pub use status::Status;
 
 use crate::audit::EventKind;
 use crate::capture::Endpoint;
-use crate::proxy::AllowedHost;
+use crate::proxy::{AllowedHost, HeldStatement, Rule};
 use crate::reconcile::{Report, Wanted};
 
 /// What can be asked of a running agent.
@@ -34,6 +34,10 @@ pub enum Request {
     SyncEndpoints,
     /// Compare the trail with Snowflake's history.
     Reconcile(Wanted),
+    /// The statements that wait for a person.
+    Held,
+    /// Rule on one of them.
+    Rule(Rule),
     /// Record that something was done to the trail.
     Note {
         kind: EventKind,
@@ -54,6 +58,8 @@ pub enum Answer {
     Endpoints(Vec<Endpoint>),
     Synced(Vec<SyncedAccount>),
     Reconciled(Vec<Report>),
+    Held(Vec<HeldStatement>),
+    Ruled(Box<HeldStatement>),
     Noted,
     Failed(String),
 }

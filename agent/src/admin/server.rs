@@ -116,6 +116,11 @@ impl Agent {
                 Some(reconciler) => Answer::Reconciled(runtime.block_on(reconciler.reconcile(&wanted))),
                 None => Answer::Failed(UNCONFIGURED.to_owned()),
             },
+            Some(Request::Held) => Answer::Held(self.proxy.approvals.list()),
+            Some(Request::Rule(rule)) => match runtime.block_on(self.proxy.rule(&rule)) {
+                Ok(ruled) => Answer::Ruled(Box::new(ruled)),
+                Err(error) => Answer::Failed(error.to_string()),
+            },
             Some(Request::TakeOver { version, pid }) => {
                 return self.hand_over(stream, &version, pid, runtime);
             }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::schema::{self, Lock};
 use super::store::{self, Cursor, Store, Write};
-use super::{AuditError, Record, Statement, Verdict, salvage, successor};
+use super::{Approval, AuditError, Caller, Record, Ruling, Statement, Verdict, now, salvage, successor};
 
 /// How many appends may wait.
 const QUEUE: usize = 4096;
@@ -32,7 +32,8 @@ pub struct Journal {
     shared: Arc<Shared>,
 }
 
-/// Proof that a statement is durably recorded. Only [`Journal::append_statement`] makes one.
+/// Proof that a statement is durably recorded, and as what: [`Journal::append_statement`] makes one, and
+/// [`Journal::append_approval`] makes one that may be forwarded of one that was held.
 #[derive(Debug)]
 pub struct Recorded {
     statement: Uuid,
@@ -121,6 +122,26 @@ impl Journal {
         Ok(recorded)
     }
 
+    /// Appends that a person has approved a held statement. Returns the proof that it may be forwarded.
+    pub async fn append_approval(
+        &self,
+        held: &Recorded,
+        approver: &Caller,
+        reason: String,
+    ) -> Result<Recorded, AuditError> {
+        let approval = Approval {
+            statement: held.statement,
+            time: now(),
+            ruling: Ruling::Approved,
+            approver_issuer: approver.issuer.clone(),
+            approver: approver.subject.clone(),
+            reason,
+        };
+        let verdict = if held.verdict == Verdict::Hold { Verdict::Allow } else { held.verdict };
+        self.append(vec![approval.into()]).await?;
+        Ok(Recorded { statement: held.statement, verdict })
+    }
+
     /// How far the journal has been written, now and from now on.
     pub fn written(&self) -> watch::Receiver<Written> {
         self.shared.written.subscribe()
@@ -200,7 +221,7 @@ impl Recorded {
         self.statement
     }
 
-    /// [`Statement::verdict`].
+    /// [`Statement::verdict`]; of one that was approved since, that it is allowed.
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }

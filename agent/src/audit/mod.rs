@@ -37,10 +37,10 @@ pub use filter::Filter;
 pub use journal::{Journal, Recorded, Written};
 pub use owners::{OwnedQuery, latest_queries};
 pub use record::{
-    Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
-    iso_time, now,
+    Approval, Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Ruling, Running, Session, Statement,
+    Verdict, Workload, iso_time, now,
 };
-pub use recording::{ExportFileError, RecordedSession, RecordedStatement};
+pub use recording::{ExportFileError, RecordedApproval, RecordedSession, RecordedStatement};
 pub use records::Records;
 pub use retention::{Announced, Removal, Retention};
 pub use salvage::{Salvage, begin_anew, salvage};

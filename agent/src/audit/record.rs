@@ -16,6 +16,7 @@ use super::payload::Payload;
 pub enum Record {
     Session(Session),
     Statement(Statement),
+    Approval(Approval),
     Outcome(Outcome),
     Event(Event),
     Payload(Payload),
@@ -93,6 +94,22 @@ pub struct Statement {
     pub binds: u32,
 }
 
+/// What became of a statement that was held for a person. There is at most one for each statement; where there is none,
+/// the agent ended first.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Approval {
+    /// [`Statement::id`].
+    pub statement: Uuid,
+    pub time: i64,
+    pub ruling: Ruling,
+    /// Who vouches for the approver; empty where nobody has ruled.
+    pub approver_issuer: String,
+    /// Whom the approver's verified token names.
+    pub approver: String,
+    /// What the approver gave as a reason, or why nobody had to rule.
+    pub reason: String,
+}
+
 /// How a statement ended. There is at most one for each statement.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Outcome {
@@ -143,6 +160,19 @@ pub enum Verdict {
     Hold,
 }
 
+/// What was ruled on a held statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ruling {
+    /// It may run, once.
+    Approved,
+    Denied,
+    /// Nobody ruled in time.
+    Expired,
+    /// Who asked does not want it any more, or has gone.
+    Withdrawn,
+}
+
 /// How a statement ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -164,6 +194,8 @@ pub enum EventKind {
     AgentSilent,
     AgentStarted,
     AgentStopped,
+    /// Somebody wanted to rule on a held statement, and may not: who, on which, and why not.
+    ApprovalRefused,
     ConfigurationRefused,
     ConfigurationReloaded,
     /// UDP to Snowflake.
@@ -268,6 +300,17 @@ impl Verdict {
     }
 }
 
+impl Ruling {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Approved => "approved",
+            Self::Denied => "denied",
+            Self::Expired => "expired",
+            Self::Withdrawn => "withdrawn",
+        }
+    }
+}
+
 impl OutcomeStatus {
     pub fn as_str(self) -> &'static str {
         match self {
@@ -285,6 +328,7 @@ impl EventKind {
             Self::AgentSilent => "agent_silent",
             Self::AgentStarted => "agent_started",
             Self::AgentStopped => "agent_stopped",
+            Self::ApprovalRefused => "approval_refused",
             Self::ConfigurationRefused => "configuration_refused",
             Self::ConfigurationReloaded => "configuration_reloaded",
             Self::DatagramRefused => "datagram_refused",
@@ -331,6 +375,12 @@ impl From<Session> for Record {
 impl From<Statement> for Record {
     fn from(statement: Statement) -> Self {
         Self::Statement(statement)
+    }
+}
+
+impl From<Approval> for Record {
+    fn from(approval: Approval) -> Self {
+        Self::Approval(approval)
     }
 }
 
@@ -391,6 +441,9 @@ impl Record {
                         + texts(&statement.objects)
                         + texts(&statement.features)
                         + statement.policy.len()
+                }
+                Self::Approval(approval) => {
+                    approval.approver_issuer.len() + approval.approver.len() + approval.reason.len()
                 }
                 Self::Outcome(outcome) => outcome.query_id.len() + outcome.message.len(),
                 Self::Event(event) => {

@@ -45,6 +45,17 @@ pub struct RecordedStatement {
     pub rows: Option<u64>,
     pub code: String,
     pub message: String,
+    pub approval: Option<RecordedApproval>,
+}
+
+/// What became of a statement that was held for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedApproval {
+    pub time: i64,
+    pub ruling: String,
+    /// Empty where nobody has ruled.
+    pub approver: String,
+    pub reason: String,
 }
 
 impl RecordedSession {

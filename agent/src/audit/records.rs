@@ -19,12 +19,13 @@ pub enum Records<'a> {
 
 /// The tables that a session's records are in, each after those that it refers to, and the condition by which they are found.
 /// `statements` is what that table is called there.
-pub(super) fn of_session(session: Uuid, statements: &str) -> [(&'static str, String); 5] {
+pub(super) fn of_session(session: Uuid, statements: &str) -> [(&'static str, String); 6] {
     let own = format!("session = '{session}'");
     let of_statements = format!("statement IN (SELECT id FROM {statements} WHERE {own})");
     [
         ("sessions", format!("id = '{session}'")),
         ("statements", own.clone()),
+        ("approvals", of_statements.clone()),
         ("running", of_statements.clone()),
         ("outcomes", of_statements),
         ("payloads", own),

@@ -6,13 +6,15 @@ use uuid::Uuid;
 use super::chain::Checkpoint;
 use super::payload::{Ending, Payload, Place};
 use super::{
-    Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Running, Session, Statement, Verdict, Workload,
+    Approval, Caller, Event, EventKind, Outcome, OutcomeStatus, Record, Ruling, Running, Session, Statement,
+    Verdict, Workload,
 };
 
 /// The journal's tables, and what identifies a record in each.
-pub(super) const TABLES: [(&str, &str); 6] = [
+pub(super) const TABLES: [(&str, &str); 7] = [
     ("sessions", "id"),
     ("statements", "id"),
+    ("approvals", "statement"),
     ("outcomes", "statement"),
     ("events", "id"),
     ("payloads", "id"),
@@ -76,6 +78,17 @@ pub(super) fn statement(session: Uuid, sql: &str, verdict: Verdict) -> Statement
         policy: "reads".to_owned(),
         describe_only: false,
         binds: 2,
+    }
+}
+
+pub(super) fn approval(statement: Uuid) -> Approval {
+    Approval {
+        statement,
+        time: TIME + 1000,
+        ruling: Ruling::Approved,
+        approver_issuer: "https://idp.example".to_owned(),
+        approver: "kim".to_owned(),
+        reason: "month-end correction".to_owned(),
     }
 }
 
@@ -182,6 +195,9 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
                     })
                 }
             ),
+        (id(), time(), text(), text()).prop_map(|(statement, time, approver, reason)| {
+            Record::Approval(Approval { time, approver, reason, ..approval(statement) })
+        }),
         (id(), time(), any::<Option<u64>>(), text(), any::<u64>()).prop_map(
             |(statement, time, rows, message, duration_us)| {
                 Record::Outcome(Outcome { time, rows, message, duration_us, ..outcome(statement) })

@@ -15,14 +15,14 @@ use uuid::Uuid;
 use super::{AuditError, now, salvage, wal};
 
 /// The schema that this program writes, in `PRAGMA user_version`.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 
 /// "SNFW", in `PRAGMA application_id`.
 const APPLICATION: i64 = 0x534e_4657;
 
 /// The tables whose rows are records.
-pub(super) const RECORDS: [&str; 7] =
-    ["sessions", "statements", "running", "outcomes", "events", "payloads", "checkpoints"];
+pub(super) const RECORDS: [&str; 8] =
+    ["sessions", "statements", "approvals", "running", "outcomes", "events", "payloads", "checkpoints"];
 
 /// `seq` has no gaps and counts over all tables; `time` is in microseconds since the epoch, UTC; lists are JSON arrays.
 const TABLES: &str = "
@@ -180,7 +180,21 @@ CREATE TABLE checkpoints (
 ) STRICT;
 ";
 
-/// The columns of the view `trail`, of statements `s`, outcomes `o` and sessions `n`.
+/// What version 4 added: what became of statements that were held for a person.
+const FOURTH: &str = "
+CREATE TABLE approvals (
+    seq             INTEGER PRIMARY KEY,
+    node            TEXT NOT NULL,
+    statement       TEXT NOT NULL UNIQUE,
+    time            INTEGER NOT NULL,
+    ruling          TEXT NOT NULL,
+    approver_issuer TEXT NOT NULL,
+    approver        TEXT NOT NULL,
+    reason          TEXT NOT NULL
+) STRICT;
+";
+
+/// The columns of the view `trail`, of the tables of [`JOINED`].
 pub(super) const TRAIL: &str = "
     s.seq,
     strftime('%Y-%m-%dT%H:%M:%S', s.time / 1000000, 'unixepoch') || printf('.%06dZ', s.time % 1000000) AS time,
@@ -188,7 +202,13 @@ pub(super) const TRAIL: &str = "
     s.issuer, s.subject, s.groups, s.account, coalesce(n.rule, '') AS rule, coalesce(n.client, '') AS client,
     s.user, s.role, s.sql, s.kind, s.effect, s.actions, s.objects, s.features, s.verdict, s.policy,
     s.describe_only, s.binds, coalesce(o.status, 'open') AS status, o.rows, coalesce(o.query_id, '') AS query_id,
-    coalesce(o.code, '') AS code, coalesce(o.message, '') AS message, o.duration_us, o.response_bytes";
+    coalesce(o.code, '') AS code, coalesce(o.message, '') AS message, o.duration_us, o.response_bytes,
+    coalesce(a.ruling, '') AS ruling, coalesce(a.approver_issuer, '') AS approver_issuer,
+    coalesce(a.approver, '') AS approver, coalesce(a.reason, '') AS reason";
+
+/// What the view `trail` has of a statement `s` besides its row.
+const JOINED: &str = "LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session
+    LEFT JOIN approvals a ON a.statement = s.id";
 
 /// The column `time` as ISO 8601, UTC.
 pub(super) const ISO_TIME: &str =
@@ -430,10 +450,12 @@ fn create_tables(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(TABLES)?;
     connection.execute_batch(SECOND)?;
     connection.execute_batch(THIRD)?;
-    connection.execute_batch(&format!(
-        "CREATE VIEW trail AS SELECT {TRAIL} FROM statements s
-         LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN sessions n ON n.id = s.session"
-    ))
+    connection.execute_batch(FOURTH)?;
+    create_view(connection)
+}
+
+fn create_view(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(&format!("CREATE VIEW trail AS SELECT {TRAIL} FROM statements s {JOINED}"))
 }
 
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {
@@ -457,7 +479,12 @@ fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
     if found < 2 {
         transaction.execute_batch(SECOND)?;
     }
-    transaction.execute_batch(THIRD)?;
+    if found < 3 {
+        transaction.execute_batch(THIRD)?;
+    }
+    transaction.execute_batch(FOURTH)?;
+    transaction.execute_batch("DROP VIEW trail")?;
+    create_view(&transaction)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
 }

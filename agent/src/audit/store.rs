@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use super::chain::Checkpoint;
 use super::payload::Payload;
-use super::{AuditError, Caller, Event, Outcome, Record, Running, Session, Statement, Workload, now, schema};
+use super::{
+    Approval, AuditError, Caller, Event, Outcome, Record, Running, Session, Statement, Workload, now, schema,
+};
 
 /// Something to write.
 pub(super) enum Write {
@@ -156,7 +158,7 @@ impl Store {
     }
 }
 
-/// Gives a statement without an outcome one: that it is not known. What was not allowed was not forwarded.
+/// Gives a statement without an outcome one: that it is not known. What was neither allowed nor approved was not forwarded.
 /// Returns how many rows came of it.
 fn settle(
     transaction: &Transaction<'_>,
@@ -169,9 +171,10 @@ fn settle(
         .prepare_cached(
             "INSERT INTO outcomes (seq, node, statement, time, status, query_id, rows, code, message,
                                    duration_us, response_bytes)
-             SELECT ?1, ?2, s.id, ?3, iif(s.verdict = 'allow', 'unknown', 'refused'),
+             SELECT ?1, ?2, s.id, ?3, iif(s.verdict = 'allow' OR a.ruling = 'approved', 'unknown', 'refused'),
                     coalesce(r.query_id, ''), NULL, '', ?5, 0, 0
              FROM statements s LEFT JOIN running r ON r.statement = s.id
+                  LEFT JOIN approvals a ON a.statement = s.id
              WHERE s.id = ?4 AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.statement = s.id)",
         )?
         .execute(params![seq, node, now(), statement.to_string(), message])
@@ -257,6 +260,7 @@ fn insert(links: &mut Links<'_>, node: &str, seq: i64, record: &Record) -> rusql
             let previous = previous(statement.session)?;
             insert_statement(transaction, node, seq, statement, previous)
         }
+        Record::Approval(approval) => insert_approval(transaction, node, seq, approval),
         Record::Outcome(outcome) => insert_outcome(transaction, node, seq, outcome),
         Record::Event(event) => insert_event(transaction, node, seq, event),
         Record::Payload(payload) => {
@@ -353,6 +357,31 @@ fn insert_statement(
             statement.describe_only,
             statement.binds,
             previous
+        ])?;
+    Ok(())
+}
+
+fn insert_approval(
+    transaction: &Transaction<'_>,
+    node: &str,
+    seq: i64,
+    approval: &Approval,
+) -> rusqlite::Result<()> {
+    let Approval { statement, time, ruling, approver_issuer, approver, reason } = approval;
+    transaction
+        .prepare_cached(
+            "INSERT INTO approvals (seq, node, statement, time, ruling, approver_issuer, approver, reason)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?
+        .execute(params![
+            seq,
+            node,
+            statement.to_string(),
+            time,
+            ruling.as_str(),
+            approver_issuer,
+            approver,
+            reason
         ])?;
     Ok(())
 }
@@ -525,6 +554,7 @@ fn identifier(record: &Record) -> Uuid {
     match record {
         Record::Session(session) => session.id,
         Record::Statement(statement) => statement.id,
+        Record::Approval(approval) => approval.statement,
         Record::Outcome(outcome) => outcome.statement,
         Record::Event(event) => event.id,
         Record::Payload(payload) => payload.id,

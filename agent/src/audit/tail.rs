@@ -67,6 +67,11 @@ pub struct StatementEntry {
     pub message: String,
     pub duration_us: Option<i64>,
     pub response_bytes: Option<i64>,
+    /// Of one that was held: what was ruled, by whom, and why.
+    pub ruling: String,
+    pub approver_issuer: String,
+    pub approver: String,
+    pub reason: String,
 }
 
 /// An event.
@@ -183,11 +188,13 @@ fn statements(
         "SELECT s.seq AS position, {columns} FROM statements s
          LEFT JOIN outcomes o ON o.statement = s.id AND o.seq <= max(:end, :history)
          LEFT JOIN sessions n ON n.id = s.session
+         LEFT JOIN approvals a ON a.statement = s.id AND a.seq <= max(:end, :history)
          WHERE s.seq > :after AND s.seq <= :end AND {STATEMENTS}
          UNION ALL
          SELECT o.seq AS position, {columns} FROM outcomes o
          JOIN statements s ON s.id = o.statement AND s.seq <= :after
          LEFT JOIN sessions n ON n.id = s.session
+         LEFT JOIN approvals a ON a.statement = s.id
          WHERE o.seq > max(:after, :history) AND o.seq <= :end AND {STATEMENTS}"
     ))?;
     let parameters = filter.parameters(&[(":after", &after), (":end", &end), (":history", &history)]);
@@ -246,6 +253,10 @@ fn statement(row: &Row<'_>) -> rusqlite::Result<Entry> {
         message: row.get("message")?,
         duration_us: row.get("duration_us")?,
         response_bytes: row.get("response_bytes")?,
+        ruling: row.get("ruling")?,
+        approver_issuer: row.get("approver_issuer")?,
+        approver: row.get("approver")?,
+        reason: row.get("reason")?,
     })))
 }
 

@@ -37,7 +37,7 @@ pub(super) enum Command {
     Stats(StatsArguments),
     /// Ask the journal a question in SQL (read-only SQLite)
     #[command(
-        after_help = "Tables: sessions, statements, running, outcomes, events, payloads, checkpoints; view: trail (statements with their outcomes).
+        after_help = "Tables: sessions, statements, approvals, running, outcomes, events, payloads, checkpoints; view: trail (statements with their outcomes).
 
 Examples:
   sudo snowfence audit query 'SELECT time, subject, verdict, sql FROM trail ORDER BY time DESC LIMIT 20'

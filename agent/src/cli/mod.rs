@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod approvals;
 mod audit;
 mod authority;
 mod configuration;
@@ -81,6 +82,9 @@ enum Command {
     /// Try statements against the policy, offline
     #[command(subcommand)]
     Policy(explain::Command),
+    /// Statements that wait for a person: see them, approve or deny them
+    #[command(subcommand)]
+    Approvals(approvals::Command),
     /// Read the journal of this node
     #[command(subcommand)]
     Audit(audit::Command),
@@ -162,7 +166,7 @@ pub fn main() -> ExitCode {
         Command::Endpoints(command) => endpoints::run(command),
         Command::Config(command) => configuration::run(command),
         Command::Policy(command) => explain::run(command),
-
+        Command::Approvals(command) => approvals::run(&command),
         Command::Audit(command) => audit::run(command),
         Command::Replay(arguments) => replay::replay(&arguments),
         Command::Schema(command) => schema::run(command),

@@ -11,8 +11,9 @@ use hyper::Uri;
 
 use super::document::Document;
 use super::{
-    Account, Agent, ApiServer, Capture, ClickHouse, Config, Credential, Issuer, Journal, KeySource,
-    Kubernetes, PodSelector, RetentionDays, Rule, Scope, Tls, bucket, is_under, payloads, raw, reconcile,
+    Account, Agent, ApiServer, Approvals, Capture, ClickHouse, Config, Credential, Issuer, Journal,
+    KeySource, Kubernetes, PodSelector, RetentionDays, Rule, Scope, Tls, bucket, is_under, payloads, raw,
+    reconcile,
 };
 
 /// Turns the raw file into a configuration, noting every problem in the document. The result counts only where there
@@ -24,6 +25,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let issuers = checker.issuers(raw.issuers);
     let credentials = checker.credentials(raw.credentials);
     let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
+    let approvals = raw.approvals.map(|raw| checker.approvals(raw));
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
     let journal = checker.journal(
         &raw.audit.journal,
@@ -58,6 +60,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
         rules,
         credentials,
         policy_file: raw.policy.file,
+        approvals,
         clickhouse,
         journal,
         payloads,
@@ -391,6 +394,16 @@ impl Checker<'_> {
             ApiServer { url, token_file: raw.token_file, ca_bundle: raw.ca_bundle }
         });
         Some(Kubernetes { node: node?, api_server })
+    }
+
+    fn approvals(&mut self, raw: raw::Approvals) -> Approvals {
+        if raw.groups.is_empty() || raw.groups.iter().any(String::is_empty) {
+            self.wrong(at!["approvals", "groups"], "expected at least one group");
+        }
+        if !(1..=24 * 60).contains(&raw.wait_minutes) {
+            self.wrong(at!["approvals", "wait_minutes"], "expected 1 to 1440");
+        }
+        Approvals { groups: raw.groups, wait: Duration::from_mins(raw.wait_minutes.into()) }
     }
 
     fn metrics(&mut self, address: &str) -> Option<std::net::SocketAddr> {

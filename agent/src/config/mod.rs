@@ -53,6 +53,8 @@ pub struct Config {
     pub credentials: Vec<Credential>,
     /// The Cedar policy file; the built-in policy where there is none.
     pub policy_file: Option<PathBuf>,
+    /// `None`: what the policy holds is refused.
+    pub approvals: Option<Approvals>,
     pub clickhouse: Option<ClickHouse>,
     /// What is kept of requests and answers; `None`: nothing.
     pub journal: Journal,
@@ -67,6 +69,15 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Where pods are asked for; `None` where no scope needs them.
     pub kubernetes: Option<Kubernetes>,
+}
+
+/// Who rules on held statements.
+#[derive(Debug, Clone)]
+pub struct Approvals {
+    /// Any of these.
+    pub groups: Vec<String>,
+    /// How long a statement waits for a ruling.
+    pub wait: Duration,
 }
 
 #[derive(Debug, Clone)]

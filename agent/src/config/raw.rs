@@ -35,6 +35,8 @@ pub struct Raw {
     pub credentials: BTreeMap<String, Credential>,
     #[serde(default)]
     pub policy: Policy,
+    /// Who rules on statements that the policy holds. Without it, they are refused.
+    pub approvals: Option<Approvals>,
     #[serde(default)]
     pub audit: Audit,
     /// Where the trail is delivered as OCSF events. Each sink has a cursor of its own, by its name.
@@ -308,6 +310,21 @@ pub enum CredentialType {
 pub struct Policy {
     /// A Cedar policy file. Default: the built-in policy.
     pub file: Option<PathBuf>,
+}
+
+/// Statements that wait for a person. Who asked cannot rule.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Approvals {
+    /// Whoever has a token that names one of these groups may rule, by `snowfence approvals`.
+    pub groups: Vec<String>,
+    /// How long a statement waits; then it is refused.
+    #[serde(default = "wait_minutes")]
+    pub wait_minutes: u32,
+}
+
+fn wait_minutes() -> u32 {
+    15
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

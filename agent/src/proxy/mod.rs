@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod allowlist;
+mod approvals;
 mod attempts;
 mod body;
 mod callers;
@@ -59,6 +60,7 @@ use crate::tls::Authority;
 use noise::{Source, Suppressed};
 
 pub use allowlist::{AllowedHost, AllowlistError};
+pub use approvals::{ApprovalError, Approvals, HeldStatement, Rule};
 pub use body::inflated;
 pub use callers::Callers;
 pub use counts::Counts;
@@ -91,6 +93,8 @@ pub struct Proxy {
     pub payloads: Option<Arc<Payloads>>,
     pub sessions: Sessions,
     pub callers: Callers,
+    /// What waits for a person.
+    pub approvals: Approvals,
     pub credentials: HashMap<String, (CredentialType, SecretReference)>,
     pub upstream: Upstream,
     pub dialer: Dialer,
@@ -121,6 +125,7 @@ impl Proxy {
                 () = self.shutdown.cancelled() => None,
                 _ = windows.tick() => {
                     self.record_suppressed(false).await;
+                    self.end_overdue().await;
                     continue;
                 }
             };

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::service::{Exchange, Reaction, json_answer, with_status, withheld};
 use super::sessions::{Pending, Session};
-use super::statement::{self, Asked, outcome};
+use super::statement::{self, Asked, NotHeld, outcome};
 use super::upstream::{Answer, Outgoing, Run, Token};
 use super::{Proxy, body, mcp_session, sql_api};
 use crate::audit::{EventKind, Outcome, OutcomeStatus};
@@ -182,7 +182,7 @@ impl Call<'_> {
         };
         let text = self.text(&body);
         let classification = self.path.classification(&self.exchange.query.text, &said);
-        let asked = Asked { text: &text, describe_only: false, binds: 0 };
+        let asked = Asked { text: &text, describe_only: false, binds: 0, not_held: NotHeld::NoWay };
         let decision = statement::decide(self.exchange, self.session, &asked, &classification);
         match self.forward(&asked, &classification, &decision, body, None).await {
             Ok(reaction) => reaction,
@@ -228,7 +228,7 @@ impl Call<'_> {
             Ask::Tool(_) => (text.as_str(), self.path.classification("", &RestBody::default()), ""),
         };
         let classification = self.by_a_tool(classification, &request.ask);
-        let asked = Asked { text, describe_only: false, binds: 0 };
+        let asked = Asked { text, describe_only: false, binds: 0, not_held: NotHeld::NoWay };
         let decision = statement::judge(self.exchange, self.session, &asked, sql, &classification);
         match self.forward(&asked, &classification, &decision, forwarded.into(), within).await {
             Ok(reaction) => reaction,

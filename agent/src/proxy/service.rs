@@ -18,7 +18,7 @@ use super::connection::Peer;
 use super::payload::Noted;
 use super::sessions::{OpenSession, Session, SessionError, TokenKind, UpstreamTokens};
 use super::upstream::{Answer, Outgoing, Run, Token, UpstreamError};
-use super::{Proxy, files, login, parts, rest, sql_api, statement};
+use super::{Proxy, approvals, files, login, parts, rest, sql_api, statement};
 use crate::audit::{self, EventKind};
 use crate::config::Telemetry;
 use crate::snowflake::{
@@ -91,6 +91,7 @@ async fn react(
             return reaction;
         }
     };
+    let operation = proxy.approvals.resolve(operation);
     let query = KnownQuery::parse(&operation, parts.uri.query());
     if let Some(noted) = noted {
         // Nobody else tells it.
@@ -172,12 +173,28 @@ async fn in_session(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
                 Err(error) => return exchange.unreadable(&error).await,
             };
             match aborted_request(&body.bytes) {
+                Ok(request)
+                    if let Some(held) = exchange.proxy.approvals.of_request(session, &request)
+                        && let Some(cancelled) = approvals::cancel(&exchange, held).await =>
+                {
+                    return cancelled;
+                }
                 Ok(request) if sessions.owns_request(session, &request) => {
                     json!({ "requestId": request }).to_string().into()
                 }
                 Ok(request) => return exchange.not_the_owner(session, &request).await,
                 Err(error) => return exchange.malformed(&error.to_string()).await,
             }
+        }
+        Operation::Result(query) if let Some(held) = exchange.proxy.approvals.of_query(session, query) => {
+            let tokens = open.upstream();
+            return approvals::poll(&exchange, session, held, Token::Session(&tokens.session)).await;
+        }
+        Operation::AbortQuery(query)
+            if let Some(held) = exchange.proxy.approvals.of_query(session, query)
+                && let Some(cancelled) = approvals::cancel(&exchange, held).await =>
+        {
+            return cancelled;
         }
         Operation::Result(query) | Operation::AbortQuery(query) | Operation::Monitor(query)
             if !sessions.owns(session, query) =>
@@ -187,6 +204,9 @@ async fn in_session(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
         Operation::Result(_) | Operation::Monitor(_) => Bytes::new(),
         _ => Bytes::from_static(b"{}"),
     };
+    if exchange.operation == Operation::CloseSession {
+        exchange.proxy.end_held(session).await;
+    }
     let tokens = open.upstream();
     let outgoing = exchange.outgoing(Some(Token::Session(&tokens.session)), body);
     let answer = exchange.proxy.upstream.control(outgoing).await;
@@ -303,6 +323,14 @@ impl Exchange<'_> {
         if let Some(noted) = self.noted {
             // The first to be told of is the one.
             let _ = noted.session.set(session);
+        }
+    }
+
+    /// Notes which statement a request carries.
+    pub fn is_statement(&self, statement: Uuid) {
+        if let Some(noted) = self.noted {
+            // Each request carries one.
+            let _ = noted.statement.set(statement);
         }
     }
 

@@ -10,8 +10,8 @@ use super::body;
 use super::login::unrecorded;
 use super::service::{Exchange, Reaction, plain, with_status};
 use super::sessions::{Session, TokenKind};
-use super::statement;
 use super::upstream::{ANSWER_LIMIT, Answer, Token};
+use super::{approvals, statement};
 use crate::audit::{Caller, EventKind};
 use crate::config::Secret;
 use crate::identity::IdentityError;
@@ -116,6 +116,20 @@ async fn submit(exchange: &Exchange<'_>, session: &Session, body: &mut Incoming)
 /// Asks for a statement that was submitted before, or for its end.
 async fn ask(exchange: &Exchange<'_>, session: &Session, handle: &QueryId) -> Reaction {
     exchange.is_about(handle.as_str());
+    if let Some(held) = exchange.proxy.approvals.of_query(session, handle) {
+        if matches!(exchange.operation, Operation::ApiCancel(_)) {
+            return match approvals::cancel(exchange, held).await {
+                Some(cancelled) => cancelled,
+                None => exchange.not_the_owner(session, handle.as_str()).await,
+            };
+        }
+        return match credential(exchange, session).await {
+            Ok((secret, kind)) => {
+                approvals::poll(exchange, session, held, Token::Bearer(&secret, kind)).await
+            }
+            Err(refusal) => refusal,
+        };
+    }
     if !exchange.proxy.sessions.owns(session, handle) {
         return exchange.not_the_owner(session, handle.as_str()).await;
     }

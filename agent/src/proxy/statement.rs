@@ -6,6 +6,7 @@ use std::time::Instant;
 use hyper::StatusCode;
 use uuid::Uuid;
 
+use super::approvals::{self, HeldRequest};
 use super::login::unrecorded;
 use super::payload::unkept;
 use super::service::{Exchange, Reaction, withheld};
@@ -49,21 +50,54 @@ pub async fn run(
     token: Token<'_>,
 ) -> Reaction {
     let started = Instant::now();
+    // A driver whose connection broke sends the same again.
+    if let Some(id) = exchange.proxy.approvals.of_request(session, &exchange.query.request_id) {
+        return approvals::in_progress(exchange, id);
+    }
     let sql = with_values(&request.sql, |number| request.text(number));
     let Some(classification) = classified(&sql).await else {
         return exchange.malformed("the statement cannot be classified").await;
     };
-    let asked = Asked { text: &request.sql, describe_only: request.describe_only, binds: request.binds };
+    let mut asked = Asked {
+        text: &request.sql,
+        describe_only: request.describe_only,
+        binds: request.binds,
+        not_held: NotHeld::NoWay,
+    };
     let local = transfers(&classification).then(|| local_files(&sql));
     let decision = match &local {
         // The answer tells the driver which local files to touch: it must be clear which the statement names.
         Some(None) if !exchange.operation.is_of_api() => denied(UNCLEAR_TRANSFER.0),
         _ => judge(exchange, session, &asked, &sql, &classification),
     };
+    if decision.verdict == Verdict::Hold {
+        match can_be_held(exchange, request) {
+            Ok(()) => {
+                let record = record(exchange, session, &asked, &classification, &decision);
+                let request = HeldRequest {
+                    operation: exchange.operation.clone(),
+                    query: exchange.query.text.clone(),
+                    request_id: exchange.query.request_id.clone(),
+                    headers: exchange.parts.headers.clone(),
+                    body: request.to_vec().into(),
+                    text: request.sql.clone(),
+                    sql: sql.into_owned(),
+                    classification,
+                    local: local.flatten(),
+                    started,
+                };
+                return approvals::hold(exchange, session, record, request).await;
+            }
+            Err(why) => asked.not_held = why,
+        }
+    }
     match admit(exchange, session, &asked, &classification, &decision, started).await {
         Ok((recorded, id)) => {
             let outgoing = exchange.outgoing(Some(token), request.to_vec().into());
-            forward(exchange, session, outgoing, local.flatten(), recorded, id, started).await
+            let request_id = &exchange.query.request_id;
+            let local = local.flatten();
+            let statement = Forward { outgoing, request_id, local: local.as_deref(), id, started };
+            forward(exchange, session, statement, recorded).await.0
         }
         Err(refusal) => exchange.refuse(&refusal),
     }
@@ -74,6 +108,44 @@ pub struct Asked<'a> {
     pub text: &'a str,
     pub describe_only: bool,
     pub binds: u32,
+    /// Why it is refused if it should be held.
+    pub not_held: NotHeld,
+}
+
+/// Why a statement that needs the approval of a person cannot wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotHeld {
+    #[error("by this interface there is no way to wait for it: ask by a driver, or by the SQL API")]
+    NoWay,
+    #[error(
+        "the driver does not wait for it: run the statement, rather than submit it or ask for the shape of its result"
+    )]
+    NotAwaited,
+    #[error("and nobody is configured who may give it (`[approvals]`)")]
+    NotConfigured,
+    #[error("for which too many statements wait: try again later")]
+    TooMany,
+    #[error("for which a request of this size cannot wait")]
+    TooLarge,
+}
+
+/// Whether the client of a request can wait for a person.
+fn can_be_held(exchange: &Exchange<'_>, request: &QueryRequest) -> Result<(), NotHeld> {
+    if request.describe_only || request.is_async {
+        return Err(NotHeld::NotAwaited);
+    }
+    exchange.proxy.approvals.room(&exchange.peer.flow.workload.cgroup, request.sql.len())
+}
+
+/// A statement on its way to Snowflake.
+pub struct Forward<'a> {
+    pub outgoing: Outgoing<'a>,
+    /// The client's identifier of the request; empty where it sent none.
+    pub request_id: &'a str,
+    /// The local files of a `PUT` or `GET`.
+    pub local: Option<&'a str>,
+    pub id: Uuid,
+    pub started: Instant,
 }
 
 /// Classifies a text, a large one off the data path's threads.
@@ -113,12 +185,10 @@ pub async fn admit(
 ) -> Result<(Recorded, Uuid), Refusal> {
     let record = record(exchange, session, asked, classification, decision);
     let id = record.id;
-    if let Some(noted) = exchange.noted {
-        // Each request carries one.
-        let _ = noted.statement.set(id);
-    }
-    let refused = if decision.verdict != Verdict::Allow {
-        Some(Refusal::statement(refusal(classification, decision, &record.request_id), id))
+    exchange.is_statement(id);
+    let refusal = if decision.verdict != Verdict::Allow {
+        let message = why_not(classification, decision, asked.not_held, &record.request_id);
+        Some(Refusal::statement(message, id))
     } else if let Some(Err(error)) = exchange.proxy.payloads.as_ref().map(|payloads| payloads.ready()) {
         exchange.event(EventKind::PayloadNotKept, Some(session), error.to_string()).await;
         let refusal = Refusal::statement(unkept(&error), id);
@@ -126,9 +196,8 @@ pub async fn admit(
     } else {
         None
     };
-    if let Some(refusal) = refused {
-        let message = refusal.message.clone();
-        let outcome = Outcome { status: OutcomeStatus::Refused, message, ..outcome(id, started) };
+    if let Some(refusal) = refusal {
+        let outcome = refused(&refusal, id, started);
         let recorded = exchange.proxy.journal.append(vec![Record::from(record), Record::from(outcome)]).await;
         return Err(recorded.map_or_else(|error| not_recorded(&error, id), |()| refusal));
     }
@@ -252,17 +321,17 @@ fn record(
 }
 
 /// Forwards a recorded statement, and records its outcome.
-async fn forward(
+///
+/// Also returns by which identifier Snowflake knows it, or why that is not known.
+pub async fn forward(
     exchange: &Exchange<'_>,
     session: &Session,
-    outgoing: Outgoing<'_>,
-    local: Option<String>,
+    statement: Forward<'_>,
     recorded: Recorded,
-    id: Uuid,
-    started: Instant,
-) -> Reaction {
-    if !exchange.query.request_id.is_empty() {
-        exchange.proxy.sessions.own_request(&exchange.query.request_id, session);
+) -> (Reaction, Result<QueryId, String>) {
+    let Forward { outgoing, request_id, local, id, started } = statement;
+    if !request_id.is_empty() {
+        exchange.proxy.sessions.own_request(request_id, session);
     }
     let answer = exchange.proxy.upstream.forward(recorded, outgoing).await;
     let answer = match answer {
@@ -271,14 +340,16 @@ async fn forward(
             let status =
                 if error.may_have_arrived() { OutcomeStatus::Unknown } else { OutcomeStatus::Failed };
             let message = error.to_string();
-            append(exchange.proxy, Outcome { status, message, ..outcome(id, started) });
-            return exchange.failed(&error).await;
+            append(exchange.proxy, Outcome { status, message: message.clone(), ..outcome(id, started) });
+            return (exchange.failed(&error).await, Err(message));
         }
     };
+    let mut known = Err("Snowflake's answer does not name it".to_owned());
     let reply = exchange.read_answer(&answer);
     if let Ok(reply) = &reply {
         if let Some(query) = &reply.query_id {
             exchange.is_about(query.as_str());
+            known = Ok(query.clone());
         }
         settle(exchange.proxy, session, &answer, reply, id, started).await;
     } else {
@@ -286,10 +357,11 @@ async fn forward(
         let status = OutcomeStatus::Unknown;
         append(exchange.proxy, Outcome { status, message, ..outcome(id, started) });
     }
-    match local {
-        Some(local) => exchange.pass_transfer(session, id, &local, &answer, reply).await,
+    let reaction = match local {
+        Some(local) => exchange.pass_transfer(session, id, local, &answer, reply).await,
         None => exchange.pass_result(session, &answer, reply).await,
-    }
+    };
+    (reaction, known)
 }
 
 /// Whether there is a `PUT` or a `GET` among the statements.
@@ -359,6 +431,12 @@ pub fn outcome(statement: Uuid, started: Instant) -> Outcome {
     }
 }
 
+/// The outcome of a statement that is not forwarded.
+pub fn refused(refusal: &Refusal, statement: Uuid, started: Instant) -> Outcome {
+    let message = refusal.message.clone();
+    Outcome { status: OutcomeStatus::Refused, message, ..outcome(statement, started) }
+}
+
 /// The client need not wait for the outcome to be durable: a crash before that leaves the outcome unknown, and says so.
 pub fn append(proxy: &Arc<Proxy>, outcome: Outcome) {
     let journal = proxy.journal.clone();
@@ -369,33 +447,39 @@ pub fn append(proxy: &Arc<Proxy>, outcome: Outcome) {
     });
 }
 
-fn not_recorded(error: &audit::AuditError, id: Uuid) -> Refusal {
+pub fn not_recorded(error: &audit::AuditError, id: Uuid) -> Refusal {
     tracing::error!(%error, "a statement could not be recorded");
     let refusal = Refusal::statement(unrecorded("statement"), id);
     Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal }
 }
 
-/// What the driver's exception says.
-fn refusal(classification: &Classification, decision: &Decision, request_id: &str) -> String {
+/// Why a statement is refused, for the driver's exception.
+pub fn why_not(
+    classification: &Classification,
+    decision: &Decision,
+    not_held: NotHeld,
+    request_id: &str,
+) -> String {
+    let held = format!("it needs the approval of a person, {not_held}");
     let worst = classification.statements.iter().find(|statement| statement.effect == classification.effect);
     let kind = worst.map_or("this", |statement| statement.kind.as_str());
     let built_in = BUILT_IN.iter().find(|(name, _)| decision.policy == *name);
     let why = match (decision.verdict, classification.effect) {
-        (Verdict::Deny, _) if let Some((_, why)) = built_in => why,
-        (Verdict::Hold, _) => {
-            "it needs the approval of a person, for which this version of Snowfence has no way to ask"
-        }
+        (Verdict::Deny, _) if let Some((_, why)) = built_in => *why,
+        (Verdict::Hold, _) => held.as_str(),
         (_, Effect::Destructive) => "it is destructive",
         (_, Effect::Admin) => "it administers the account",
         (_, Effect::Exfiltration) => "it moves data out of, or between, accounts and storage",
         (_, Effect::Opaque) => "what it does cannot be determined",
         (_, Effect::None | Effect::Read | Effect::Session | Effect::Write) => "no policy allows it",
     };
+    refused_because(kind, why, &decision.policy, request_id)
+}
+
+/// What the driver's exception says.
+pub fn refused_because(kind: &str, why: &str, policy: &str, request_id: &str) -> String {
     let request = if request_id.is_empty() { String::new() } else { format!(", request {request_id}") };
-    format!(
-        "SQL access control error:\nSnowfence refused {kind}: {why} (policy {}{request})",
-        decision.policy
-    )
+    format!("SQL access control error:\nSnowfence refused {kind}: {why} (policy {policy}{request})")
 }
 
 /// The text for the record: whole, unless it is one that is refused for its size.

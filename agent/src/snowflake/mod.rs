@@ -8,6 +8,7 @@
 mod actions;
 mod api;
 mod credential;
+mod held;
 pub mod history;
 mod json;
 mod login;
@@ -26,6 +27,7 @@ mod transfer;
 
 pub use api::are_ours;
 pub use credential::{CredentialError, Proof};
+pub use held::{cancelled_answer, held_answer, held_answer_of_api};
 pub use json::{Malformed, Object};
 pub use login::{
     LoginAnswer, LoginRequest, LoginTarget, Renewal, login_query, query_tag, reissued, renewal_body,

@@ -1,6 +1,7 @@
 //! What a request asks for, by method and path. What is not listed here is refused.
 
 use hyper::Method;
+use uuid::Uuid;
 
 use super::api::{ApiQuery, PATH as API};
 use super::json::Malformed;
@@ -175,6 +176,30 @@ impl Operation {
         matches!(self, Self::Rest(_) | Self::RestResult(_))
     }
 
+    /// The query that it is about, where it is about one that was asked for before.
+    pub fn query(&self) -> Option<&QueryId> {
+        match self {
+            Self::Result(query)
+            | Self::AbortQuery(query)
+            | Self::Monitor(query)
+            | Self::ApiResult(query)
+            | Self::ApiCancel(query) => Some(query),
+            _ => None,
+        }
+    }
+
+    /// The same about another query.
+    pub fn about(self, other: QueryId) -> Self {
+        match self {
+            Self::Result(_) => Self::Result(other),
+            Self::AbortQuery(_) => Self::AbortQuery(other),
+            Self::Monitor(_) => Self::Monitor(other),
+            Self::ApiResult(_) => Self::ApiResult(other),
+            Self::ApiCancel(_) => Self::ApiCancel(other),
+            about_none => about_none,
+        }
+    }
+
     /// For records.
     pub fn name(&self) -> &'static str {
         match self {
@@ -244,6 +269,11 @@ impl QueryId {
     pub fn parse(text: &str) -> Option<Self> {
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         ((16..=64).contains(&text.len()) && text.bytes().all(valid)).then(|| Self(text.to_ascii_lowercase()))
+    }
+
+    /// An identifier of the agent's own.
+    pub fn of(id: Uuid) -> Self {
+        Self(id.to_string())
     }
 
     pub fn as_str(&self) -> &str {

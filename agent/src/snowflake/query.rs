@@ -42,6 +42,8 @@ pub struct QueryRequest {
     pub sql: String,
     /// The client wants the shape of the result only.
     pub describe_only: bool,
+    /// The client does not wait: it asks later, by Snowflake's identifier of the query.
+    pub is_async: bool,
     /// The number of bound values.
     pub binds: u32,
     /// Those that are texts, by their number: there can be names among them.
@@ -108,6 +110,7 @@ impl QueryRequest {
         Ok(Self {
             sql,
             describe_only: body.field("describeOnly").unwrap_or(false),
+            is_async: body.field("asyncExec").unwrap_or(false),
             binds: u32::try_from(binds).unwrap_or(u32::MAX),
             texts,
             body,

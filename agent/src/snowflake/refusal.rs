@@ -28,6 +28,11 @@ impl Refusal {
         Self { code: "003001", sql_state: "42501", message, query_id: Some(id), status }
     }
 
+    /// A statement that was cancelled.
+    pub fn cancelled(message: String, id: Uuid) -> Self {
+        Self { code: "000604", sql_state: "57014", ..Self::statement(message, id) }
+    }
+
     /// A query that is unknown, or another caller's.
     pub fn query(message: String) -> Self {
         Self { code: "003001", sql_state: "42501", message, query_id: None, status: StatusCode::NOT_FOUND }

@@ -266,7 +266,9 @@ impl Verification {
                 self.removed = removal.as_ref().map_or(self.removed, |removal| removal.through);
                 text(members, "kind") == Some("records_removed") && removal.is_some()
             }
-            Some("running") => id(members, "statement").is_some_and(|id| self.statements.contains(&id)),
+            Some("approvals" | "running") => {
+                id(members, "statement").is_some_and(|id| self.statements.contains(&id))
+            }
             _ => false,
         };
         if !is_ours {

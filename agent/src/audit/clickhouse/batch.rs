@@ -42,7 +42,7 @@ const WORKLOAD: &[Column] =
 const CALLER: &[Column] = &[("issuer", Word), ("subject", Word), ("groups", Words)];
 
 /// The tables in the order in which they are delivered, with all of their columns.
-const TABLES: [(&str, Columns); 7] = [
+const TABLES: [(&str, Columns); 8] = [
     (
         "sessions",
         &[
@@ -84,6 +84,19 @@ const TABLES: [(&str, Columns); 7] = [
                 ("describe_only", Bool),
                 ("binds", U32),
                 ("previous", U64),
+            ],
+        ],
+    ),
+    (
+        "approvals",
+        &[
+            KEY,
+            &[
+                ("statement", Id),
+                ("ruling", Word),
+                ("approver_issuer", Word),
+                ("approver", Word),
+                ("reason", Text),
             ],
         ],
     ),
@@ -184,13 +197,14 @@ fn names(columns: &[Column]) -> String {
 
 /// About how many bytes a row of each table has: 512 stands for what is short. `octet_length()` reads no more than the
 /// row's header.
-const SIZES: [(&str, &str); 7] = [
+const SIZES: [(&str, &str); 8] = [
     ("sessions", "512 + octet_length(client) + octet_length(groups)"),
     (
         "statements",
         "512 + octet_length(sql) + octet_length(actions) + octet_length(objects) + octet_length(features)
              + octet_length(groups) + octet_length(request_id)",
     ),
+    ("approvals", "512 + octet_length(reason)"),
     ("outcomes", "512 + octet_length(message)"),
     ("events", "512 + octet_length(detail)"),
     ("running", "512"),

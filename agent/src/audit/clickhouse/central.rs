@@ -55,7 +55,7 @@ impl Central {
              FROM statements AS s FINAL JOIN sessions AS n FINAL ON n.id = s.session
              LEFT JOIN outcomes AS o FINAL ON o.statement = s.id
              LEFT JOIN running AS r FINAL ON r.statement = s.id
-             WHERE s.verdict = 'allow' AND s.account = ? AND upper(s.user) = ?
+             WHERE (s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved')) AND s.account = ? AND upper(s.user) = ?
                AND s.time < fromUnixTimestamp64Micro(?) AND (o.status = '' OR o.time >= fromUnixTimestamp64Micro(?))
                AND (n.snowflake_session = '' OR n.snowflake_session IN ?)
              LIMIT ? SETTINGS join_use_nulls = 0";
@@ -75,7 +75,7 @@ impl Central {
                 if(o.status = '', 9223372036854775807, toUnixTimestamp64Micro(o.time)) AS ended
              FROM statements AS s FINAL JOIN sessions AS n FINAL ON n.id = s.session
              LEFT JOIN outcomes AS o FINAL ON o.statement = s.id
-             WHERE s.verdict = 'allow' AND s.account = ? AND upper(s.user) = ? AND n.snowflake_session = ''
+             WHERE (s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved')) AND s.account = ? AND upper(s.user) = ? AND n.snowflake_session = ''
                AND (o.status = '' OR o.time >= fromUnixTimestamp64Micro(?)) AND s.time < fromUnixTimestamp64Micro(?)
              LIMIT ? SETTINGS join_use_nulls = 0";
         self.rows(self.of(sql, scope)).await

@@ -26,6 +26,7 @@ const ALL: &[Migration] = &[
         steps: &[
             Step::Table(tables::SESSIONS),
             Step::Table(tables::STATEMENTS),
+            Step::Table(tables::APPROVALS),
             Step::Table(tables::OUTCOMES),
             Step::Table(tables::EVENTS),
             Step::Table(tables::RUNNING_ON),
@@ -45,6 +46,7 @@ const ALL: &[Migration] = &[
             Step::Index("statements", "by_cgroup", "cgroup", "set(100) GRANULARITY 1"),
             Step::Index("statements", "by_role", "role", "set(100) GRANULARITY 1"),
             Step::Index("statements", "by_word", "lower(sql)", "tokenbf_v1(32768, 3, 0) GRANULARITY 1"),
+            Step::Index("approvals", "by_statement", "statement", EXACT),
             Step::Index("outcomes", "by_statement", "statement", EXACT),
             Step::Index("outcomes", "by_query", "query_id", EXACT),
             Step::Index("events", "by_kind", "kind", "set(100) GRANULARITY 1"),
@@ -62,6 +64,7 @@ const ALL: &[Migration] = &[
             Step::View("access", views::ACCESS),
             Step::View("activity", views::ACTIVITY),
             Step::View("refusals", views::REFUSALS),
+            Step::View("approved", views::APPROVED),
             Step::View("volume", views::VOLUME),
             Step::View("new_objects", views::NEW_OBJECTS),
             Step::View("admin_use", views::ADMIN_USE),

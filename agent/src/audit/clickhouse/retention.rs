@@ -4,7 +4,7 @@ use super::ddl::Target;
 use crate::config::RetentionDays;
 
 /// Each table that may have one, with its TTL as ClickHouse prints it; empty for none.
-pub(super) fn ttls(days: RetentionDays) -> [(&'static str, String); 7] {
+pub(super) fn ttls(days: RetentionDays) -> [(&'static str, String); 8] {
     let RetentionDays { sessions, statements, sensitive_statements, events, payloads } = days;
     let after = |days: Option<u32>| days.map(|days| format!("toDateTime(time) + toIntervalDay({days})"));
     let when = |days, condition| after(days).map(|after| format!("{after} WHERE {condition}"));
@@ -14,6 +14,7 @@ pub(super) fn ttls(days: RetentionDays) -> [(&'static str, String); 7] {
     [
         ("sessions", after(sessions).unwrap_or_default()),
         ("statements", statements.into_iter().flatten().collect::<Vec<_>>().join(", ")),
+        ("approvals", after(sensitive_statements).unwrap_or_default()),
         ("outcomes", after(longest).unwrap_or_default()),
         ("running", after(longest).unwrap_or_default()),
         ("events", after(events).unwrap_or_default()),

@@ -71,6 +71,13 @@ const SENSITIVE: &str = concat!(
     ") COMMENT 'refused, held, administers, destroys, carries data out, is opaque, or its role may administer'"
 );
 
+const APPROVAL: &str = "
+    statement       UUID COMMENT 'statements.id',
+    ruling          LowCardinality(String) COMMENT 'approved, denied, expired or withdrawn',
+    approver_issuer LowCardinality(String) COMMENT 'who vouches for the approver; empty where nobody has ruled',
+    approver        LowCardinality(String) COMMENT 'whom the token of the approver names',
+    reason          String CODEC(ZSTD(3)) COMMENT 'as the approver gave it, or why nobody had to rule'";
+
 const OUTCOME: &str = "
     statement      UUID COMMENT 'statements.id',
     status         LowCardinality(String) COMMENT 'succeeded, failed, refused or unknown',
@@ -139,6 +146,13 @@ pub(super) const STATEMENTS: Table = Table {
     comment: "Requests to run SQL; read it with FINAL",
     columns: &[KEY, WORKLOAD, CALLER, STATEMENT, SENSITIVE],
     apart: Some("sensitive"),
+};
+
+pub(super) const APPROVALS: Table = Table {
+    name: "approvals",
+    comment: "What became of statements that were held for a person; read it with FINAL",
+    columns: &[KEY, APPROVAL],
+    apart: None,
 };
 
 pub(super) const OUTCOMES: Table = Table {

@@ -2,6 +2,13 @@
 
 use super::tables::admin_roles;
 
+/// That a statement may have run: it was allowed, or a person approved it.
+macro_rules! may_have_run {
+    () => {
+        "(verdict = 'allow' OR verdict = 'hold' AND id IN (SELECT statement FROM DB.approvals WHERE ruling = 'approved'))"
+    };
+}
+
 /// The columns of the journal's view of the same name.
 pub(super) const TRAIL: &str = "
 SELECT s.seq AS seq, s.time AS time, s.node AS node, s.id AS id, s.session AS session, s.request_id AS request_id,
@@ -12,27 +19,35 @@ SELECT s.seq AS seq, s.time AS time, s.node AS node, s.id AS id, s.session AS se
        s.verdict AS verdict, s.policy AS policy, s.describe_only AS describe_only, s.binds AS binds,
        if(o.status = '', 'open', o.status) AS status, o.rows AS rows, o.query_id AS query_id, o.code AS code,
        o.message AS message, if(o.status = '', NULL, o.duration_us) AS duration_us,
-       if(o.status = '', NULL, o.response_bytes) AS response_bytes
+       if(o.status = '', NULL, o.response_bytes) AS response_bytes,
+       a.ruling AS ruling, a.approver_issuer AS approver_issuer, a.approver AS approver, a.reason AS reason
 FROM DB.statements AS s FINAL
 LEFT JOIN DB.outcomes AS o FINAL ON o.statement = s.id
-LEFT JOIN DB.sessions AS n FINAL ON n.id = s.session";
+LEFT JOIN DB.sessions AS n FINAL ON n.id = s.session
+LEFT JOIN DB.approvals AS a FINAL ON a.statement = s.id";
 
-/// Allowed statements that name an object. The node is asked for because the key begins with it.
-pub(super) const ACCESS: &str = "
+/// Statements that were allowed or approved, and name an object. The node is asked for because the key begins with it.
+pub(super) const ACCESS: &str = concat!(
+    "
 SELECT s.time AS time, s.issuer AS issuer, s.subject AS subject, s.cgroup AS cgroup, s.node AS node, s.role AS role,
        s.effect AS effect, s.actions AS actions, s.sql AS sql, s.id AS id, s.session AS session,
        if(o.status = '', 'open', o.status) AS status, o.rows AS rows, o.query_id AS query_id
 FROM (
     SELECT * FROM DB.statements FINAL
-    WHERE has(objects, {object:String}) AND verdict = 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
+    WHERE has(objects, {object:String}) AND ",
+    may_have_run!(),
+    " AND time >= now64(6) - toIntervalDay({days:UInt16})
 ) AS s
 LEFT JOIN (
     SELECT statement, status, rows, query_id FROM DB.outcomes FINAL
     WHERE time >= now64(6) - toIntervalDay({days:UInt16}) AND (node, statement) IN (
         SELECT node, id FROM DB.statements
-        WHERE has(objects, {object:String}) AND verdict = 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
+        WHERE has(objects, {object:String}) AND ",
+    may_have_run!(),
+    " AND time >= now64(6) - toIntervalDay({days:UInt16})
     )
-) AS o ON o.statement = s.id";
+) AS o ON o.statement = s.id"
+);
 
 /// All that a workload did, or tried: its statements and the events that name it. `cgroup` is a pattern of LIKE.
 pub(super) const ACTIVITY: &str = "
@@ -58,20 +73,44 @@ LEFT JOIN (
     WHERE status = 'refused' AND time >= now64(6) - toIntervalDay({days:UInt16})
 ) AS o ON o.statement = s.id";
 
-/// How much each caller took out. What succeeded was allowed.
+/// Statements that a person approved, who that was and why, and what came of them; `refused` where the client had gone.
+pub(super) const APPROVED: &str = "
+SELECT s.time AS time, s.issuer AS issuer, s.subject AS subject, s.cgroup AS cgroup, s.node AS node,
+       a.time AS approved, a.approver_issuer AS approver_issuer, a.approver AS approver, a.reason AS reason,
+       s.policy AS policy, s.effect AS effect, s.kind AS kind, s.objects AS objects,
+       if(o.status = '', 'open', o.status) AS status, o.rows AS rows, o.query_id AS query_id, s.sql AS sql, s.id AS id
+FROM (
+    SELECT * FROM DB.approvals FINAL
+    WHERE ruling = 'approved' AND time >= now64(6) - toIntervalDay({days:UInt16})
+) AS a
+JOIN (
+    SELECT * FROM DB.statements FINAL
+    WHERE sensitive AND verdict = 'hold' AND time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+) AS s ON s.id = a.statement
+LEFT JOIN (
+    SELECT statement, status, rows, query_id FROM DB.outcomes FINAL
+    WHERE statement IN (SELECT statement FROM DB.approvals WHERE ruling = 'approved')
+      AND time >= now64(6) - toIntervalDay({days:UInt16})
+) AS o ON o.statement = a.statement";
+
+/// How much each caller took out. What succeeded was allowed, or approved.
 pub(super) const VOLUME: &str = "
 SELECT issuer, subject, count() AS statements, sum(rows) AS rows, sum(response_bytes) AS response_bytes
 FROM DB.outcomes FINAL
 WHERE status = 'succeeded' AND time >= now64(6) - toIntervalDay({days:UInt16})
 GROUP BY issuer, subject";
 
-/// Objects that a caller named in an allowed statement in these days, and never before.
-pub(super) const NEW_OBJECTS: &str = "
+/// Objects that a caller named in a statement that was allowed or approved in these days, and never before.
+pub(super) const NEW_OBJECTS: &str = concat!(
+    "
 SELECT issuer, subject, object, min(time) AS first
 FROM DB.statements ARRAY JOIN objects AS object
-WHERE verdict = 'allow'
+WHERE ",
+    may_have_run!(),
+    "
 GROUP BY issuer, subject, object
-HAVING first >= now64(6) - toIntervalDay({days:UInt16})";
+HAVING first >= now64(6) - toIntervalDay({days:UInt16})"
+);
 
 /// Statements under a role that may administer, or that administer.
 pub(super) const ADMIN_USE: &str = concat!(

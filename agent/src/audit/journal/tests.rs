@@ -284,10 +284,12 @@ async fn what_cannot_be_opened_says_why() {
 
 #[tokio::test]
 async fn a_journal_of_an_earlier_version_is_brought_up() {
+    let fourth =
+        "DROP VIEW trail; DROP TABLE approvals; CREATE VIEW trail AS SELECT 1; PRAGMA user_version = 3;";
     let third = "ALTER TABLE statements DROP COLUMN previous; ALTER TABLE payloads DROP COLUMN previous;
                  DROP INDEX statements_of_session; DROP INDEX events_of_kind; DROP TABLE checkpoints; PRAGMA user_version = 2;";
     let second = "DROP TABLE payloads; DROP TABLE running; PRAGMA user_version = 1;";
-    for undo in [third.to_owned(), format!("{third}{second}")] {
+    for undo in [fourth.to_owned(), format!("{fourth}{third}"), format!("{fourth}{third}{second}")] {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal.db");
         let journal = Journal::open(&path, "node").unwrap();
@@ -299,6 +301,7 @@ async fn a_journal_of_an_earlier_version_is_brought_up() {
         journal.append(vec![payload(session, Uuid::nil()).into()]).await.unwrap();
         assert_eq!(all_seqs(&path), ["1", "2", "3"], "the statement got an outcome");
         assert_eq!(texts(&path, "SELECT previous FROM payloads"), ["1"]);
+        assert_eq!(texts(&path, "SELECT status || ruling FROM trail"), ["unknown"]);
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::RecordedStatement;
+use super::{RecordedApproval, RecordedStatement};
 use crate::audit::chain::{self, Members, id, integer};
 use crate::audit::payload::Payload;
 use crate::audit::{AuditError, Caller, Session, Workload};
@@ -44,7 +44,7 @@ impl Loading {
         Self { session: None, statements: Vec::new(), payloads: Vec::new(), numbers: HashMap::new(), room }
     }
 
-    /// Adds a record. An outcome comes after its statement.
+    /// Adds a record. What belongs to a statement comes after it.
     pub fn record(&mut self, record: &Members) -> Result<(), AuditError> {
         let unknown = || AuditError::Record(integer(record, "seq").unwrap_or_default());
         match chain::text(record, "table") {
@@ -54,6 +54,10 @@ impl Loading {
                 self.room.take(size_of_val(&statement) + statement.sql.len())?;
                 self.numbers.insert(statement.id, self.statements.len());
                 self.statements.push(statement);
+            }
+            Some("approvals") => {
+                let reason = self.approval(record).ok_or_else(unknown)?;
+                self.room.take(reason)?;
             }
             Some("outcomes") => {
                 let message = self.outcome(record).ok_or_else(unknown)?;
@@ -73,6 +77,20 @@ impl Loading {
     pub fn end(mut self) -> Self {
         self.payloads.sort_by_key(|payload| payload.time);
         self
+    }
+
+    /// Returns how long its reason is.
+    fn approval(&mut self, members: &Members) -> Option<usize> {
+        let number = *self.numbers.get(&id(members, "statement")?)?;
+        let approval = RecordedApproval {
+            time: integer(members, "time")?,
+            ruling: text(members, "ruling")?,
+            approver: text(members, "approver")?,
+            reason: text(members, "reason")?,
+        };
+        let length = approval.reason.len();
+        self.statements.get_mut(number)?.approval = Some(approval);
+        Some(length)
     }
 
     /// Returns how long its message is.
@@ -132,6 +150,7 @@ fn statement(members: &Members) -> Option<RecordedStatement> {
         rows: None,
         code: String::new(),
         message: String::new(),
+        approval: None,
     })
 }
 

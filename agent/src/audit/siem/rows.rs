@@ -97,6 +97,13 @@ fn tables(only: Option<&[SiemRecords]>) -> impl Iterator<Item = Table> + '_ {
             from: "statements t",
         },
         Table {
+            name: "approvals",
+            records: SiemRecords::Statements,
+            size: "octet_length(reason)",
+            columns: STATEMENT,
+            from: "approvals t LEFT JOIN statements s ON s.id = t.statement",
+        },
+        Table {
             name: "running",
             records: SiemRecords::Statements,
             size: "0",

@@ -39,7 +39,7 @@ pub(super) fn forwarded(
                 s.time, coalesce(o.time, 9223372036854775807)
          FROM statements s JOIN sessions n ON n.id = s.session
          LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN running r ON r.statement = s.id
-         WHERE s.verdict = 'allow' AND s.account = :account AND upper(s.user) = :user
+         WHERE (s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved')) AND s.account = :account AND upper(s.user) = :user
            AND s.time < :until AND coalesce(o.time, :until) >= :from
            AND (n.snowflake_session = '' OR n.snowflake_session IN (SELECT value FROM json_each(:sessions)))
          LIMIT :most",
@@ -66,7 +66,7 @@ pub(super) fn calls(connection: &Connection, scope: &Scope) -> rusqlite::Result<
     let mut statement = connection.prepare(
         "SELECT s.time, coalesce(o.time, 9223372036854775807)
          FROM statements s JOIN sessions n ON n.id = s.session LEFT JOIN outcomes o ON o.statement = s.id
-         WHERE s.verdict = 'allow' AND s.account = ?1 AND upper(s.user) = ?2 AND n.snowflake_session = ''
+         WHERE (s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved')) AND s.account = ?1 AND upper(s.user) = ?2 AND n.snowflake_session = ''
            AND s.time < ?4 AND coalesce(o.time, ?4) >= ?3
          LIMIT ?5",
     )?;

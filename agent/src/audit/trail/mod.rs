@@ -38,7 +38,7 @@ pub struct Scope {
     pub until: i64,
 }
 
-/// A statement that was allowed.
+/// A statement that was allowed or approved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, clickhouse::Row)]
 pub struct Forwarded {
     pub id: String,

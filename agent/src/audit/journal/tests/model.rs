@@ -21,6 +21,7 @@ impl Model {
         match record {
             Record::Session(session) => ("sessions", session.id),
             Record::Statement(statement) => ("statements", statement.id),
+            Record::Approval(approval) => ("approvals", approval.statement),
             Record::Outcome(outcome) => ("outcomes", outcome.statement),
             Record::Event(event) => ("events", event.id),
             Record::Payload(payload) => ("payloads", payload.id),
@@ -153,6 +154,10 @@ proptest! {
                  list(&statement.features), Value::Text(statement.verdict.as_str().to_owned()),
                  Value::Integer(i64::from(statement.describe_only)), number(statement.binds.into()),
                  number(statement.workload.uid.into())]
+            ),
+            Record::Approval(approval) => prop_assert_eq!(
+                row("SELECT time, approver, reason FROM approvals"),
+                [Value::Integer(approval.time), text(&approval.approver), text(&approval.reason)]
             ),
             Record::Outcome(Outcome { time, rows, message, duration_us, .. }) => prop_assert_eq!(
                 row("SELECT time, rows, message, duration_us FROM outcomes"),

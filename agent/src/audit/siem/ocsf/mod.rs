@@ -105,12 +105,13 @@ pub(super) fn event(journal: Uuid, mut row: Row) -> Event {
     let is_giving_up = table == "events" && row.peek("kind") == "record_given_up";
     let correlation = match table {
         "statements" => row.text("id"),
-        "outcomes" | "running" => row.text("statement"),
+        "approvals" | "outcomes" | "running" => row.text("statement"),
         "payloads" => Some(row.peek("statement").to_owned()).filter(|id| *id != Uuid::nil().to_string()),
         _ => None,
     };
     let draft = match table {
         "statements" => statements::statement(&mut row, &node, correlation.as_deref()),
+        "approvals" => statements::approval(&mut row, &node, correlation.as_deref()),
         "outcomes" => statements::outcome(&mut row, &node, correlation.as_deref()),
         "running" => statements::running(&mut row, &node, correlation.as_deref()),
         "sessions" => others::session(&mut row, &node),

@@ -174,7 +174,7 @@ fn judge(kind: &str) -> (Severity, bool) {
         | "packet_dropped" | "perimeter_dropped" | "raw_socket_refused" | "tunnel_refused" => {
             (Severity::High, true)
         }
-        "malformed_request" | "not_tls" | "request_too_large" | "unknown_operation" => {
+        "malformed_request" | "not_tls" | "request_too_large" | "unknown_operation" | "approval_refused" => {
             (Severity::Medium, true)
         }
         "agent_silent" | "payload_not_kept" => (Severity::High, true),

@@ -24,9 +24,27 @@ pub(super) fn statement(row: &mut Row, node: &str, id: Option<&str>) -> Draft {
     draft.status = if is_allowed { (OTHER, "Forwarded") } else { FAILURE };
     draft.message = match row.peek("verdict") {
         "allow" => format!("Allowed {}", draft.message),
-        "hold" => format!("Held for a person, and so refused: {}", draft.message),
+        "hold" => format!("Held for a person: {}", draft.message),
         _ => format!("Refused {}", draft.message),
     };
+    draft
+}
+
+/// What became of a statement that was held for a person.
+pub(super) fn approval(row: &mut Row, node: &str, id: Option<&str>) -> Draft {
+    let mut draft = follows(row, node, id);
+    let ruling = row.peek("ruling").to_owned();
+    let is_approved = ruling == "approved";
+    (draft.status, draft.severity) =
+        if is_approved { (SUCCESS, Severity::Medium) } else { (FAILURE, Severity::Low) };
+    draft.fields.extend(disposition(is_approved));
+    draft.message = match row.peek("approver") {
+        "" => format!("{} {ruling}", draft.message),
+        approver => format!("{} {ruling} by {approver}", draft.message),
+    };
+    let mut fields = Value::Object(draft.fields);
+    put(&mut fields, "status_detail", row.text("reason"));
+    draft.fields = super::members(fields);
     draft
 }
 
@@ -40,6 +58,7 @@ pub(super) fn outcome(row: &mut Row, node: &str, id: Option<&str>) -> Draft {
         "refused" => (FAILURE, Severity::Medium),
         _ => ((0, "Unknown"), Severity::Medium),
     };
+    draft.fields.extend(disposition(status != "refused"));
     draft.message = format!("{} {status}", draft.message);
     let mut fields = Value::Object(draft.fields);
     put(&mut fields, "status_code", row.text("code"));
@@ -53,6 +72,7 @@ pub(super) fn outcome(row: &mut Row, node: &str, id: Option<&str>) -> Draft {
 /// That Snowflake goes on running a statement.
 pub(super) fn running(row: &mut Row, node: &str, id: Option<&str>) -> Draft {
     let mut draft = follows(row, node, id);
+    draft.fields.extend(disposition(true));
     draft.status = (OTHER, "Running");
     draft.message = format!("{} is running", draft.message);
     draft

@@ -1,0 +1,204 @@
+//! `snowfence approvals`: the statements of this node that wait for a person, and what somebody rules on them.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Subcommand};
+use zeroize::Zeroizing;
+
+use super::{ConfigFile, Failure, Format, Output, table};
+use crate::admin::{AdminError, Answer, Client, Request};
+use crate::app::State;
+use crate::audit::{iso_time, now};
+use crate::proxy::{HeldStatement, Rule};
+
+/// A token is a few kilobytes.
+const TOKEN_LIMIT: u64 = 64 * 1024;
+/// Of a text, so many lines are listed; `show` has all.
+const LINES: usize = 8;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// List the statements that wait, the oldest first
+    #[command(
+        after_help = "Examples:\n  sudo snowfence approvals list\n  sudo snowfence approvals list --format json | jq -r '[.id, .caller.subject, .sql] | @tsv'"
+    )]
+    List {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one of them, with the whole of its text
+    #[command(after_help = "Example:\n  sudo snowfence approvals show 5d2f0c4e8a11")]
+    Show {
+        /// Its identifier, or the beginning or end of it
+        id: String,
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Let one of them run, once
+    #[command(
+        after_help = "The token is of the identity provider, and names one of the groups in [approvals]. Who asked for a statement\ncannot rule on it. The ruling is in the trail: who, when, and why.\n\nExamples:\n  sudo snowfence approvals approve 5d2f0c4e8a11 --token-file ~/token --reason 'ticket 4711'\n  get-token | sudo snowfence approvals approve 5d2f0c4e8a11 --token-file -"
+    )]
+    Approve(RuleArguments),
+    /// Refuse one of them: its client is told by whom, and why
+    #[command(
+        after_help = "Example:\n  sudo snowfence approvals deny 5d2f0c4e8a11 --token-file ~/token --reason 'not without a WHERE'"
+    )]
+    Deny(RuleArguments),
+}
+
+#[derive(Args)]
+pub(super) struct RuleArguments {
+    /// The identifier of the statement, or the beginning or end of it
+    id: String,
+    /// A file with your token; `-` reads it from standard input
+    #[arg(long, short, value_name = "FILE")]
+    token_file: PathBuf,
+    /// Why, for the trail; of a denial, its client is told
+    #[arg(long, short, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::List { config, output } => list(config, output.format),
+        Command::Show { id, config, output } => show(id, config, output.format),
+        Command::Approve(arguments) => rule(arguments, true),
+        Command::Deny(arguments) => rule(arguments, false),
+    }
+}
+
+fn list(config: &ConfigFile, format: Format) -> Result<(), Failure> {
+    let held = held(config)?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if held.is_empty() && format == Format::Text {
+        writeln!(out, "No statement waits.")?;
+    }
+    for one in &held {
+        print(&mut out, one, format, LINES)?;
+    }
+    Ok(out.flush()?)
+}
+
+fn show(id: &str, config: &ConfigFile, format: Format) -> Result<(), Failure> {
+    let wanted = id.to_ascii_lowercase();
+    let mut held = held(config)?;
+    held.retain(|one| {
+        let id = one.id.to_string();
+        id.starts_with(&wanted) || id.ends_with(&wanted)
+    });
+    if held.is_empty() {
+        return Err(Failure::Failed(anyhow!(
+            "no statement {id} waits: `snowfence audit query` knows what became of it (trail: verdict, ruling, approver)"
+        )));
+    }
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for one in &held {
+        print(&mut out, one, format, usize::MAX)?;
+    }
+    Ok(out.flush()?)
+}
+
+fn rule(arguments: &RuleArguments, approve: bool) -> Result<(), Failure> {
+    let token = token(&arguments.token_file)?;
+    let rule = Rule {
+        statement: arguments.id.clone(),
+        approve,
+        reason: arguments.reason.clone(),
+        token: token.trim().to_owned(),
+    };
+    let Answer::Ruled(ruled) = ask(&arguments.config, &Request::Rule(rule))? else {
+        return Err(Failure::Failed(AdminError::Unexpected.into()));
+    };
+    let mut out = io::stdout().lock();
+    let ruling = if approve { "approved" } else { "denied" };
+    if arguments.output.format == Format::Json {
+        writeln!(out, "{}", serde_json::json!({ "statement": ruled.id, "ruling": ruling }))?;
+    } else {
+        let (subject, sql) = (table::cut(&ruled.caller.subject), table::cut(&ruled.sql));
+        writeln!(out, "{ruling}: {sql}  ({subject}, {})", ruled.id)?;
+    }
+    Ok(())
+}
+
+fn held(config: &ConfigFile) -> Result<Vec<HeldStatement>, Failure> {
+    match ask(config, &Request::Held)? {
+        Answer::Held(held) => Ok(held),
+        _ => Err(Failure::Failed(AdminError::Unexpected.into())),
+    }
+}
+
+fn ask(config: &ConfigFile, request: &Request) -> Result<Answer, Failure> {
+    let config = config.load()?;
+    let failed = |error: AdminError| Failure::Failed(error.into());
+    let client = Client::connect(&State(&config.agent.state_dir).socket()).map_err(failed)?;
+    client.ask(request).map_err(failed)
+}
+
+fn token(file: &Path) -> Result<Zeroizing<String>, Failure> {
+    let mut token = Zeroizing::new(String::new());
+    let read = if file == Path::new("-") {
+        io::stdin().take(TOKEN_LIMIT).read_to_string(&mut token)
+    } else {
+        File::open(file).and_then(|opened| opened.take(TOKEN_LIMIT).read_to_string(&mut token))
+    };
+    read.with_context(|| format!("{}: the token cannot be read", file.display())).map_err(Failure::Usage)?;
+    Ok(token)
+}
+
+fn print(out: &mut impl Write, one: &HeldStatement, format: Format, lines: usize) -> io::Result<()> {
+    if format == Format::Json {
+        return writeln!(out, "{}", serde_json::to_string(one).map_err(io::Error::from)?);
+    }
+    let line = |text: &str| table::harmless(text).collect::<String>();
+    let state = if one.is_approved {
+        "approved, its client has not come for it yet".to_owned()
+    } else {
+        format!("waits for {}, expires in {}", minutes(now() - one.time), minutes(one.expires - now()))
+    };
+    writeln!(out, "{}  {}  {state}", one.id, iso_time(one.time))?;
+    let groups = if one.caller.groups.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", one.caller.groups.join(", "))
+    };
+    writeln!(out, "  who     {}{}", line(&one.caller.subject), line(&groups))?;
+    writeln!(out, "  from    {}, {}", line(&one.cgroup), line(&one.executable))?;
+    let role = if one.role.is_empty() { String::new() } else { format!(", role {}", one.role) };
+    writeln!(out, "  as      {}{} on {}", line(&one.user), line(&role), line(&one.account))?;
+    let features =
+        if one.features.is_empty() { String::new() } else { format!(": {}", one.features.join(", ")) };
+    writeln!(out, "  does    {} ({}){features}", line(&one.kind), one.effect)?;
+    if !one.objects.is_empty() {
+        writeln!(out, "  to      {}", line(&one.objects.join(", ")))?;
+    }
+    writeln!(out, "  held by {}", line(&one.policy))?;
+    if one.binds > 0 {
+        writeln!(out, "  values  {} are bound to its placeholders", one.binds)?;
+    }
+    for text in one.sql.lines().take(lines) {
+        writeln!(out, "    {}", line(text))?;
+    }
+    if one.sql.lines().count() > lines {
+        writeln!(out, "    … (`snowfence approvals show {}` has all of it)", one.id)?;
+    }
+    writeln!(out)
+}
+
+/// A time in microseconds, for people.
+fn minutes(micros: i64) -> String {
+    match micros.max(0) / 1_000_000 {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds / 60),
+    }
+}

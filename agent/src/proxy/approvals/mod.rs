@@ -1,0 +1,447 @@
+//! Statements that are held for a person: whoever asked waits until somebody has ruled.
+//!
+//! A held statement is recorded before its client hears of it, and a ruling before it has an effect. What is approved goes
+//! upstream when its client comes for the result, so what nobody waits for any more never runs. They are kept in memory:
+//! an agent that ends forwards none of them, and its successor knows none.
+
+mod ruling;
+mod waiting;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::Proxy;
+use super::sessions::Session;
+use super::statement::{self, NotHeld};
+use crate::audit::{self, Approval, AuditError, Caller, Recorded, Ruling, now};
+use crate::config;
+use crate::snowflake::{Operation, QueryId, Refusal};
+use crate::sql::Classification;
+
+pub use ruling::{ApprovalError, Rule};
+pub use waiting::{cancel, hold, in_progress, poll};
+
+/// Held statements at a time.
+const MOST: usize = 256;
+const MOST_OF_A_WORKLOAD: usize = 32;
+/// Requests beyond this size are not held, in bytes.
+const LARGEST: usize = 1024 * 1024;
+/// A client that did not ask for so long has gone: drivers ask every 16 s at least.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// For so long a client may ask again for what has come of its statement.
+const REMEMBERED: Duration = Duration::from_mins(10);
+
+/// A held statement, as it is shown to whoever is to rule on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldStatement {
+    /// The identifier of its record.
+    pub id: Uuid,
+    /// Microseconds since the Unix epoch, as all times.
+    pub time: i64,
+    /// When nobody needs to rule any more.
+    pub expires: i64,
+    /// Somebody has approved it; its client has not come for it yet.
+    pub is_approved: bool,
+    pub caller: Caller,
+    pub cgroup: String,
+    pub executable: String,
+    pub account: String,
+    pub user: String,
+    pub role: String,
+    pub sql: String,
+    pub kind: String,
+    pub effect: String,
+    pub objects: Vec<String>,
+    pub features: Vec<String>,
+    pub policy: String,
+    pub binds: u32,
+}
+
+/// What goes upstream once it is approved, and what it is judged by again.
+pub struct HeldRequest {
+    pub operation: Operation,
+    /// The query string.
+    pub query: String,
+    pub request_id: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// The statement as the client sent it, and with the values that are bound to it.
+    pub text: String,
+    pub sql: String,
+    pub classification: Classification,
+    /// The local files of a `PUT` or `GET`.
+    pub local: Option<String>,
+    pub started: Instant,
+}
+
+/// The statements that are held.
+#[derive(Default)]
+pub struct Approvals {
+    settings: Option<config::Approvals>,
+    held: Mutex<HashMap<Uuid, Held>>,
+    changed: Notify,
+}
+
+struct Held {
+    session: Uuid,
+    about: HeldStatement,
+    request_id: String,
+    expires: Instant,
+    /// When its client last asked for it, or its end was told.
+    seen: Instant,
+    state: State,
+}
+
+enum State {
+    /// For a person, with the proof that it is recorded as held.
+    Waiting(Box<HeldRequest>, Recorded),
+    /// For its client, with the proof that it may be forwarded.
+    Approved(Box<HeldRequest>, Recorded),
+    /// Its ruling is being recorded, or it is on its way.
+    Busy,
+    /// Snowflake knows it by this identifier.
+    Forwarded(QueryId),
+    Ended(Refusal),
+}
+
+/// What a client finds that asks for the result.
+enum Found {
+    InProgress,
+    Approved(Box<HeldRequest>, Recorded),
+    Ended(Refusal),
+}
+
+/// A statement that is being ruled on: nobody else rules on it meanwhile.
+struct Taken {
+    id: Uuid,
+    about: HeldStatement,
+    request: Box<HeldRequest>,
+    recorded: Recorded,
+    is_approved: bool,
+}
+
+/// Which statements are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taking {
+    /// Those that wait for a person.
+    Waiting,
+    /// Those that wait, for whomever.
+    Any,
+}
+
+/// Why a statement does not run.
+struct Ruled {
+    ruling: Ruling,
+    /// Nobody where there was no need.
+    approver: Caller,
+    reason: String,
+}
+
+impl Proxy {
+    /// Ends a held statement without forwarding it. Returns what its client is told.
+    async fn end(&self, taken: Taken, ruled: Ruled) -> Result<Refusal, AuditError> {
+        let Taken { id, is_approved, .. } = taken;
+        let refusal = ruled.refusal(&taken);
+        let outcome = statement::refused(&refusal, id, taken.request.started);
+        // What is approved has its ruling.
+        let approval = (!is_approved).then(|| ruled.record(id).into());
+        match self.journal.append(approval.into_iter().chain([outcome.into()]).collect()).await {
+            Ok(()) => {
+                self.approvals.ended(id, refusal.clone());
+                Ok(refusal)
+            }
+            Err(error) => {
+                self.approvals.put_back(taken);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends what nobody waits for any more, or nobody ruled on in time.
+    pub(super) async fn end_overdue(&self) {
+        for (taken, ruled) in self.approvals.overdue(Instant::now()) {
+            let id = taken.id;
+            tracing::info!(%id, ruling = ruled.ruling.as_str(), "a held statement ends: {}", ruled.reason);
+            if let Err(error) = self.end(taken, ruled).await {
+                tracing::error!(%error, "the end of a held statement could not be recorded");
+            }
+        }
+    }
+
+    /// Ends what a session waits for.
+    pub(super) async fn end_held(self: &Arc<Self>, session: &Session) {
+        for id in self.approvals.of_session(session) {
+            let Some(taken) = self.approvals.take(id, Taking::Any) else { continue };
+            let ruled = Ruled::nobody(Ruling::Withdrawn, "its session was closed");
+            if let Err(error) = self.end(taken, ruled).await {
+                tracing::error!(%error, "the end of a held statement could not be recorded");
+            }
+        }
+    }
+}
+
+impl Approvals {
+    /// Without settings nothing is held.
+    pub fn new(settings: Option<config::Approvals>) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    /// Whether there is room for one more request of a workload, of so many bytes.
+    pub fn room(&self, cgroup: &str, bytes: usize) -> Result<(), NotHeld> {
+        if self.settings.is_none() {
+            return Err(NotHeld::NotConfigured);
+        }
+        if bytes > LARGEST {
+            return Err(NotHeld::TooLarge);
+        }
+        let held = self.lock();
+        let of_workload =
+            held.values().filter(|one| one.state.is_open() && one.about.cgroup == cgroup).count();
+        let all = held.values().filter(|one| one.state.is_open()).count();
+        if all >= MOST || of_workload >= MOST_OF_A_WORKLOAD { Err(NotHeld::TooMany) } else { Ok(()) }
+    }
+
+    /// How long a statement waits for a person.
+    fn wait(&self) -> Duration {
+        self.settings.as_ref().map_or(Duration::ZERO, |settings| settings.wait)
+    }
+
+    /// Those that wait, the oldest first.
+    pub fn list(&self) -> Vec<HeldStatement> {
+        let held = self.lock();
+        let about = |one: &Held| HeldStatement {
+            is_approved: matches!(one.state, State::Approved(..)),
+            ..one.about.clone()
+        };
+        let mut list: Vec<_> = held.values().filter(|one| one.state.is_open()).map(about).collect();
+        list.sort_by_key(|one| (one.time, one.id));
+        list
+    }
+
+    /// The query that an operation is about, where it is one that was held: by the identifier that Snowflake knows.
+    pub fn resolve(&self, operation: Operation) -> Operation {
+        let Some(query) = operation.query() else { return operation };
+        let known = |id: Uuid| match &self.lock().get(&id)?.state {
+            State::Forwarded(query) => Some(query.clone()),
+            _ => None,
+        };
+        match query.as_str().parse().ok().and_then(known) {
+            Some(query) => operation.about(query),
+            None => operation,
+        }
+    }
+
+    /// The held statement of a session that a query's identifier stands for.
+    pub fn of_query(&self, session: &Session, query: &QueryId) -> Option<Uuid> {
+        let id: Uuid = query.as_str().parse().ok()?;
+        self.lock().get(&id).filter(|one| one.session == session.id).map(|_| id)
+    }
+
+    /// The held statement of a session that was asked for by this request.
+    pub fn of_request(&self, session: &Session, request_id: &str) -> Option<Uuid> {
+        let held = self.lock();
+        let mut ours = held.values().filter(|one| one.session == session.id && !request_id.is_empty());
+        ours.find(|one| one.request_id.eq_ignore_ascii_case(request_id)).map(|one| one.about.id)
+    }
+
+    /// What has come of a statement that was forwarded: by which identifier Snowflake knows it, or why that is not known.
+    fn forwarded(&self, id: Uuid, known: Result<QueryId, String>) {
+        self.set(
+            id,
+            match known {
+                Ok(query) => State::Forwarded(query),
+                Err(why) => State::Ended(Refusal::answer(format!(
+                    "Snowfence has no result of this statement, which was approved: {why}"
+                ))),
+            },
+        );
+    }
+
+    fn ended(&self, id: Uuid, refusal: Refusal) {
+        self.set(id, State::Ended(refusal));
+    }
+
+    fn of_session(&self, session: &Session) -> Vec<Uuid> {
+        let held = self.lock();
+        held.values().filter(|one| one.session == session.id).map(|one| one.about.id).collect()
+    }
+
+    fn insert(&self, session: &Session, about: HeldStatement, request: HeldRequest, recorded: Recorded) {
+        let now = Instant::now();
+        let held = Held {
+            session: session.id,
+            request_id: request.request_id.clone(),
+            expires: now + self.wait(),
+            seen: now,
+            state: State::Waiting(Box::new(request), recorded),
+            about,
+        };
+        self.lock().insert(held.about.id, held);
+    }
+
+    /// What its client finds; waits for a change until `deadline`.
+    async fn look(&self, id: Uuid, deadline: Instant) -> Found {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match self.peek(id) {
+                Found::InProgress => {}
+                found => return found,
+            }
+            if tokio::time::timeout_at(deadline.into(), changed).await.is_err() {
+                return Found::InProgress;
+            }
+        }
+    }
+
+    fn peek(&self, id: Uuid) -> Found {
+        let mut held = self.lock();
+        let Some(one) = held.get_mut(&id) else { return Found::InProgress };
+        one.seen = Instant::now();
+        match std::mem::replace(&mut one.state, State::Busy) {
+            State::Approved(request, recorded) => Found::Approved(request, recorded),
+            State::Ended(refusal) => {
+                one.state = State::Ended(refusal.clone());
+                Found::Ended(refusal)
+            }
+            other => {
+                one.state = other;
+                Found::InProgress
+            }
+        }
+    }
+
+    /// Takes one that waits, to rule on it.
+    fn take(&self, id: Uuid, taking: Taking) -> Option<Taken> {
+        self.lock().get_mut(&id)?.take(taking)
+    }
+
+    /// It could not be ruled on.
+    fn put_back(&self, taken: Taken) {
+        let Taken { id, request, recorded, is_approved, .. } = taken;
+        let waiting = if is_approved { State::Approved } else { State::Waiting };
+        self.set(id, waiting(request, recorded));
+    }
+
+    /// Takes those that nobody waits for, or nobody ruled on in time, and forgets those that ended long ago.
+    fn overdue(&self, now: Instant) -> Vec<(Taken, Ruled)> {
+        let mut held = self.lock();
+        held.retain(|_, one| one.state.is_open() || now.duration_since(one.seen) < REMEMBERED);
+        let overdue = |one: &mut Held| {
+            if now.duration_since(one.seen) > PATIENCE {
+                let ruled = Ruled::nobody(Ruling::Withdrawn, "its client has gone");
+                return Some((one.take(Taking::Any)?, ruled));
+            }
+            if now < one.expires {
+                return None;
+            }
+            let minutes = self.wait().as_secs() / 60;
+            let ruled = Ruled::nobody(Ruling::Expired, &format!("nobody ruled within {minutes} min"));
+            Some((one.take(Taking::Waiting)?, ruled))
+        };
+        held.values_mut().filter_map(overdue).collect()
+    }
+
+    fn set(&self, id: Uuid, state: State) {
+        if let Some(one) = self.lock().get_mut(&id) {
+            one.seen = Instant::now();
+            one.state = state;
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn take(&mut self, taking: Taking) -> Option<Taken> {
+        let is_approved = matches!(self.state, State::Approved(..));
+        if !self.state.is_open() || (is_approved && taking == Taking::Waiting) {
+            return None;
+        }
+        match std::mem::replace(&mut self.state, State::Busy) {
+            State::Waiting(request, recorded) | State::Approved(request, recorded) => {
+                let about = self.about.clone();
+                Some(Taken { id: about.id, about, request, recorded, is_approved })
+            }
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+}
+
+impl Ruled {
+    fn nobody(ruling: Ruling, reason: &str) -> Self {
+        Self { ruling, approver: Caller::default(), reason: reason.to_owned() }
+    }
+
+    fn record(&self, statement: Uuid) -> Approval {
+        Approval {
+            statement,
+            time: now(),
+            ruling: self.ruling,
+            approver_issuer: self.approver.issuer.clone(),
+            approver: self.approver.subject.clone(),
+            reason: self.reason.clone(),
+        }
+    }
+
+    /// What the driver's exception says.
+    fn refusal(&self, taken: &Taken) -> Refusal {
+        let why = match (self.approver.subject.as_str(), self.reason.as_str()) {
+            ("", reason) => reason.to_owned(),
+            (approver, "") => format!("{approver} denied it"),
+            (approver, reason) => format!("{approver} denied it: {reason}"),
+        };
+        let Taken { id, about, request, .. } = taken;
+        let message = statement::refused_because(&about.kind, &why, &about.policy, &request.request_id);
+        match self.ruling {
+            Ruling::Withdrawn => Refusal::cancelled(message, *id),
+            _ => Refusal::statement(message, *id),
+        }
+    }
+}
+
+impl HeldStatement {
+    fn of(record: &audit::Statement, wait: Duration) -> Self {
+        let wait = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
+        Self {
+            id: record.id,
+            time: record.time,
+            expires: record.time.saturating_add(wait),
+            is_approved: false,
+            caller: record.caller.clone(),
+            cgroup: record.workload.cgroup.clone(),
+            executable: record.workload.executable.clone(),
+            account: record.account.clone(),
+            user: record.user.clone(),
+            role: record.role.clone(),
+            sql: record.sql.clone(),
+            kind: record.kind.clone(),
+            effect: record.effect.clone(),
+            objects: record.objects.clone(),
+            features: record.features.clone(),
+            policy: record.policy.clone(),
+            binds: record.binds,
+        }
+    }
+}
+
+impl State {
+    /// It waits, for a person or for its client.
+    fn is_open(&self) -> bool {
+        matches!(self, Self::Waiting(..) | Self::Approved(..))
+    }
+}

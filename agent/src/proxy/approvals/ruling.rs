@@ -1,0 +1,134 @@
+//! The side of whoever rules: a person whose token names a group that may, and who did not ask for the statement.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{HeldStatement, Ruled, State, Taking};
+use crate::audit::{AuditError, Caller, Event, EventKind, Ruling};
+use crate::identity::IdentityError;
+use crate::proxy::Proxy;
+
+/// Of a reason, so many characters are recorded.
+const REASON: usize = 1000;
+
+/// What somebody rules.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// The identifier of the statement, or the beginning or end of it that no other has.
+    pub statement: String,
+    pub approve: bool,
+    pub reason: String,
+    /// Of who rules, by the identity provider.
+    pub token: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApprovalError {
+    #[error("nobody may rule on statements: the agent's configuration has no [approvals]")]
+    NotConfigured,
+    #[error("no statement {0} waits: it was ruled on, has expired, or its client has gone")]
+    Unknown(String),
+    #[error("{0} stands for several statements that wait: give more of the identifier")]
+    Ambiguous(String),
+    #[error("the token is not accepted: {0}")]
+    Token(#[from] IdentityError),
+    #[error("{subject} may not rule: the token names none of the groups {groups}")]
+    NotAnApprover { subject: String, groups: String },
+    #[error("{0} has asked for this statement: somebody else has to rule on it")]
+    OwnStatement(String),
+    #[error("the ruling cannot be recorded, and so does not count: {0}")]
+    Unrecorded(#[from] AuditError),
+}
+
+impl Proxy {
+    /// Rules on a held statement.
+    pub async fn rule(self: &Arc<Self>, rule: &Rule) -> Result<HeldStatement, ApprovalError> {
+        let about = self.approvals.find(&rule.statement)?;
+        let (approver, refused) = match self.identity.caller(&rule.token).await {
+            Ok(approver) => {
+                let refused = self.approvals.may_rule(&approver, &about).err();
+                (Some(approver), refused)
+            }
+            Err(error) => (None, Some(error.into())),
+        };
+        let approver = match (approver, refused) {
+            (Some(approver), None) => approver,
+            (approver, refused) => {
+                let error = refused.unwrap_or(ApprovalError::NotConfigured);
+                let detail = format!("statement {}: {error}", about.id);
+                let event = Event { caller: approver, ..Event::new(EventKind::ApprovalRefused, detail) };
+                self.counts.events(event.kind, 1);
+                if let Err(error) = self.journal.append(vec![event.into()]).await {
+                    tracing::error!(%error, "that somebody wanted to rule could not be recorded");
+                }
+                return Err(error);
+            }
+        };
+        let reason: String = rule.reason.chars().take(REASON).collect();
+        let taken = self.approvals.take(about.id, Taking::Waiting);
+        let taken = taken.ok_or_else(|| ApprovalError::Unknown(about.id.to_string()))?;
+        tracing::info!(id = %about.id, approver = approver.subject, approve = rule.approve, "a held statement is ruled on");
+        if rule.approve {
+            match self.journal.append_approval(&taken.recorded, &approver, reason).await {
+                Ok(recorded) => {
+                    self.approvals.set(taken.id, State::Approved(taken.request, recorded));
+                    Ok(HeldStatement { is_approved: true, ..about })
+                }
+                Err(error) => {
+                    self.approvals.put_back(taken);
+                    Err(error.into())
+                }
+            }
+        } else {
+            self.end(taken, Ruled { ruling: Ruling::Denied, approver, reason }).await?;
+            Ok(about)
+        }
+    }
+}
+
+impl super::Approvals {
+    /// The one that waits for a person and is meant.
+    fn find(&self, text: &str) -> Result<HeldStatement, ApprovalError> {
+        if self.settings.is_none() {
+            return Err(ApprovalError::NotConfigured);
+        }
+        let text = text.to_ascii_lowercase();
+        let is_meant = |id: Uuid| {
+            let id = id.to_string();
+            id.starts_with(&text) || id.ends_with(&text)
+        };
+        let mut meant = self.list().into_iter().filter(|one| !one.is_approved && is_meant(one.id));
+        match (meant.next(), meant.next()) {
+            (Some(one), None) => Ok(one),
+            (None, _) => Err(ApprovalError::Unknown(text)),
+            (Some(_), Some(_)) => Err(ApprovalError::Ambiguous(text)),
+        }
+    }
+
+    fn may_rule(&self, approver: &Caller, about: &HeldStatement) -> Result<(), ApprovalError> {
+        let groups = self.settings.as_ref().map(|settings| settings.groups.as_slice()).unwrap_or_default();
+        if !groups.iter().any(|group| approver.groups.contains(group)) {
+            let subject = approver.subject.clone();
+            return Err(ApprovalError::NotAnApprover { subject, groups: groups.join(", ") });
+        }
+        if approver.issuer == about.caller.issuer && approver.subject == about.caller.subject {
+            return Err(ApprovalError::OwnStatement(approver.subject.clone()));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Rule {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { statement, approve, reason, token: _ } = self;
+        f.debug_struct("Rule")
+            .field("statement", statement)
+            .field("approve", approve)
+            .field("reason", reason)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,344 @@
+//! Statements that are held for a person: their clients wait, whoever may rule does, and what is approved runs once.
+
+mod common;
+
+use std::fs;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use sandbox::services::Claims;
+use sandbox::{Environment, Pod, Sandbox, node, services};
+use serde_json::{Value, json};
+
+use common::{ADBC, RAW, arrived, by_node, client, events, eventually, journal};
+
+const UPDATE: &str = "update customers set credit = 0";
+const WHY: &str = "month-end correction, ticket 4711";
+
+/// A node where stewards rule.
+fn approving(builder: sandbox::sandbox::Builder) -> Result<Sandbox> {
+    builder.set("approvals", "groups", vec!["stewards".to_owned()]).start()
+}
+
+/// The token of somebody in a group.
+fn token(sandbox: &Sandbox, subject: &str, group: &str) -> Result<String> {
+    sandbox.token(&Claims { groups: vec![group.to_owned()], ..Claims::analyst(subject) })
+}
+
+/// What `snowfence approvals` says of a ruling, and how it ends.
+fn rule(sandbox: &Sandbox, (verb, id): (&str, &str), token: &str) -> Result<(bool, String)> {
+    let file = sandbox.agent_state().join("token");
+    fs::write(&file, format!("{token}\n"))?;
+    let file = file.to_str().context("a path")?.to_owned();
+    let output = sandbox.snowfence(["approvals", verb, id, "--token-file", &file, "--reason", WHY])?;
+    Ok((output.status == 0, format!("{}{}", output.stdout, output.stderr)))
+}
+
+/// Waits until so many statements are held, and returns them as they are listed.
+fn held(sandbox: &Sandbox, count: usize) -> Result<Vec<Value>> {
+    let mut held = Vec::new();
+    eventually(&format!("{count} statements are held"), || {
+        let listed = sandbox.snowfence(["approvals", "list", "--format", "json"])?.into_stdout()?;
+        held = listed.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        Ok(held.len() == count)
+    })?;
+    Ok(held)
+}
+
+fn id(held: &Value) -> Result<String> {
+    Ok(held["id"].as_str().context("an identifier")?.to_owned())
+}
+
+/// Has a client try something while others rule.
+fn meanwhile(pod: &Pod, tries: fn(&Pod) -> Result<Vec<Value>>) -> JoinHandle<Result<Vec<Value>>> {
+    let pod = pod.clone();
+    thread::spawn(move || tries(&pod))
+}
+
+fn said(client: JoinHandle<Result<Vec<Value>>>) -> Result<Vec<Value>> {
+    client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
+}
+
+/// A driver tries an update that is approved, the same again, which is denied, and goes on.
+fn waits(driver: Environment, tries: fn(&Pod) -> Result<Vec<Value>>) -> Result<()> {
+    let mut sandbox = approving(Sandbox::builder().driver(driver))?;
+    let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
+    let client = meanwhile(&pod, tries);
+
+    let first = held(&sandbox, 1)?.remove(0);
+    assert_eq!((&first["sql"], &first["policy"]), (&json!(UPDATE), &json!("bulk-writes-held")), "{first}");
+    assert_eq!(
+        (&first["caller"]["subject"], &first["is_approved"]),
+        (&json!("reports@sandbox"), &json!(false)),
+        "{first}"
+    );
+    assert!(!arrived(&sandbox)?.iter().any(|sql| sql == UPDATE), "nothing of it goes upstream meanwhile");
+    let first = id(&first)?;
+    assert!(rule(&sandbox, ("approve", &first), &steward)?.0);
+    let second = loop {
+        let second = id(&held(&sandbox, 1)?[0])?;
+        if second != first {
+            break second;
+        }
+    };
+    assert!(rule(&sandbox, ("deny", &second), &steward)?.0);
+
+    let said = said(client)?;
+    let [approved, denied, after] = said.as_slice() else { panic!("{said:?}") };
+    assert!(approved["rows"].to_string().contains("300"), "{approved}");
+    let message: Vec<&str> = denied["message"].as_str().unwrap_or_default().split_whitespace().collect();
+    let expected = format!("Snowfence refused UPDATE: kim denied it: {WHY} (policy bulk-writes-held");
+    assert!(message.join(" ").contains(&expected), "{denied}");
+    assert!(after["rows"].to_string().contains("300"), "{after}");
+    assert_eq!(arrived(&sandbox)?.iter().filter(|sql| *sql == UPDATE).count(), 1, "it runs once");
+    let trail = "SELECT id, verdict, status, ruling, approver, reason, query_id != '' AS ran FROM trail WHERE verdict = 'hold' ORDER BY seq";
+    let told = |id: &str, status: &str, ruling: &str, ran: u8| json!({ "id": id, "verdict": "hold", "status": status, "ruling": ruling, "approver": "kim", "reason": WHY, "ran": ran });
+    let expected = [told(&first, "succeeded", "approved", 1), told(&second, "refused", "denied", 0)];
+    assert_eq!(journal(&sandbox, trail)?, expected);
+    let verified = sandbox.snowfence(["audit", "verify"])?;
+    ensure!(verified.status == 0, "{verified:?}");
+    Ok(())
+}
+
+fn by_connector(pod: &Pod) -> Result<Vec<Value>> {
+    const TRIES: &str = r"
+cursor = connect().cursor()
+def run(sql):
+    return cursor.execute(sql).fetchall()
+for sql in [UPDATE, UPDATE, 'select count(*) from customers']:
+    say(**attempt(lambda: run(sql)))
+";
+    client(pod, &format!("UPDATE = '{UPDATE}'\n{TRIES}"))
+}
+
+#[test]
+fn connector_5_waits_until_somebody_rules() -> Result<()> {
+    waits(Environment::Connector5, by_connector)
+}
+
+#[test]
+fn connector_4_waits_until_somebody_rules() -> Result<()> {
+    waits(Environment::Connector4, by_connector)
+}
+
+#[test]
+fn adbc_waits_until_somebody_rules() -> Result<()> {
+    waits(Environment::Adbc, |pod| {
+        const TRIES: &str = r"
+cursor = connect().cursor()
+def run(sql):
+    cursor.execute(sql)
+    return cursor.fetchall()
+for sql in [UPDATE, UPDATE, 'select count(*) from customers']:
+    say(**attempt(lambda: run(sql)))
+";
+        client(pod, &format!("UPDATE = '{UPDATE}'\n{ADBC}{TRIES}"))
+    })
+}
+
+#[test]
+fn node_sdk_waits_until_somebody_rules() -> Result<()> {
+    waits(Environment::Connector5, |pod| {
+        let modules = node::modules()?;
+        let texts = json!([UPDATE, UPDATE, "select count(*) as n from customers"]);
+        let source = format!("for (const sql of {texts}) say(await attempt(sql));");
+        by_node(&pod.clone().with("NODE_PATH", &modules.to_string_lossy()), &source)
+    })
+}
+
+/// A session without a database.
+fn qualified() -> String {
+    UPDATE.replace("customers", &format!("{}.{}.customers", services::DATABASE, services::SCHEMA))
+}
+
+/// Asks by itself: a driver would go on asking for the result.
+fn raw(pod: &Pod, source: &str) -> Result<Vec<Value>> {
+    client(pod, &format!("UPDATE = '{}'\n{RAW}{RAW_HELD}{source}", qualified()))
+}
+
+const RAW_HELD: &str = r#"
+def submit(token, sql, request=None, **more):
+    headers = {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
+    target = f"/queries/v1/query-request?requestId={request or uuid.uuid4()}"
+    return json.loads(send("POST", target, headers, json.dumps(dict(sqlText=sql, sequenceId=1, **more)))[2])
+
+def result(token, query):
+    headers = {"Authorization": f'Snowflake Token="{token}"'}
+    return json.loads(send("GET", f"/queries/{query}/result", headers)[2])
+"#;
+
+#[test]
+fn only_somebody_else_of_the_group_may_rule_and_each_try_is_on_record() -> Result<()> {
+    let mut sandbox = approving(Sandbox::builder())?;
+    let pod = sandbox.pod("reports")?;
+    let asked = raw(&pod, "token = login(); say(token=token, answer=submit(token, UPDATE))")?.remove(0);
+    assert_eq!(
+        (&asked["answer"]["code"], &asked["answer"]["success"]),
+        (&json!("333333"), &json!(true)),
+        "{asked}"
+    );
+    let id = id(&held(&sandbox, 1)?[0])?;
+    assert_eq!(asked["answer"]["data"]["queryId"], json!(id));
+
+    let own = token(&sandbox, "reports@sandbox", "stewards")?;
+    let stranger = token(&sandbox, "eve", "analysts")?;
+    let expired = sandbox.token(&Claims { lifetime_seconds: -3600, ..Claims::analyst("kim") })?;
+    for (token, why) in [
+        (own.as_str(), "reports@sandbox has asked for this statement: somebody else has to rule on it"),
+        (&stranger, "eve may not rule: the token names none of the groups stewards"),
+        (&expired, "the token is not accepted: the token has expired: get a new one"),
+        ("", "the token is not accepted: the token is not a JWT"),
+    ] {
+        let (done, told) = rule(&sandbox, ("approve", &id), token)?;
+        assert!(!done && told.contains(why), "{told}");
+        assert!(token.is_empty() || !told.contains(token), "{told}");
+    }
+    let refused =
+        journal(&sandbox, "SELECT subject, detail FROM events WHERE kind = 'approval_refused' ORDER BY seq")?;
+    let subjects: Vec<&Value> = refused.iter().map(|event| &event["subject"]).collect();
+    assert_eq!(
+        subjects,
+        [&json!("reports@sandbox"), &json!("eve"), &Value::Null, &Value::Null],
+        "{refused:?}"
+    );
+    let (done, told) = rule(&sandbox, ("approve", "ffffffff"), &own)?;
+    assert!(!done && told.contains("no statement ffffffff waits"), "{told}");
+    assert_eq!(held(&sandbox, 1)?[0]["is_approved"], json!(false));
+    assert!(!arrived(&sandbox)?.iter().any(|sql| *sql == qualified()));
+    assert!(!sandbox.agent_log()?.contains(&own), "no token is logged");
+    Ok(())
+}
+
+#[test]
+fn a_statement_is_one_however_often_it_is_sent_and_nobody_elses() -> Result<()> {
+    let mut sandbox = approving(Sandbox::builder())?;
+    let steward = token(&sandbox, "kim", "stewards")?;
+    let (pod, other) = (sandbox.pod("reports")?, sandbox.pod("others")?);
+    let said = raw(
+        &pod,
+        r#"
+token, request = login(), str(uuid.uuid4())
+first = submit(token, UPDATE, request)
+again = submit(token, UPDATE, request)
+say(first=first["data"]["queryId"], again=again["data"]["queryId"], token=token)
+say(**{name: submit(token, UPDATE, **more)["message"] for name, more in dict(shape=dict(describeOnly=True), later=dict(asyncExec=True)).items()})
+"#,
+    )?;
+    assert_eq!(said[0]["first"], said[0]["again"], "{said:?}");
+    for name in ["shape", "later"] {
+        assert!(
+            said[1][name].as_str().unwrap_or_default().contains("the driver does not wait for it"),
+            "{said:?}"
+        );
+    }
+    let id = id(&held(&sandbox, 1)?[0])?;
+    assert!(rule(&sandbox, ("approve", &id[24..]), &steward)?.0, "the end of the identifier is enough");
+    let ask = format!("say(answer=result(login(), '{id}'))");
+    let strange = raw(&other, &ask)?.remove(0);
+    assert!(
+        strange["answer"]["message"].as_str().unwrap_or_default().contains("does not know this query"),
+        "{strange}"
+    );
+    let strange = raw(&pod, &ask)?.remove(0);
+    assert_eq!(strange["answer"]["success"], json!(false), "by another session it does not run: {strange}");
+    assert!(!arrived(&sandbox)?.iter().any(|sql| *sql == qualified()));
+    let token = said[0]["token"].as_str().context("a token")?;
+    let ran =
+        raw(&pod, &format!("answers = [result('{token}', '{id}') for _ in range(3)]\nsay(answers=answers)"))?
+            .remove(0);
+    let answers = ran["answers"].as_array().context("answers")?;
+    for answer in answers {
+        assert_eq!(
+            (&answer["success"], &answer["data"]["rowset"][0][0]),
+            (&json!(true), &json!("300")),
+            "{answer}"
+        );
+    }
+    assert_eq!(arrived(&sandbox)?.iter().filter(|sql| **sql == qualified()).count(), 1, "it runs once");
+    Ok(())
+}
+
+#[test]
+fn what_is_cancelled_closed_or_not_allowed_any_more_does_not_run() -> Result<()> {
+    let policy = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/src/policy/default.cedar");
+    let mut sandbox = approving(Sandbox::builder().policy(policy))?;
+    let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
+    let said = raw(
+        &pod,
+        r#"
+token = login()
+headers = {"Content-Type": "application/json", "Authorization": f'Snowflake Token="{token}"'}
+def post(path, data):
+    return json.loads(send("POST", path, headers, json.dumps(data))[2])
+request = str(uuid.uuid4())
+by_request = submit(token, UPDATE, request)["data"]["queryId"]
+one = post(f"/queries/v1/abort-request?requestId={uuid.uuid4()}", dict(requestId=request))
+by_query = submit(token, UPDATE)["data"]["queryId"]
+other = post(f"/queries/{by_query}/abort-request?requestId={uuid.uuid4()}", {})
+say(done=[one["success"], other["success"]], after=[result(token, query) for query in (by_request, by_query)])
+open_still = submit(token, UPDATE)["data"]["queryId"]
+post("/session?delete=true", {})
+"#,
+    )?
+    .remove(0);
+    assert_eq!(said["done"], json!([true, true]), "{said}");
+    for answer in said["after"].as_array().context("answers")? {
+        assert_eq!((&answer["code"], &answer["success"]), (&json!("000604"), &json!(false)), "{answer}");
+    }
+    held(&sandbox, 0)?;
+    let rulings = "SELECT ruling, status, approver FROM trail WHERE verdict = 'hold'";
+    assert_eq!(
+        journal(&sandbox, rulings)?,
+        vec![json!({ "ruling": "withdrawn", "status": "refused", "approver": "" }); 3]
+    );
+
+    let said = raw(&pod, "token = login()\nsay(token=token, answer=submit(token, UPDATE))")?.remove(0);
+    let id = id(&held(&sandbox, 1)?[0])?;
+    assert!(rule(&sandbox, ("approve", &id), &steward)?.0);
+    let policy = sandbox.state().public("policy.cedar");
+    fs::write(policy, "@id(\"reads\") permit (principal, action == Action::\"read\", resource);")?;
+    sandbox.signal_agent(Signal::HUP)?;
+    eventually("the policy is reloaded", || {
+        Ok(events(&sandbox)?.contains(&"configuration_reloaded".to_owned()))
+    })?;
+    let token = said["token"].as_str().context("a token")?;
+    let after = raw(&pod, &format!("say(answer=result('{token}', '{id}'))"))?.remove(0);
+    let message = after["answer"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("Snowfence refused UPDATE: no policy allows it"), "{after}");
+    assert!(!arrived(&sandbox)?.iter().any(|sql| *sql == qualified()));
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_ends_forwards_nothing_and_says_what_may_have_run() -> Result<()> {
+    let mut sandbox = approving(Sandbox::builder())?;
+    let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
+    let said = raw(
+        &pod,
+        "token = login()\nsay(token=token, ids=[submit(token, UPDATE)['data']['queryId'] for _ in range(2)])",
+    )?
+    .remove(0);
+    let ids: Vec<String> = serde_json::from_value(said["ids"].clone())?;
+    held(&sandbox, 2)?;
+    assert!(rule(&sandbox, ("approve", &ids[0]), &steward)?.0);
+    sandbox.kill_agent()?;
+    sandbox.start_agent()?;
+    held(&sandbox, 0)?;
+    let (done, told) = rule(&sandbox, ("approve", &ids[1]), &steward)?;
+    assert!(!done && told.contains("waits"), "{told}");
+    let token = said["token"].as_str().context("a token")?;
+    let after =
+        raw(&pod, &format!("say(answers=[result('{token}', query) for query in {ids:?}])"))?.remove(0);
+    for answer in after["answers"].as_array().context("answers")? {
+        assert_eq!(answer["success"], json!(false), "{answer}");
+    }
+    assert!(!arrived(&sandbox)?.iter().any(|sql| *sql == qualified()));
+    let trail = "SELECT id, ruling, status FROM trail WHERE verdict = 'hold' ORDER BY seq";
+    let expected = [
+        json!({ "id": ids[0], "ruling": "approved", "status": "unknown" }),
+        json!({ "id": ids[1], "ruling": "", "status": "refused" }),
+    ];
+    assert_eq!(journal(&sandbox, trail)?, expected);
+    Ok(())
+}
