@@ -315,15 +315,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
         background.spawn_on(Arc::clone(reconciler).run(), control);
     }
     if let Some(listener) = metrics_listener {
-        let payloads = proxy.payloads.as_ref();
-        let mut metrics = Metrics::new(
-            &proxy.counts,
-            &journal,
-            payloads,
-            &capture,
-            capture.endpoints(),
-            delivery.monitors(&journal),
-        );
+        let mut metrics = Metrics::new(&proxy, &capture, delivery.monitors(&journal));
         if let Some(reconciler) = &reconciler {
             metrics.reconcile(&reconciler.counts);
         }

@@ -3,8 +3,8 @@
     snowfence schema print > schema.sql
     python questions.py --schema schema.sql --guide deploy/clickhouse.md --rows 2000000
 
-Fills the tables with statements of 90 days, by 1,000 callers in 2,000 pods on 200 nodes, each on 20 of 5,000 tables; each
-has an outcome. Each question is asked three times, and the median is told; also how long a server of 16 cores would take for
+Fills the tables with statements of 90 days, by 1,000 callers in 2,000 pods on 200 nodes, each on 20 of 5,000 tables; one in 2,000 is
+held, and half of these are approved; each has an outcome. Each question is asked three times, and the median is told; also how long a server of 16 cores would take for
 100,000,000 statements, by the time of a core that these took.
 """
 
@@ -36,6 +36,7 @@ KEY = f"""concat('node-', toString(number % 200)) AS node,
 CALLER = "'https://idp.example' AS issuer, concat('agent-', toString(number % 1000)) AS subject"
 WORKLOAD = f"""if(number % 2000 = 7, '/pods/analyst', concat('/pods/pod-', toString(number % 2000))) AS cgroup,
     1 AS pid, 1000 AS uid, 'python3' AS comm, '/usr/bin/python3' AS executable, {CALLER}, ['analysts'] AS groups"""
+HELD = "cityHash64(number, 6) % 2000 = 1"
 STATEMENT = f"""{IDENTIFIER.format("number")} AS id, {IDENTIFIER.format("intDiv(number, 40) + 1000000000000")} AS session,
     toString(cityHash64(number, 1)) AS request_id, 'acme.snowflakecomputing.com' AS account, 'SVC_AGENTS' AS user,
     if(cityHash64(number, 2) % 10000 = 0, 'ACCOUNTADMIN', 'ANALYST') AS role,
@@ -43,22 +44,26 @@ STATEMENT = f"""{IDENTIFIER.format("number")} AS id, {IDENTIFIER.format("intDiv(
            if(cityHash64(number, 5) % 100000 = 0, ' AND salaries > 0', '')) AS sql,
     'select' AS kind, if(cityHash64(number, 6) % 200 = 0, 'destructive', 'read') AS effect, ['select'] AS actions,
     [if({TABLE} = 42, 'SALES.PUBLIC.ORDERS', concat('SALES.PUBLIC.TABLE_', toString({TABLE})))] AS objects, [] AS features,
-    if(cityHash64(number, 6) % 200 = 0, 'deny', 'allow') AS verdict,
+    multiIf(cityHash64(number, 6) % 200 = 0, 'deny', {HELD}, 'hold', 'allow') AS verdict,
     'reads' AS policy, false AS describe_only, 0 AS binds"""
+APPROVED = "cityHash64(number, 9) % 2 = 0"
+APPROVAL = f"""{IDENTIFIER.format("number")} AS statement, if({APPROVED}, 'approved', 'denied') AS ruling,
+    'https://idp.example' AS approver_issuer, concat('steward-', toString(number % 10)) AS approver, 'ticket' AS reason"""
 OUTCOME = f"""{IDENTIFIER.format("number")} AS statement,
-    if(cityHash64(number, 6) % 200 = 0, 'refused', 'succeeded') AS status, toString(cityHash64(number, 7)) AS query_id,
+    if(cityHash64(number, 6) % 200 = 0 OR ({HELD} AND NOT {APPROVED}), 'refused', 'succeeded') AS status, toString(cityHash64(number, 7)) AS query_id,
     cityHash64(number, 8) % 1000 AS rows, '' AS code, '' AS message, 1500 AS duration_us, 2048 AS response_bytes,
     {CALLER}"""
 SESSION = f"""{IDENTIFIER.format("intDiv(number, 40) + 1000000000000")} AS id, 'acme.snowflakecomputing.com' AS account,
     'analysts' AS rule, 'SVC_AGENTS' AS user, 'ANALYST' AS role, '1' AS snowflake_session, 'PythonConnector' AS client"""
 EVENT = f"""{IDENTIFIER.format("number")} AS id, if(number % 500 = 0, 'tunnel_refused', 'session_closed') AS kind,
     'acme.snowflakecomputing.com' AS account, 'host' AS detail"""
-# Each table with its columns, and of how many statements one has a row there.
+# Each table with its columns, and which statements have a row there.
 TABLES = (
-    ("statements", (WORKLOAD, STATEMENT), 1),
-    ("outcomes", (OUTCOME,), 1),
-    ("sessions", (WORKLOAD, SESSION), 40),
-    ("events", (WORKLOAD, EVENT), 50),
+    ("statements", (WORKLOAD, STATEMENT), "true"),
+    ("approvals", (APPROVAL,), HELD),
+    ("outcomes", (OUTCOME,), "true"),
+    ("sessions", (WORKLOAD, SESSION), "number % 40 = 0"),
+    ("events", (WORKLOAD, EVENT), "number % 50 = 0"),
 )
 
 
@@ -66,12 +71,12 @@ def fill(session: Session, rows: int) -> None:
     """Fills the tables in chunks, as they come in."""
     for start in range(0, rows, CHUNK):
         count = min(CHUNK, rows - start)
-        for table, columns, every in TABLES:
+        for table, columns, which in TABLES:
             select = ", ".join((KEY.format(rows=rows), *columns))
             names = re.findall(r"\bAS (\w+)", select)
             session.query(
                 f"INSERT INTO snowfence.{table} ({', '.join(names)})"
-                f" SELECT {select} FROM numbers({start}, {count}) WHERE number % {every} = 0"
+                f" SELECT {select} FROM numbers({start}, {count}) WHERE {which}"
                 " SETTINGS max_partitions_per_insert_block = 0"
             )
     # They would count as the first question's time.

@@ -8,16 +8,18 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use sandbox::services::Claims;
-use sandbox::{Environment, Pod, Sandbox, node, services};
+use sandbox::{Builder, Credential, Environment, Pod, Sandbox, network, node, services};
 use serde_json::{Value, json};
 
-use common::{ADBC, RAW, arrived, by_node, client, events, eventually, journal};
+use common::curl::ask;
+use common::reader::Reader;
+use common::{ADBC, RAW, arrived, by_node, check_ocsf, client, delivered_once, events, eventually, journal};
 
 const UPDATE: &str = "update customers set credit = 0";
 const WHY: &str = "month-end correction, ticket 4711";
 
 /// A node where stewards rule.
-fn approving(builder: sandbox::sandbox::Builder) -> Result<Sandbox> {
+fn approving(builder: Builder) -> Result<Sandbox> {
     builder.set("approvals", "groups", vec!["stewards".to_owned()]).start()
 }
 
@@ -126,7 +128,9 @@ fn connector_4_waits_until_somebody_rules() -> Result<()> {
 fn adbc_waits_until_somebody_rules() -> Result<()> {
     waits(Environment::Adbc, |pod| {
         const TRIES: &str = r"
-cursor = connect().cursor()
+connection = connect()
+connection.adbc_connection.set_autocommit(True)
+cursor = connection.cursor()
 def run(sql):
     cursor.execute(sql)
     return cursor.fetchall()
@@ -340,5 +344,102 @@ fn an_agent_that_ends_forwards_nothing_and_says_what_may_have_run() -> Result<()
         json!({ "id": ids[1], "ruling": "", "status": "refused" }),
     ];
     assert_eq!(journal(&sandbox, trail)?, expected);
+    Ok(())
+}
+
+#[test]
+fn by_the_sql_api_a_client_asks_for_the_result_and_may_cancel() -> Result<()> {
+    let mut sandbox = approving(Sandbox::builder().credential(Credential::KeyPair))?;
+    let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
+    let body = json!({ "statement": UPDATE, "database": services::DATABASE, "schema": services::SCHEMA })
+        .to_string();
+    let submit = || ask(&pod, "POST", "/api/v2/statements", &["-d", &body]);
+    let begun = submit()?;
+    let path = begun.body["statementStatusUrl"].as_str().context("a path")?.to_owned();
+    assert_eq!((begun.status, &begun.body["code"]), (202, &json!("333334")), "{begun:?}");
+    assert_eq!(ask(&pod, "GET", &path, &[])?.status, 202, "nobody has ruled");
+    assert!(rule(&sandbox, ("approve", &begun.handle()?), &steward)?.0);
+    for _ in 0..2 {
+        let ended = ask(&pod, "GET", &path, &[])?;
+        assert_eq!((ended.status, &ended.body["data"][0][0]), (200, &json!("300")), "{ended:?}");
+    }
+    let other = submit()?.handle()?;
+    let cancelled = ask(&pod, "POST", &format!("/api/v2/statements/{other}/cancel"), &[])?;
+    assert_eq!((cancelled.status, &cancelled.body["code"]), (200, &json!("000604")), "{cancelled:?}");
+    let denied = submit()?.handle()?;
+    assert!(rule(&sandbox, ("deny", &denied), &steward)?.0);
+    let denied = ask(&pod, "GET", &format!("/api/v2/statements/{denied}"), &[])?;
+    assert_eq!((denied.status, &denied.body["code"]), (422, &json!("003001")), "{denied:?}");
+    assert!(denied.body["message"].to_string().contains("kim denied it"), "{denied:?}");
+    assert_eq!(arrived(&sandbox)?.iter().filter(|sql| *sql == UPDATE).count(), 1, "it runs once");
+    Ok(())
+}
+
+#[test]
+fn who_approved_is_in_clickhouse_in_a_sink_in_an_export_and_in_the_replay() -> Result<()> {
+    sandbox::python::prepare(&[Environment::Ocsf], &|_| {})?;
+    let (reader, folder) = (Reader::new()?, tempfile::tempdir()?);
+    let events = folder.path().join("events.jsonl");
+    let mut sink = toml::Table::new();
+    for (key, value) in [("name", "lines"), ("kind", "file"), ("path", events.to_str().context("a path")?)] {
+        sink.insert(key.into(), value.into());
+    }
+    sink.insert("only".into(), vec!["statements".to_owned()].into());
+    sink.insert("verdicts".into(), vec!["hold".to_owned()].into());
+    let builder = reader.sandbox("")?.configure(|table| {
+        table.insert("siem".into(), vec![sink].into());
+        Ok(())
+    });
+    let mut sandbox = approving(builder)?;
+    let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
+    let client = meanwhile(&pod, |pod| {
+        client(pod, &format!("say(**attempt(lambda: connect().cursor().execute('{UPDATE}').fetchall()))"))
+    });
+    let held = held(&sandbox, 1)?.remove(0);
+    assert!(rule(&sandbox, ("approve", &id(&held)?), &steward)?.0);
+    assert!(said(client)?[0]["rows"].to_string().contains("300"));
+
+    delivered_once(&sandbox)?;
+    let approved = "SELECT subject, approver, reason, status, rows FROM snowfence.approved(days = 1)";
+    let expected = json!({ "subject": "reports@sandbox", "approver": "kim", "reason": WHY, "status": "succeeded", "rows": 1 });
+    assert_eq!(sandbox.clickhouse_rows(approved)?, [expected]);
+    let access = "SELECT subject, status FROM snowfence.access(object = 'CUSTOMERS', days = 1)";
+    assert_eq!(
+        sandbox.clickhouse_rows(access)?,
+        [json!({ "subject": "reports@sandbox", "status": "succeeded" })]
+    );
+
+    eventually("the sink has what became of it", || {
+        Ok(fs::read_to_string(&events).unwrap_or_default().lines().count() == 3)
+    })?;
+    check_ocsf(&events)?;
+    let told = fs::read_to_string(&events)?;
+    assert!(told.contains("UPDATE of reports@sandbox approved by kim"), "{told}");
+
+    let session = journal(&sandbox, "SELECT session FROM trail WHERE verdict = 'hold'")?.remove(0);
+    let session = session["session"].as_str().context("a session")?.to_owned();
+    let file = folder.path().join("export.jsonl").to_str().context("a path")?.to_owned();
+    let exported = sandbox.snowfence(["audit", "export", &session, "--to", &file])?;
+    ensure!(exported.status == 0, "{exported:?}");
+    let key = sandbox.snowfence(["audit", "key"])?.into_stdout()?;
+    let verified = sandbox.snowfence(["audit", "verify", "--export", &file, "--key", key.trim()])?;
+    ensure!(verified.status == 0, "{verified:?}");
+    let (identity, outside) = (reader.identity_file(&sandbox)?, network::outside(sandbox.id()));
+    for place in
+        [vec![session.as_str()], vec!["--export", &file, "--key", key.trim()], vec![&session, "--clickhouse"]]
+    {
+        let arguments = [&["replay"][..], &place, &["--identity", &identity, "--format", "json"]].concat();
+        let replayed = network::inside(&outside, || sandbox.snowfence(&arguments))?.into_stdout()?;
+        let steps: Vec<Value> = replayed.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let of_update: Vec<[&Value; 2]> = steps
+            .iter()
+            .filter(|step| step["statement"] == held["id"])
+            .map(|step| [&step["what"], &step["status"]])
+            .collect();
+        let [request, answer, ruling] = of_update[..3] else { panic!("{of_update:?}") };
+        assert_eq!(request, [&json!("request"), &Value::Null], "{of_update:?}");
+        assert_eq!(answer, [&json!("answer"), &json!("running")], "{of_update:?}");
+        assert_eq!(ruling, [&json!("ruling"), &json!("approved")], "{of_update:?}");
+    }
     Ok(())
 }

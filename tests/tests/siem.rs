@@ -5,13 +5,12 @@ mod common;
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use sandbox::{Environment, Sandbox, certificates, network};
 use serde_json::Value;
 
-use common::{client, eventually, journal, serve};
+use common::{check_ocsf, client, eventually, journal, serve};
 
 const TOKEN: &str = "3f0c6a1e-splunk-token-5b1d";
 
@@ -143,18 +142,10 @@ fn recorded(sandbox: &Sandbox, from: &str) -> Result<Vec<i64>> {
 }
 
 const ALL: &str =
-    "SELECT seq FROM sessions UNION ALL SELECT seq FROM statements UNION ALL SELECT seq FROM outcomes
-    UNION ALL SELECT seq FROM running UNION ALL SELECT seq FROM events UNION ALL SELECT seq FROM payloads UNION ALL SELECT seq FROM checkpoints";
+    "SELECT seq FROM sessions UNION ALL SELECT seq FROM statements UNION ALL SELECT seq FROM approvals
+    UNION ALL SELECT seq FROM outcomes UNION ALL SELECT seq FROM running UNION ALL SELECT seq FROM events UNION ALL SELECT seq FROM payloads UNION ALL SELECT seq FROM checkpoints";
 const POISON: &str = "SELECT seq FROM statements WHERE sql LIKE '%poison%'
     UNION ALL SELECT o.seq FROM outcomes o JOIN statements s ON s.id = o.statement WHERE s.sql LIKE '%poison%'";
-
-fn check_schema(path: &Path) -> Result<()> {
-    let mut command = Command::new(Environment::Ocsf.python()?);
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/python/ocsf.py")).arg(path);
-    let output = command.output().context("start the checker")?;
-    ensure!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
 
 #[test]
 fn each_sink_has_each_record_in_order_whatever_dies() -> Result<()> {
@@ -259,7 +250,7 @@ say(**attempt(lambda: cursor.execute("select '" + "x" * 100000 + "'")))
     }
     assert_eq!(told.len(), 2, "{told:?}");
     for name in ["file.jsonl", "syslog.jsonl", "splunk.jsonl"] {
-        check_schema(&folder.join(name))?;
+        check_ocsf(&folder.join(name))?;
     }
     let log = sandbox.agent_log()?;
     assert!(!log.contains(TOKEN) && log.contains("is given up there"));

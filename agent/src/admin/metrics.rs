@@ -25,7 +25,7 @@ use crate::audit::delivery::{Monitor, Status};
 use crate::audit::payload::Payloads;
 use crate::audit::{Journal, Written};
 use crate::capture::{AttemptKind, Capture, Endpoints};
-use crate::proxy::Counts;
+use crate::proxy::Proxy;
 use crate::reconcile;
 
 /// Scrapes that are answered at a time.
@@ -42,28 +42,25 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(
-        counts: &Counts,
-        journal: &Journal,
-        payloads: Option<&Arc<Payloads>>,
-        capture: &Arc<Capture>,
-        endpoints: Endpoints,
-        sinks: Vec<Monitor>,
-    ) -> Self {
+    pub fn new(proxy: &Arc<Proxy>, capture: &Arc<Capture>, sinks: Vec<Monitor>) -> Self {
         let mut registry = Registry::with_prefix("snowfence");
         registry.register(
             "events",
             "Events of the trail, by kind, with those that came too fast to be recorded one by one",
-            counts.events.clone(),
+            proxy.counts.events.clone(),
         );
-        registry.register_collector(Box::new(Trail(journal.clone())));
-        if let Some(payloads) = payloads {
+        registry.register_collector(Box::new(Trail(proxy.journal.clone())));
+        registry.register_collector(Box::new(Held(Arc::clone(proxy))));
+        if let Some(payloads) = &proxy.payloads {
             registry.register_collector(Box::new(Spool(Arc::clone(payloads))));
         }
         if !sinks.is_empty() {
             registry.register_collector(Box::new(Sinks(sinks)));
         }
-        registry.register_collector(Box::new(Kernel { capture: Arc::clone(capture), endpoints }));
+        registry.register_collector(Box::new(Kernel {
+            capture: Arc::clone(capture),
+            endpoints: proxy.endpoints.clone(),
+        }));
         Self { registry }
     }
 
@@ -158,6 +155,22 @@ impl Collector for Trail {
             gauge(&mut encoder, name, help, value)?;
         }
         Ok(())
+    }
+}
+
+/// What waits for a person.
+struct Held(Arc<Proxy>);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Held")
+    }
+}
+
+impl Collector for Held {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let waiting = i64::try_from(self.0.approvals.waiting()).unwrap_or(i64::MAX);
+        gauge(&mut encoder, "held_statements", "Statements that wait for a person to rule", waiting)
     }
 }
 

@@ -30,7 +30,7 @@ mod successor;
 mod wal;
 
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 
 pub use error::AuditError;
 pub use filter::Filter;

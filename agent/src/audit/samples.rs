@@ -24,7 +24,7 @@ pub(super) const TABLES: [(&str, &str); 7] = [
 /// 2026-01-02T03:04:05.678901Z
 pub(super) const TIME: i64 = 1_767_323_045_678_901;
 
-pub(super) fn workload() -> Workload {
+pub(crate) fn workload() -> Workload {
     Workload {
         cgroup: "/pods/analyst".to_owned(),
         pid: 4321,
@@ -34,7 +34,7 @@ pub(super) fn workload() -> Workload {
     }
 }
 
-pub(super) fn caller() -> Caller {
+pub(crate) fn caller() -> Caller {
     Caller {
         issuer: "https://idp.example".to_owned(),
         subject: "agent-7".to_owned(),
@@ -57,7 +57,7 @@ pub(super) fn session() -> Session {
     }
 }
 
-pub(super) fn statement(session: Uuid, sql: &str, verdict: Verdict) -> Statement {
+pub(crate) fn statement(session: Uuid, sql: &str, verdict: Verdict) -> Statement {
     Statement {
         id: Uuid::now_v7(),
         session,

@@ -254,9 +254,14 @@ fn print_statement(out: &mut impl Write, entry: &StatementEntry, colour: bool) -
     let reset = if colour { "\x1b[0m" } else { "" };
     let rows = entry.rows.map(|rows| format!(" {rows} rows")).unwrap_or_default();
     let time = entry.duration_us.map(|micros| format!(" {} ms", micros / 1000)).unwrap_or_default();
+    let ruling = match entry.approver.as_str() {
+        "" => entry.ruling.clone(),
+        approver => format!("{} by {}", entry.ruling, table::cut(approver)),
+    };
+    let ruling = if ruling.is_empty() { ruling } else { format!(", {ruling}") };
     writeln!(
         out,
-        "{}  {}  {paint}{:5}{reset} {:9}{rows}{time}  {}  {}  [{}]",
+        "{}  {}  {paint}{:5}{reset} {:9}{rows}{time}  {}  {}  [{}{ruling}]",
         entry.time,
         table::cut(&entry.subject),
         entry.verdict,

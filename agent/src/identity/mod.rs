@@ -123,6 +123,26 @@ impl Identity {
     }
 }
 
+#[cfg(test)]
+impl Principal {
+    /// One that a rule of no conditions admits.
+    pub fn sample(caller: Caller) -> Self {
+        let rule = Rule {
+            name: "everybody".to_owned(),
+            issuer: None,
+            groups: None,
+            cgroups: None,
+            account: None,
+            user: "SVC_AGENTS".to_owned(),
+            role: None,
+            warehouse: None,
+            credential: "agents".to_owned(),
+            sql_api: false,
+        };
+        Self { caller, rule: Arc::new(rule) }
+    }
+}
+
 impl Principal {
     pub fn caller(&self) -> &Caller {
         &self.caller

@@ -38,13 +38,15 @@ enum Of {
     Payload(usize),
     /// One without a payload.
     Statement(usize),
+    /// What was ruled on a statement that was held.
+    Ruling(usize),
 }
 
 /// What is told of a moment.
 #[derive(Debug, Default, Serialize)]
 pub struct Step {
     pub at_us: i64,
-    /// `request` or `answer`.
+    /// `request`, `answer` or `ruling`.
     pub what: &'static str,
     pub operation: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,6 +62,9 @@ pub struct Step {
     pub verdict: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub policy: String,
+    /// Who ruled; nobody where there was no need.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub approver: String,
     /// Of HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<u64>,
@@ -140,6 +145,9 @@ impl Teller {
             add(payload.time.saturating_add(micros), true, Of::Payload(index));
         }
         for (index, statement) in self.session.statements.iter().enumerate() {
+            if let Some(approval) = &statement.approval {
+                add(approval.time, false, Of::Ruling(index));
+            }
             if !kept.contains(&statement.id) {
                 add(statement.time, false, Of::Statement(index));
                 let ended = statement.ended.unwrap_or(statement.time);
@@ -155,6 +163,11 @@ impl Teller {
         let mut step = Step { at_us: moment.at, ..Step::default() };
         step.what = if moment.is_answer { "answer" } else { "request" };
         match moment.of {
+            Of::Ruling(index) => {
+                step.what = "ruling";
+                "query".clone_into(&mut step.operation);
+                self.tell_ruling(&mut step, index);
+            }
             Of::Statement(index) => {
                 "query".clone_into(&mut step.operation);
                 self.tell_statement(&mut step, Some(index), moment.is_answer);
@@ -195,6 +208,16 @@ impl Teller {
             step.verdict.clone_from(verdict);
             step.policy.clone_from(policy);
         }
+    }
+
+    fn tell_ruling(&self, step: &mut Step, index: usize) {
+        let Some(statement) = self.session.statements.get(index) else { return };
+        let Some(approval) = &statement.approval else { return };
+        step.statement = Some(statement.id);
+        step.asked.clone_from(&statement.sql);
+        step.status.clone_from(&approval.ruling);
+        step.approver.clone_from(&approval.approver);
+        step.message.clone_from(&approval.reason);
     }
 
     fn tell_request(&self, step: &mut Step, payload: &Payload) -> Result<(), ReadError> {
@@ -241,6 +264,11 @@ impl Teller {
             && let Some(answer) = result::answer(&body, self.rows)
         {
             step.parts = answer.parts;
+            if matches!(answer.code.as_str(), "333333" | "333334") {
+                // How it ended is told with the answer that says so.
+                "running".clone_into(&mut step.status);
+                (step.rows, step.query_id) = (None, String::new());
+            }
             step.rows = step.rows.or(answer.total);
             if let Some(table) = &answer.table
                 && answer.parts > 0
@@ -286,7 +314,7 @@ fn is_none(number: &usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::{Outcome, OutcomeStatus, Statement, Verdict};
+    use crate::audit::{Approval, Outcome, OutcomeStatus, Ruling, Statement, Verdict};
     use crate::replay::samples;
 
     #[tokio::test]
@@ -310,7 +338,7 @@ mod tests {
                 actions: Vec::new(),
                 objects: Vec::new(),
                 features: Vec::new(),
-                verdict: Verdict::Deny,
+                verdict: Verdict::Hold,
                 policy: "destructive-denied".to_owned(),
                 describe_only: false,
                 binds: 0,
@@ -326,21 +354,35 @@ mod tests {
                 duration_us: 0,
                 response_bytes: 0,
             };
-            vec![statement.into(), outcome.into()]
+            let approval = Approval {
+                statement: id,
+                time: session.time + 2_000_000,
+                ruling: Ruling::Denied,
+                approver_issuer: "https://idp.example".to_owned(),
+                approver: "kim".to_owned(),
+                reason: "not today".to_owned(),
+            };
+            vec![statement.into(), approval.into(), outcome.into()]
         })
         .await;
         let mut teller = Teller::new(session, 1);
         let moments = teller.moments();
         let steps: Vec<Step> = moments.iter().map(|moment| teller.step(*moment)).collect();
-        let [request, answer, asked, refused] = steps.as_slice() else { panic!("{steps:?}") };
+        let [request, answer, asked, ruling, refused] = steps.as_slice() else { panic!("{steps:?}") };
         assert_eq!((request.operation.as_str(), request.asked.as_str()), ("part", "GET /snowfence/parts/a"));
         assert_eq!(
             (answer.http, answer.problem.as_str()),
             (Some(202), "the answer broke off: the client left")
         );
         assert_eq!((asked.statement, asked.asked.as_str()), (Some(id), "drop table t"));
-        assert_eq!((asked.verdict.as_str(), asked.policy.as_str()), ("deny", "destructive-denied"));
+        assert_eq!((asked.verdict.as_str(), asked.policy.as_str()), ("hold", "destructive-denied"));
         assert_eq!((refused.status.as_str(), refused.code.as_str()), ("refused", "003001"));
+        assert_eq!(
+            (ruling.what, ruling.status.as_str(), ruling.approver.as_str()),
+            ("ruling", "denied", "kim")
+        );
+        assert_eq!((ruling.asked.as_str(), ruling.message.as_str()), ("drop table t", "not today"));
+        assert_eq!(ruling.at_us - asked.at_us, 1_000_000);
         let rows = &answer.table.as_ref().unwrap().rows;
         assert_eq!((answer.operation.as_str(), rows), ("part", &vec![vec![Some("1".to_owned())]]));
         assert_eq!(refused.at_us - asked.at_us, 2_000_000);

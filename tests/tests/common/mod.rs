@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use sandbox::process::Process;
 use sandbox::services::Service;
-use sandbox::{Pod, Sandbox, network};
+use sandbox::{Environment, Pod, Sandbox, network};
 use serde_json::Value;
 
 /// Python that every client begins with. `connect` is what the connector's manual shows; `attempt` prints how a
@@ -301,7 +301,7 @@ pub fn events(sandbox: &Sandbox) -> Result<Vec<String>> {
 
 /// Waits until ClickHouse has what the journal has, and checks that it has nothing twice.
 pub fn delivered_once(sandbox: &Sandbox) -> Result<()> {
-    for table in ["sessions", "statements", "outcomes", "events"] {
+    for table in ["sessions", "statements", "approvals", "outcomes", "events"] {
         let seqs = |rows: Vec<Value>| -> Vec<i64> {
             rows.iter()
                 .filter_map(|row| row["seq"].as_i64().or_else(|| row["seq"].as_str()?.parse().ok()))
@@ -314,5 +314,14 @@ pub fn delivered_once(sandbox: &Sandbox) -> Result<()> {
             Ok(there.is_ok_and(|there| seqs(there) == here))
         })?;
     }
+    Ok(())
+}
+
+/// Checks each event of a file by the published schema of OCSF.
+pub fn check_ocsf(path: &Path) -> Result<()> {
+    let mut command = Command::new(Environment::Ocsf.python()?);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/python/ocsf.py")).arg(path);
+    let output = command.output().context("start the checker")?;
+    ensure!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

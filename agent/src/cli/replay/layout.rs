@@ -86,13 +86,13 @@ fn with_problem(mut lines: Vec<String>, step: &Step) -> Vec<String> {
 }
 
 fn heading(step: &Step) -> String {
-    let is_answer = step.what == "answer";
     let mut facts = Vec::new();
     if !step.verdict.is_empty() {
         facts.push(format!("{} ({})", step.verdict, step.policy));
     }
     if !step.status.is_empty() {
-        facts.push(step.status.clone());
+        let by = if step.approver.is_empty() { String::new() } else { format!(" by {}", step.approver) };
+        facts.push(format!("{}{by}", step.status));
     } else if let Some(http) = step.http {
         facts.push(format!("HTTP {http}"));
     }
@@ -106,7 +106,11 @@ fn heading(step: &Step) -> String {
         facts.push(step.query_id.clone());
     }
     let at = format!("{}.{:03}", step.at_us / 1_000_000, step.at_us / 1000 % 1000);
-    let arrow = if is_answer { '←' } else { '→' };
+    let arrow = match step.what {
+        "answer" => '←',
+        "ruling" => '◆',
+        _ => '→',
+    };
     let operation = if step.operation.is_empty() { "?" } else { &step.operation };
     let heading = format!("[{at:>8}] {arrow} {operation}  {}", facts.join(", "));
     harmless(&heading).trim_end().to_owned()
@@ -178,6 +182,20 @@ mod tests {
                 "           22   x y",
                 "           … [more rows: --rows shows them]",
             ]
+        );
+        let ruling = Step {
+            what: "ruling",
+            operation: "query".into(),
+            statement: Some(Uuid::nil()),
+            asked: "drop table t".into(),
+            status: "denied".into(),
+            approver: "kim\u{7}".into(),
+            message: "not today".into(),
+            ..Step::default()
+        };
+        assert_eq!(
+            lines(&ruling),
+            ["[   0.000] ◆ query  denied by kim", "           drop table t", "           not today"]
         );
         let refused = Step {
             what: "answer",

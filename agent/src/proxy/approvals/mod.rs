@@ -225,6 +225,11 @@ impl Approvals {
         list
     }
 
+    /// How many wait for a person.
+    pub fn waiting(&self) -> usize {
+        self.lock().values().filter(|one| matches!(one.state, State::Waiting(..))).count()
+    }
+
     /// The query that an operation is about, where it is one that was held: by the identifier that Snowflake knows.
     pub fn resolve(&self, operation: Operation) -> Operation {
         let Some(query) = operation.query() else { return operation };
@@ -445,3 +450,6 @@ impl State {
         matches!(self, Self::Waiting(..) | Self::Approved(..))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,6 +93,11 @@ async fn records_of_any_kind_arrive_as_they_are() {
             vec!["seq", "statement", "status", "query_id", "rows", "message", "duration_us"],
             vec![],
         ),
+        (
+            "approvals",
+            vec!["seq", "node", "statement", "ruling", "approver_issuer", "approver", "reason"],
+            vec![],
+        ),
         ("events", with(&["kind", "detail"]), vec!["groups"]),
         ("running", vec!["seq", "node", "statement", "query_id"], vec![]),
         (
@@ -132,7 +137,7 @@ async fn records_of_any_kind_arrive_as_they_are() {
         assert_eq!(times, expected, "{table}");
     }
 
-    let trail = "coalesce(hex(sql), '') || ',' || status || ',' || rule || ',' || query_id || ',' || account";
+    let trail = "coalesce(hex(sql), '') || ',' || status || ',' || rule || ',' || query_id || ',' || account || ',' || ruling || ',' || approver";
     let expected = journal_lines(&path, &format!("SELECT {trail} FROM trail ORDER BY seq"));
     assert!(expected.iter().any(|line| line.contains(",open,")));
     assert!(expected.iter().any(|line| line.contains(",succeeded,analysts,01b2c3d4")));

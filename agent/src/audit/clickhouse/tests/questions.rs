@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::server::{Server, deliver_all};
 use super::*;
-use crate::audit::samples::{outcome, session};
-use crate::audit::{Caller, OutcomeStatus, Record, Running, Workload, now};
+use crate::audit::samples::{approval, outcome, session};
+use crate::audit::{Approval, Caller, OutcomeStatus, Record, Ruling, Running, Workload, now};
 
 const GUIDE: &str = include_str!("../../../../../deploy/clickhouse.md");
 const DAY: i64 = 24 * 3600 * 1_000_000;
@@ -44,7 +44,11 @@ fn records() -> Vec<Record> {
             let mut end = outcome(statement.id);
             end.time = statement.time + 1000;
             end.query_id = format!("query-{number}");
-            if verdict != Verdict::Allow {
+            if let Some(ruling) = change.ruling {
+                let time = statement.time + 500;
+                records.push(Approval { time, ruling, ..approval(statement.id) }.into());
+            }
+            if verdict != Verdict::Allow && change.ruling != Some(Ruling::Approved) {
                 end.status = OutcomeStatus::Refused;
                 end.query_id.clear();
                 end.rows = None;
@@ -65,6 +69,17 @@ fn records() -> Vec<Record> {
     add("loader", HOUR, "UPDATE orders", "write", orders, Verdict::Hold, none);
     add("loader", HOUR / 2, "GRANT x", "admin", "", allow, Change { role: Some("SYSADMIN"), ..none });
     add("loader", HOUR / 4, "CALL long()", "read", "LONG", allow, Change { runs_on: true, ..none });
+    let ruled = |ruling| Change { ruling: Some(ruling), ..none };
+    add(
+        "loader",
+        HOUR,
+        "DELETE FROM bonus",
+        "write",
+        "HR.PUBLIC.BONUS",
+        Verdict::Hold,
+        ruled(Ruling::Approved),
+    );
+    add("loader", HOUR, "DELETE FROM pay", "write", "HR.PUBLIC.PAY", Verdict::Hold, ruled(Ruling::Denied));
     let mut bypass = event(EventKind::TunnelRefused);
     bypass.time = now() - DAY / 2;
     bypass.workload = Some(Workload { cgroup: "/pods/analyst-2".to_owned(), ..Workload::default() });
@@ -78,6 +93,7 @@ fn records() -> Vec<Record> {
 #[derive(Clone, Copy, Default)]
 struct Change {
     role: Option<&'static str>,
+    ruling: Option<Ruling>,
     /// It has no outcome yet.
     runs_on: bool,
 }
@@ -133,12 +149,24 @@ async fn each_question_has_the_known_answer() {
             &[
                 "loader deny reads destructive Snowfence refused it DROP TABLE orders",
                 "loader hold reads write Snowfence refused it UPDATE orders",
+                "loader hold reads write  DELETE FROM bonus",
+                "loader hold reads write Snowfence refused it DELETE FROM pay",
             ],
         ),
-        ("Who took out most", &["analyst 3 126 6144", "loader 2 84 4096"]),
+        (
+            "What ran after an approval, and who gave it",
+            &["loader kim month-end correction succeeded 42 DELETE FROM bonus"],
+        ),
+        ("Who took out most", &["analyst 3 126 6144", "loader 3 126 6144"]),
         (
             "Tables that a caller touched for the first time this week",
-            &["analyst HR.PUBLIC.SALARIES", "loader ", "loader LONG", "loader SALES.PUBLIC.ORDERS"],
+            &[
+                "analyst HR.PUBLIC.SALARIES",
+                "loader ",
+                "loader HR.PUBLIC.BONUS",
+                "loader LONG",
+                "loader SALES.PUBLIC.ORDERS",
+            ],
         ),
         ("Use of administrative roles", &["loader SYSADMIN admin allow GRANT x"]),
         ("Attempts to get around the agent", &["tunnel_refused /pods/analyst-2 1"]),

@@ -114,7 +114,7 @@ async fn retention_follows_the_configuration_and_keeps_what_is_sensitive() {
         ..settings(server.url())
     };
     let findings = status(&with(Some(90), Some(400))).await.unwrap().findings;
-    assert_eq!(findings.len(), 3, "statements, outcomes, running: {findings:?}");
+    assert_eq!(findings.len(), 4, "statements, approvals, outcomes, running: {findings:?}");
     let left = "SELECT sql FROM snowfence.statements ORDER BY sql";
     for (statements, sensitive, expected) in [
         (Some(90), Some(400), vec!["1 read allow", "100 destructive allow", "100 read deny"]),

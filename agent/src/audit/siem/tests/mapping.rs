@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::super::super::samples::{caller, checkpoint, event, outcome, session, statement};
+use super::super::super::samples::{approval, caller, checkpoint, event, outcome, session, statement};
 use super::mapped;
-use crate::audit::{EventKind, OutcomeStatus, Record, Statement, Verdict};
+use crate::audit::{Approval, EventKind, OutcomeStatus, Record, Ruling, Statement, Verdict};
 
 fn one(record: impl Into<Record>) -> Value {
     several(vec![record.into()]).remove(0)
@@ -93,6 +93,26 @@ fn an_outcome_has_who_and_what_and_the_beginning_of_the_text() {
         assert_eq!(mapped[0][key], mapped[1][key], "{key}");
     }
     assert_eq!((&mapped[1]["status"], &mapped[1]["unmapped"]["rows"]), (&json!("Success"), &json!(42)));
+}
+
+#[test]
+fn a_ruling_has_by_whom_and_why_and_what_ran_is_allowed() {
+    for (ruling, approver, disposition, message) in [
+        (Ruling::Approved, "kim", "Allowed", "UPDATE of agent-7 approved by kim"),
+        (Ruling::Denied, "kim", "Blocked", "UPDATE of agent-7 denied by kim"),
+        (Ruling::Expired, "", "Blocked", "UPDATE of agent-7 expired"),
+    ] {
+        let held = of_kind("UPDATE", "write", &["DB.S.T"], Verdict::Hold);
+        let approval = Approval { ruling, approver: approver.to_owned(), ..approval(held.id) };
+        let ran = outcome(held.id);
+        let mapped = several(vec![held.into(), approval.into(), ran.into()]);
+        let [held, ruled, ran] = mapped.as_slice() else { panic!("{mapped:?}") };
+        assert_eq!((&held["disposition"], &ran["disposition"]), (&json!("Blocked"), &json!("Allowed")));
+        assert_eq!((&ruled["disposition"], &ruled["message"]), (&json!(disposition), &json!(message)));
+        assert_eq!(ruled["status_detail"], "month-end correction");
+        assert_eq!(ruled["unmapped"]["ruling"], ruling.as_str());
+        assert_eq!(ruled["metadata"]["correlation_uid"], held["metadata"]["correlation_uid"]);
+    }
 }
 
 #[test]
