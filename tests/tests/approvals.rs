@@ -176,13 +176,18 @@ def result(token, query):
 fn only_somebody_else_of_the_group_may_rule_and_each_try_is_on_record() -> Result<()> {
     let mut sandbox = approving(Sandbox::builder())?;
     let pod = sandbox.pod("reports")?;
-    let asked = raw(&pod, "token = login(); say(token=token, answer=submit(token, UPDATE))")?.remove(0);
+    let asked = raw(&pod, "token = login(); say(token=token, answer=submit(token, UPDATE, bindings={'1': dict(type='FIXED', value='42')}))")?.remove(0);
     assert_eq!(
         (&asked["answer"]["code"], &asked["answer"]["success"]),
         (&json!("333333"), &json!(true)),
         "{asked}"
     );
-    let id = id(&held(&sandbox, 1)?[0])?;
+    let listed = held(&sandbox, 1)?.remove(0);
+    assert_eq!(
+        listed["values"], r#"{"1":{"type":"FIXED","value":"42"}}"#,
+        "whoever rules sees what is bound"
+    );
+    let id = id(&listed)?;
     assert_eq!(asked["answer"]["data"]["queryId"], json!(id));
 
     let own = token(&sandbox, "reports@sandbox", "stewards")?;

@@ -183,8 +183,8 @@ fn print(out: &mut impl Write, one: &HeldStatement, format: Format, lines: usize
         writeln!(out, "  to      {}", line(&one.objects.join(", ")))?;
     }
     writeln!(out, "  held by {}", line(&one.policy))?;
-    if one.binds > 0 {
-        writeln!(out, "  values  {} are bound to its placeholders", one.binds)?;
+    if !one.values.is_empty() {
+        writeln!(out, "  values  {}", line(&one.values))?;
     }
     for text in one.sql.lines().take(lines) {
         writeln!(out, "    {}", line(text))?;

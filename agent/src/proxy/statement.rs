@@ -71,7 +71,8 @@ pub async fn run(
         _ => judge(exchange, session, &asked, &sql, &classification),
     };
     if decision.verdict == Verdict::Hold {
-        match can_be_held(exchange, request) {
+        let body = request.to_vec();
+        match can_be_held(exchange, request, body.len()) {
             Ok(()) => {
                 let record = record(exchange, session, &asked, &classification, &decision);
                 let request = HeldRequest {
@@ -79,7 +80,8 @@ pub async fn run(
                     query: exchange.query.text.clone(),
                     request_id: exchange.query.request_id.clone(),
                     headers: exchange.parts.headers.clone(),
-                    body: request.to_vec().into(),
+                    body: body.into(),
+                    values: request.values(),
                     text: request.sql.clone(),
                     sql: sql.into_owned(),
                     classification,
@@ -130,11 +132,11 @@ pub enum NotHeld {
 }
 
 /// Whether the client of a request can wait for a person.
-fn can_be_held(exchange: &Exchange<'_>, request: &QueryRequest) -> Result<(), NotHeld> {
+fn can_be_held(exchange: &Exchange<'_>, request: &QueryRequest, bytes: usize) -> Result<(), NotHeld> {
     if request.describe_only || request.is_async {
         return Err(NotHeld::NotAwaited);
     }
-    exchange.proxy.approvals.room(&exchange.peer.flow.workload.cgroup, request.sql.len())
+    exchange.proxy.approvals.room(&exchange.peer.flow.workload.cgroup, bytes)
 }
 
 /// A statement on its way to Snowflake.

@@ -122,6 +122,11 @@ impl QueryRequest {
         self.texts.get(&number).map(String::as_str)
     }
 
+    /// All that is bound to placeholders, as JSON; empty where nothing is.
+    pub fn values(&self) -> String {
+        self.body.raw("bindings").map_or_else(String::new, |values| values.get().to_owned())
+    }
+
     /// What goes upstream: the known fields of the body, value for value as they came.
     pub fn to_vec(&self) -> Vec<u8> {
         self.body.to_vec()

@@ -37,6 +37,10 @@ const LARGEST: usize = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_mins(2);
 /// For so long a client may ask again for what has come of its statement.
 const REMEMBERED: Duration = Duration::from_mins(10);
+/// Statements that are known at a time, most of them ended.
+const REMEMBERED_AT_MOST: usize = 4096;
+/// Of the values that are bound, so many characters are shown.
+const VALUES: usize = 4096;
 
 /// A held statement, as it is shown to whoever is to rule on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +65,8 @@ pub struct HeldStatement {
     pub objects: Vec<String>,
     pub features: Vec<String>,
     pub policy: String,
-    pub binds: u32,
+    /// What is bound to its placeholders, as JSON; its beginning if it is long, empty if there is nothing.
+    pub values: String,
 }
 
 /// What goes upstream once it is approved, and what it is judged by again.
@@ -72,6 +77,8 @@ pub struct HeldRequest {
     pub request_id: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// What is bound to its placeholders, as JSON.
+    pub values: String,
     /// The statement as the client sent it, and with the values that are bound to it.
     pub text: String,
     pub sql: String,
@@ -91,7 +98,6 @@ pub struct Approvals {
 
 struct Held {
     session: Uuid,
-    about: HeldStatement,
     request_id: String,
     expires: Instant,
     /// When its client last asked for it, or its end was told.
@@ -101,9 +107,9 @@ struct Held {
 
 enum State {
     /// For a person, with the proof that it is recorded as held.
-    Waiting(Box<HeldRequest>, Recorded),
+    Waiting(Box<Open>),
     /// For its client, with the proof that it may be forwarded.
-    Approved(Box<HeldRequest>, Recorded),
+    Approved(Box<Open>),
     /// Its ruling is being recorded, or it is on its way.
     Busy,
     /// Snowflake knows it by this identifier.
@@ -111,19 +117,23 @@ enum State {
     Ended(Refusal),
 }
 
+/// All that there is of a statement that waits.
+struct Open {
+    about: HeldStatement,
+    request: HeldRequest,
+    recorded: Recorded,
+}
+
 /// What a client finds that asks for the result.
 enum Found {
     InProgress,
-    Approved(Box<HeldRequest>, Recorded),
+    Approved(Box<Open>),
     Ended(Refusal),
 }
 
 /// A statement that is being ruled on: nobody else rules on it meanwhile.
 struct Taken {
-    id: Uuid,
-    about: HeldStatement,
-    request: Box<HeldRequest>,
-    recorded: Recorded,
+    open: Box<Open>,
     is_approved: bool,
 }
 
@@ -147,11 +157,11 @@ struct Ruled {
 impl Proxy {
     /// Ends a held statement without forwarding it. Returns what its client is told.
     async fn end(&self, taken: Taken, ruled: Ruled) -> Result<Refusal, AuditError> {
-        let Taken { id, is_approved, .. } = taken;
-        let refusal = ruled.refusal(&taken);
-        let outcome = statement::refused(&refusal, id, taken.request.started);
+        let id = taken.id();
+        let refusal = ruled.refusal(&taken.open);
+        let outcome = statement::refused(&refusal, id, taken.open.request.started);
         // What is approved has its ruling.
-        let approval = (!is_approved).then(|| ruled.record(id).into());
+        let approval = (!taken.is_approved).then(|| ruled.record(id).into());
         match self.journal.append(approval.into_iter().chain([outcome.into()]).collect()).await {
             Ok(()) => {
                 self.approvals.ended(id, refusal.clone());
@@ -167,7 +177,7 @@ impl Proxy {
     /// Ends what nobody waits for any more, or nobody ruled on in time.
     pub(super) async fn end_overdue(&self) {
         for (taken, ruled) in self.approvals.overdue(Instant::now()) {
-            let id = taken.id;
+            let id = taken.id();
             tracing::info!(%id, ruling = ruled.ruling.as_str(), "a held statement ends: {}", ruled.reason);
             if let Err(error) = self.end(taken, ruled).await {
                 tracing::error!(%error, "the end of a held statement could not be recorded");
@@ -202,10 +212,12 @@ impl Approvals {
             return Err(NotHeld::TooLarge);
         }
         let held = self.lock();
-        let of_workload =
-            held.values().filter(|one| one.state.is_open() && one.about.cgroup == cgroup).count();
-        let all = held.values().filter(|one| one.state.is_open()).count();
-        if all >= MOST || of_workload >= MOST_OF_A_WORKLOAD { Err(NotHeld::TooMany) } else { Ok(()) }
+        let open = || held.values().filter_map(|one| one.state.open());
+        let of_workload = open().filter(|open| open.about.cgroup == cgroup).count();
+        if open().count() >= MOST || of_workload >= MOST_OF_A_WORKLOAD {
+            return Err(NotHeld::TooMany);
+        }
+        Ok(())
     }
 
     /// How long a statement waits for a person.
@@ -216,18 +228,18 @@ impl Approvals {
     /// Those that wait, the oldest first.
     pub fn list(&self) -> Vec<HeldStatement> {
         let held = self.lock();
-        let about = |one: &Held| HeldStatement {
-            is_approved: matches!(one.state, State::Approved(..)),
-            ..one.about.clone()
+        let about = |one: &Held| {
+            let is_approved = matches!(one.state, State::Approved(_));
+            Some(HeldStatement { is_approved, ..one.state.open()?.about.clone() })
         };
-        let mut list: Vec<_> = held.values().filter(|one| one.state.is_open()).map(about).collect();
+        let mut list: Vec<_> = held.values().filter_map(about).collect();
         list.sort_by_key(|one| (one.time, one.id));
         list
     }
 
     /// How many wait for a person.
     pub fn waiting(&self) -> usize {
-        self.lock().values().filter(|one| matches!(one.state, State::Waiting(..))).count()
+        self.lock().values().filter(|one| matches!(one.state, State::Waiting(_))).count()
     }
 
     /// The query that an operation is about, where it is one that was held: by the identifier that Snowflake knows.
@@ -252,8 +264,12 @@ impl Approvals {
     /// The held statement of a session that was asked for by this request.
     pub fn of_request(&self, session: &Session, request_id: &str) -> Option<Uuid> {
         let held = self.lock();
-        let mut ours = held.values().filter(|one| one.session == session.id && !request_id.is_empty());
-        ours.find(|one| one.request_id.eq_ignore_ascii_case(request_id)).map(|one| one.about.id)
+        let is_it = |one: &Held| {
+            one.session == session.id
+                && one.request_id.eq_ignore_ascii_case(request_id)
+                && !request_id.is_empty()
+        };
+        held.iter().find(|(_, one)| is_it(one)).map(|(id, _)| *id)
     }
 
     /// What has come of a statement that was forwarded: by which identifier Snowflake knows it, or why that is not known.
@@ -275,20 +291,21 @@ impl Approvals {
 
     fn of_session(&self, session: &Session) -> Vec<Uuid> {
         let held = self.lock();
-        held.values().filter(|one| one.session == session.id).map(|one| one.about.id).collect()
+        held.iter().filter(|(_, one)| one.session == session.id).map(|(id, _)| *id).collect()
     }
 
     fn insert(&self, session: &Session, about: HeldStatement, request: HeldRequest, recorded: Recorded) {
         let now = Instant::now();
-        let held = Held {
-            session: session.id,
-            request_id: request.request_id.clone(),
-            expires: now + self.wait(),
-            seen: now,
-            state: State::Waiting(Box::new(request), recorded),
-            about,
-        };
-        self.lock().insert(held.about.id, held);
+        let (id, request_id) = (about.id, request.request_id.clone());
+        let state = State::Waiting(Box::new(Open { about, request, recorded }));
+        let one = Held { session: session.id, request_id, expires: now + self.wait(), seen: now, state };
+        let mut held = self.lock();
+        if held.len() >= REMEMBERED_AT_MOST {
+            let ended = held.iter().filter(|(_, one)| one.state.open().is_none());
+            let oldest = ended.min_by_key(|(_, one)| one.seen).map(|(id, _)| *id);
+            oldest.and_then(|id| held.remove(&id));
+        }
+        held.insert(id, one);
     }
 
     /// What its client finds; waits for a change until `deadline`.
@@ -312,7 +329,7 @@ impl Approvals {
         let Some(one) = held.get_mut(&id) else { return Found::InProgress };
         one.seen = Instant::now();
         match std::mem::replace(&mut one.state, State::Busy) {
-            State::Approved(request, recorded) => Found::Approved(request, recorded),
+            State::Approved(open) => Found::Approved(open),
             State::Ended(refusal) => {
                 one.state = State::Ended(refusal.clone());
                 Found::Ended(refusal)
@@ -331,15 +348,14 @@ impl Approvals {
 
     /// It could not be ruled on.
     fn put_back(&self, taken: Taken) {
-        let Taken { id, request, recorded, is_approved, .. } = taken;
-        let waiting = if is_approved { State::Approved } else { State::Waiting };
-        self.set(id, waiting(request, recorded));
+        let waiting = if taken.is_approved { State::Approved } else { State::Waiting };
+        self.set(taken.id(), waiting(taken.open));
     }
 
     /// Takes those that nobody waits for, or nobody ruled on in time, and forgets those that ended long ago.
     fn overdue(&self, now: Instant) -> Vec<(Taken, Ruled)> {
         let mut held = self.lock();
-        held.retain(|_, one| one.state.is_open() || now.duration_since(one.seen) < REMEMBERED);
+        held.retain(|_, one| one.state.open().is_some() || now.duration_since(one.seen) < REMEMBERED);
         let overdue = |one: &mut Held| {
             if now.duration_since(one.seen) > PATIENCE {
                 let ruled = Ruled::nobody(Ruling::Withdrawn, "its client has gone");
@@ -370,20 +386,21 @@ impl Approvals {
 
 impl Held {
     fn take(&mut self, taking: Taking) -> Option<Taken> {
-        let is_approved = matches!(self.state, State::Approved(..));
-        if !self.state.is_open() || (is_approved && taking == Taking::Waiting) {
-            return None;
-        }
-        match std::mem::replace(&mut self.state, State::Busy) {
-            State::Waiting(request, recorded) | State::Approved(request, recorded) => {
-                let about = self.about.clone();
-                Some(Taken { id: about.id, about, request, recorded, is_approved })
-            }
+        let (open, is_approved) = match std::mem::replace(&mut self.state, State::Busy) {
+            State::Waiting(open) => (open, false),
+            State::Approved(open) if taking == Taking::Any => (open, true),
             other => {
                 self.state = other;
-                None
+                return None;
             }
-        }
+        };
+        Some(Taken { open, is_approved })
+    }
+}
+
+impl Taken {
+    fn id(&self) -> Uuid {
+        self.open.about.id
     }
 }
 
@@ -404,23 +421,23 @@ impl Ruled {
     }
 
     /// What the driver's exception says.
-    fn refusal(&self, taken: &Taken) -> Refusal {
+    fn refusal(&self, open: &Open) -> Refusal {
         let why = match (self.approver.subject.as_str(), self.reason.as_str()) {
             ("", reason) => reason.to_owned(),
             (approver, "") => format!("{approver} denied it"),
             (approver, reason) => format!("{approver} denied it: {reason}"),
         };
-        let Taken { id, about, request, .. } = taken;
+        let Open { about, request, .. } = open;
         let message = statement::refused_because(&about.kind, &why, &about.policy, &request.request_id);
         match self.ruling {
-            Ruling::Withdrawn => Refusal::cancelled(message, *id),
-            _ => Refusal::statement(message, *id),
+            Ruling::Withdrawn => Refusal::cancelled(message, about.id),
+            _ => Refusal::statement(message, about.id),
         }
     }
 }
 
 impl HeldStatement {
-    fn of(record: &audit::Statement, wait: Duration) -> Self {
+    fn of(record: &audit::Statement, values: &str, wait: Duration) -> Self {
         let wait = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
         Self {
             id: record.id,
@@ -439,15 +456,18 @@ impl HeldStatement {
             objects: record.objects.clone(),
             features: record.features.clone(),
             policy: record.policy.clone(),
-            binds: record.binds,
+            values: values.chars().take(VALUES).collect(),
         }
     }
 }
 
 impl State {
-    /// It waits, for a person or for its client.
-    fn is_open(&self) -> bool {
-        matches!(self, Self::Waiting(..) | Self::Approved(..))
+    /// What waits, for a person or for its client.
+    fn open(&self) -> Option<&Open> {
+        match self {
+            Self::Waiting(open) | Self::Approved(open) => Some(open),
+            _ => None,
+        }
     }
 }
 

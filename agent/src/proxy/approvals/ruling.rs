@@ -6,11 +6,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{HeldStatement, Ruled, State, Taking};
+use super::{HeldStatement, Open, Ruled, State, Taking};
 use crate::audit::{AuditError, Caller, Event, EventKind, Ruling};
 use crate::identity::IdentityError;
 use crate::proxy::Proxy;
 
+/// A shorter part of an identifier could be meant for another one.
+const PART: usize = 6;
 /// Of a reason, so many characters are recorded.
 const REASON: usize = 1000;
 
@@ -31,6 +33,8 @@ pub enum ApprovalError {
     NotConfigured,
     #[error("no statement {0} waits: it was ruled on, has expired, or its client has gone")]
     Unknown(String),
+    #[error("{0} is too short: give at least {PART} characters of the identifier")]
+    TooShort(String),
     #[error("{0} stands for several statements that wait: give more of the identifier")]
     Ambiguous(String),
     #[error("the token is not accepted: {0}")]
@@ -72,9 +76,10 @@ impl Proxy {
         let taken = taken.ok_or_else(|| ApprovalError::Unknown(about.id.to_string()))?;
         tracing::info!(id = %about.id, approver = approver.subject, approve = rule.approve, "a held statement is ruled on");
         if rule.approve {
-            match self.journal.append_approval(&taken.recorded, &approver, reason).await {
+            match self.journal.append_approval(&taken.open.recorded, &approver, reason).await {
                 Ok(recorded) => {
-                    self.approvals.set(taken.id, State::Approved(taken.request, recorded));
+                    let open = Open { recorded, ..*taken.open };
+                    self.approvals.set(about.id, State::Approved(Box::new(open)));
                     Ok(HeldStatement { is_approved: true, ..about })
                 }
                 Err(error) => {
@@ -96,6 +101,9 @@ impl super::Approvals {
             return Err(ApprovalError::NotConfigured);
         }
         let text = text.to_ascii_lowercase();
+        if text.len() < PART {
+            return Err(ApprovalError::TooShort(text));
+        }
         let is_meant = |id: Uuid| {
             let id = id.to_string();
             id.starts_with(&text) || id.ends_with(&text)

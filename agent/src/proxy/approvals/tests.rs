@@ -27,7 +27,7 @@ impl Bench {
 
     async fn hold(&self, request_id: &str) -> Uuid {
         let record = samples::statement(self.session.id, "update t set a = 1", Verdict::Hold);
-        let about = HeldStatement::of(&record, self.approvals.wait());
+        let about = HeldStatement::of(&record, "", self.approvals.wait());
         let recorded = self.journal.append_statement(record).await.unwrap();
         let request = HeldRequest {
             operation: Operation::Query,
@@ -35,6 +35,7 @@ impl Bench {
             request_id: request_id.to_owned(),
             headers: HeaderMap::new(),
             body: Bytes::new(),
+            values: String::new(),
             text: "update t set a = 1".to_owned(),
             sql: "update t set a = 1".to_owned(),
             classification: classify("update t set a = 1"),
@@ -49,8 +50,9 @@ impl Bench {
     async fn approve(&self, id: Uuid) {
         let taken = self.approvals.take(id, Taking::Waiting).unwrap();
         let approver = samples::caller();
-        let recorded = self.journal.append_approval(&taken.recorded, &approver, String::new()).await.unwrap();
-        self.approvals.set(id, State::Approved(taken.request, recorded));
+        let recorded =
+            self.journal.append_approval(&taken.open.recorded, &approver, String::new()).await.unwrap();
+        self.approvals.set(id, State::Approved(Box::new(Open { recorded, ..*taken.open })));
     }
 }
 
@@ -61,8 +63,8 @@ async fn what_is_approved_is_given_to_one_that_asks() {
     assert!(matches!(bench.approvals.look(id, Instant::now()).await, Found::InProgress));
     let waiting = bench.approvals.look(id, Instant::now() + MINUTE);
     let ((), found) = tokio::join!(bench.approve(id), waiting);
-    let Found::Approved(_, recorded) = found else { panic!("it is not told") };
-    assert_eq!(recorded.verdict(), Verdict::Allow);
+    let Found::Approved(open) = found else { panic!("it is not told") };
+    assert_eq!(open.recorded.verdict(), Verdict::Allow);
     assert!(matches!(bench.approvals.peek(id), Found::InProgress), "once");
     assert!(bench.approvals.take(id, Taking::Any).is_none(), "nobody ends what is on its way");
     let query = QueryId::parse("01b1c2d3-0000-1111-2222-333344445555").unwrap();
@@ -77,8 +79,9 @@ async fn a_statement_is_approved_once_in_the_journal() {
     let id = bench.hold("1-2").await;
     let taken = bench.approvals.take(id, Taking::Waiting).unwrap();
     assert!(bench.approvals.take(id, Taking::Waiting).is_none(), "nobody else rules meanwhile");
-    let approve =
-        || bench.journal.append_approval(&taken.recorded, bench.session.principal.caller(), String::new());
+    let approve = || {
+        bench.journal.append_approval(&taken.open.recorded, bench.session.principal.caller(), String::new())
+    };
     approve().await.unwrap();
     approve().await.unwrap_err();
 }
@@ -91,7 +94,7 @@ async fn what_nobody_waits_for_ends() {
     let now = Instant::now();
     assert!(bench.approvals.overdue(now + MINUTE).is_empty());
     let overdue = bench.approvals.overdue(now + 3 * MINUTE);
-    let mut ended: Vec<_> = overdue.iter().map(|(taken, ruled)| (taken.id, ruled.ruling)).collect();
+    let mut ended: Vec<_> = overdue.iter().map(|(taken, ruled)| (taken.id(), ruled.ruling)).collect();
     ended.sort_by_key(|(id, _)| *id);
     assert_eq!(ended, [(waits, Ruling::Withdrawn), (approved, Ruling::Withdrawn)]);
     assert!(bench.approvals.list().is_empty());
@@ -110,8 +113,10 @@ async fn what_is_asked_for_and_not_ruled_on_expires() {
     }
     let overdue = bench.approvals.overdue(late);
     let [(taken, ruled)] = overdue.as_slice() else { panic!("one of the two") };
-    assert_eq!((taken.id, ruled.ruling), (waits, Ruling::Expired));
-    assert!(ruled.refusal(taken).message.contains("nobody ruled within 15 min (policy reads, request 1)"));
+    assert_eq!((taken.id(), ruled.ruling), (waits, Ruling::Expired));
+    assert!(
+        ruled.refusal(&taken.open).message.contains("nobody ruled within 15 min (policy reads, request 1)")
+    );
 }
 
 #[tokio::test]
@@ -127,4 +132,24 @@ async fn a_workload_may_have_so_many_statements_held_and_no_large_ones() {
     assert_eq!(room("/pods/other", 10), Ok(()));
     assert_eq!(Approvals::default().room("/pods/other", 10), Err(NotHeld::NotConfigured));
     assert!(bench.approvals.of_request(&bench.session, "").is_none(), "no identifier is nobody's");
+}
+
+#[tokio::test]
+async fn what_has_ended_is_remembered_for_so_many() {
+    let bench = Bench::new();
+    let first = bench.hold("").await;
+    bench.approvals.ended(first, Refusal::request(String::new()));
+    let one = |number: usize| {
+        let seen = Instant::now() + MINUTE;
+        let (session, request_id) = (bench.session.id, String::new());
+        (
+            Uuid::from_u128(number as u128),
+            Held { session, request_id, expires: seen, seen, state: State::Busy },
+        )
+    };
+    let more = (1..REMEMBERED_AT_MOST).map(one);
+    bench.approvals.lock().extend(more);
+    let next = bench.hold("").await;
+    let known = bench.approvals.lock();
+    assert!(known.len() == REMEMBERED_AT_MOST && known.contains_key(&next) && !known.contains_key(&first));
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use hyper::StatusCode;
 use uuid::Uuid;
 
-use super::{Found, HeldRequest, HeldStatement, Ruled, Taking};
-use crate::audit::{self, Recorded, Ruling};
+use super::{Found, HeldRequest, HeldStatement, Open, Ruled, Taking};
+use crate::audit::{self, Ruling};
 use crate::policy::Verdict;
 use crate::proxy::payload::unkept;
 use crate::proxy::service::{Exchange, Reaction, json_answer, plain, with_status};
@@ -28,7 +28,7 @@ pub async fn hold(
     request: HeldRequest,
 ) -> Reaction {
     let approvals = &exchange.proxy.approvals;
-    let about = HeldStatement::of(&record, approvals.wait());
+    let about = HeldStatement::of(&record, &request.values, approvals.wait());
     let id = about.id;
     exchange.is_statement(id);
     match exchange.proxy.journal.append_statement(record).await {
@@ -56,9 +56,7 @@ pub async fn poll(exchange: &Exchange<'_>, session: &Session, id: Uuid, token: T
     match found {
         Found::InProgress => in_progress(exchange, id),
         Found::Ended(refusal) => exchange.refuse(&refusal),
-        Found::Approved(request, recorded) => {
-            forward(exchange, session, id, token, (*request, recorded)).await
-        }
+        Found::Approved(open) => forward(exchange, session, *open, token).await,
     }
 }
 
@@ -86,14 +84,9 @@ pub fn in_progress(exchange: &Exchange<'_>, id: Uuid) -> Reaction {
 }
 
 /// Forwards an approved statement, unless the policy has changed since and no approval is enough any more.
-async fn forward(
-    exchange: &Exchange<'_>,
-    session: &Session,
-    id: Uuid,
-    token: Token<'_>,
-    (request, recorded): (HeldRequest, Recorded),
-) -> Reaction {
-    let approvals = &exchange.proxy.approvals;
+async fn forward(exchange: &Exchange<'_>, session: &Session, open: Open, token: Token<'_>) -> Reaction {
+    let Open { about, request, recorded } = open;
+    let (id, approvals) = (about.id, &exchange.proxy.approvals);
     let asked = Asked { text: &request.text, describe_only: false, binds: 0, not_held: NotHeld::NoWay };
     let decision = statement::judge(exchange, session, &asked, &request.sql, &request.classification);
     if decision.verdict == Verdict::Deny {
