@@ -184,7 +184,7 @@ fn only_somebody_else_of_the_group_may_rule_and_each_try_is_on_record() -> Resul
     );
     let listed = held(&sandbox, 1)?.remove(0);
     assert_eq!(
-        listed["values"], r#"{"1":{"type":"FIXED","value":"42"}}"#,
+        listed["values"], r#"{"1": {"type": "FIXED", "value": "42"}}"#,
         "whoever rules sees what is bound"
     );
     let id = id(&listed)?;
