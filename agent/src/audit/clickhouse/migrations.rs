@@ -70,6 +70,7 @@ const ALL: &[Migration] = &[
             Step::View("admin_use", views::ADMIN_USE),
             Step::View("bypass_attempts", views::BYPASS_ATTEMPTS),
             Step::View("sessions_at", views::SESSIONS_AT),
+            Step::View("gaps", views::GAPS),
         ],
     },
 ];

@@ -140,3 +140,25 @@ WHERE time BETWEEN {moment:DateTime64(6, 'UTC')} - toIntervalDay(31) AND {moment
     SELECT session FROM DB.statements
     WHERE time BETWEEN {moment:DateTime64(6, 'UTC')} AND {moment:DateTime64(6, 'UTC')} + toIntervalDay(31)
   )";
+
+/// Journals of which records are missing, among those of these days. What is on its way comes after the last one. A record may be
+/// a little older than the one before it: so those of one more day are read.
+pub(super) const GAPS: &str = "
+SELECT node, journal, first, last,
+       last - first + 1 - bitmapCardinality(bitmapSubsetInRange(present, first, last + 1)) AS missing
+FROM (
+    SELECT node, journal, minIf(seq, time >= now64(6) - toIntervalDay({days:UInt16})) AS first, max(seq) AS last,
+           groupBitmapState(seq) AS present
+    FROM (
+        SELECT node, journal, seq, time FROM DB.sessions WHERE time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+        UNION ALL SELECT node, journal, seq, time FROM DB.statements WHERE time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+        UNION ALL SELECT node, journal, seq, time FROM DB.approvals WHERE time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+        UNION ALL SELECT node, journal, seq, time FROM DB.outcomes WHERE time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+        UNION ALL SELECT node, journal, seq, time FROM DB.events WHERE time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+        UNION ALL SELECT node, journal, seq, time FROM DB.running WHERE time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+        UNION ALL SELECT node, journal, seq, time FROM DB.payloads WHERE time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+        UNION ALL SELECT node, journal, seq, time FROM DB.checkpoints WHERE time >= now64(6) - toIntervalDay({days:UInt16} + 1)
+    )
+    GROUP BY node, journal
+)
+WHERE first > 0 AND missing > 0";

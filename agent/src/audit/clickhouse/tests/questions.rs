@@ -171,6 +171,7 @@ async fn each_question_has_the_known_answer() {
         ("Use of administrative roles", &["loader SYSADMIN admin allow GRANT x"]),
         ("Attempts to get around the agent", &["tunnel_refused /pods/analyst-2 1"]),
         ("Sessions in use at a moment", &["loader /pods/loader SVC_AGENTS ANALYST PythonConnector 4.0.0"; 2]),
+        ("Gaps in the chain", &[]),
         ("A statement by a word in it", &["analyst allow SELECT name FROM Salaries"]),
         ("What Snowflake ran that no agent saw", &["elsewhere-1 SVC_AGENTS SELECT secret"]),
         (
@@ -182,11 +183,19 @@ async fn each_question_has_the_known_answer() {
     .into();
     let questions = questions();
     assert!(expected.keys().eq(questions.keys()), "each question has an answer here: {:?}", questions.keys());
+    let gaps = questions["Gaps in the chain"];
     for (title, sql) in questions {
         // Times differ from run to run, and are there to be ordered by.
         let found: Vec<_> = server.lines(sql).await.iter().map(|line| without_times(line)).collect();
         assert_eq!(found, expected[title], "{title}");
     }
+    let delete = "ALTER TABLE snowfence.outcomes DELETE WHERE status = 'refused' SETTINGS mutations_sync = 2";
+    server.lines("SYSTEM START MERGES").await;
+    server.lines(delete).await;
+    let found = server.lines(gaps).await;
+    let cells: Vec<_> = found.iter().map(|line| line.split('\t').collect::<Vec<_>>()).collect();
+    let [cells] = cells.as_slice() else { panic!("{found:?}") };
+    assert_eq!((cells[0], cells[4]), ("node", "2"), "of three, one is older: {found:?}");
 }
 
 fn without_times(line: &str) -> String {
