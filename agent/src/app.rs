@@ -308,6 +308,7 @@ async fn start(config: Arc<Config>, options: RunOptions, control: &Handle) -> Re
     delivery.start(&journal)?;
     let Captured { accepted, told, suspects } = captured;
     let serving = tokio::spawn(Arc::clone(&proxy).serve(accepted));
+    background.spawn(Arc::clone(&proxy).end_overdue());
     background.spawn(Arc::clone(&proxy).record_attempts(told));
     background.spawn(Arc::clone(&proxy).ask_suspects(suspects));
     let reconciler = reconciler(&proxy, &state)?;
@@ -412,6 +413,7 @@ impl Running {
         let _ = (&mut self.serving).await;
         self.proxy.tasks.close();
         let drained = tokio::time::timeout(DRAIN, self.proxy.tasks.wait()).await.is_ok();
+        self.proxy.end_all_held().await;
         self.proxy.record_suppressed(true).await;
         if let Some(Err(error)) = self.proxy.payloads.as_ref().map(|payloads| payloads.sync()) {
             tracing::error!(%error, "the last payloads may not be on the disk");

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use sandbox::services::Claims;
+use sandbox::services::{Claims, Service};
 use sandbox::{Builder, Credential, Environment, Pod, Sandbox, network, node, services};
 use serde_json::{Value, json};
 
@@ -184,7 +184,7 @@ fn only_somebody_else_of_the_group_may_rule_and_each_try_is_on_record() -> Resul
     );
     let listed = held(&sandbox, 1)?.remove(0);
     assert_eq!(
-        listed["values"], r#"{"1": {"type": "FIXED", "value": "42"}}"#,
+        listed["with"], r#"{"bindings":{"1":{"type":"FIXED","value":"42"}}}"#,
         "whoever rules sees what is bound"
     );
     let id = id(&listed)?;
@@ -228,18 +228,25 @@ fn a_statement_is_one_however_often_it_is_sent_and_nobody_elses() -> Result<()> 
         &pod,
         r#"
 token, request = login(), str(uuid.uuid4())
+more = dict(shape=dict(describeOnly=True), later=dict(asyncExec=True), staged=dict(bindStage="@SYSTEM$BIND/1"))
+refused = {name: submit(token, UPDATE, **more)["message"] for name, more in more.items()}
 first = submit(token, UPDATE, request)
 again = submit(token, UPDATE, request)
-say(first=first["data"]["queryId"], again=again["data"]["queryId"], token=token)
-say(**{name: submit(token, UPDATE, **more)["message"] for name, more in dict(shape=dict(describeOnly=True), later=dict(asyncExec=True)).items()})
+meanwhile = [submit(token, sql)["message"] for sql in ("use schema information_schema", "select 1", UPDATE)]
+say(first=first["data"]["queryId"], again=again["data"]["queryId"], token=token, meanwhile=meanwhile)
+say(**refused)
 "#,
     )?;
     assert_eq!(said[0]["first"], said[0]["again"], "{said:?}");
-    for name in ["shape", "later"] {
-        assert!(
-            said[1][name].as_str().unwrap_or_default().contains("the driver does not wait for it"),
-            "{said:?}"
-        );
+    for (name, why) in [
+        ("shape", "the driver does not wait for it"),
+        ("later", "the driver does not wait for it"),
+        ("staged", "its values, which are in a stage"),
+    ] {
+        assert!(said[1][name].as_str().unwrap_or_default().contains(why), "{said:?}");
+    }
+    for message in said[0]["meanwhile"].as_array().context("messages")? {
+        assert!(message.as_str().unwrap_or_default().contains("(policy session-waits"), "{said:?}");
     }
     let id = id(&held(&sandbox, 1)?[0])?;
     assert!(rule(&sandbox, ("approve", &id[24..]), &steward)?.0, "the end of the identifier is enough");
@@ -253,9 +260,9 @@ say(**{name: submit(token, UPDATE, **more)["message"] for name, more in dict(sha
     assert_eq!(strange["answer"]["success"], json!(false), "by another session it does not run: {strange}");
     assert!(!arrived(&sandbox)?.iter().any(|sql| *sql == qualified()));
     let token = said[0]["token"].as_str().context("a token")?;
-    let ran =
-        raw(&pod, &format!("answers = [result('{token}', '{id}') for _ in range(3)]\nsay(answers=answers)"))?
-            .remove(0);
+    let ask = "answers = [result(token, query) for _ in range(3)]\nsay(answers=answers, after=submit(token, 'select 1')['success'])";
+    let ran = raw(&pod, &format!("token, query = '{token}', '{id}'\n{ask}"))?.remove(0);
+    assert_eq!(ran["after"], json!(true), "the session goes on");
     let answers = ran["answers"].as_array().context("answers")?;
     for answer in answers {
         assert_eq!(
@@ -323,32 +330,67 @@ post("/session?delete=true", {})
 fn an_agent_that_ends_forwards_nothing_and_says_what_may_have_run() -> Result<()> {
     let mut sandbox = approving(Sandbox::builder())?;
     let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
-    let said = raw(
-        &pod,
-        "token = login()\nsay(token=token, ids=[submit(token, UPDATE)['data']['queryId'] for _ in range(2)])",
-    )?
-    .remove(0);
-    let ids: Vec<String> = serde_json::from_value(said["ids"].clone())?;
-    held(&sandbox, 2)?;
-    assert!(rule(&sandbox, ("approve", &ids[0]), &steward)?.0);
-    sandbox.kill_agent()?;
-    sandbox.start_agent()?;
-    held(&sandbox, 0)?;
-    let (done, told) = rule(&sandbox, ("approve", &ids[1]), &steward)?;
-    assert!(!done && told.contains("waits"), "{told}");
-    let token = said["token"].as_str().context("a token")?;
-    let after =
-        raw(&pod, &format!("say(answers=[result('{token}', query) for query in {ids:?}])"))?.remove(0);
-    for answer in after["answers"].as_array().context("answers")? {
-        assert_eq!(answer["success"], json!(false), "{answer}");
+    // Killed, it cannot say that what was approved was not on its way.
+    for (is_killed, approved, waiting) in
+        [(true, "approved unknown", " refused"), (false, "approved refused", "withdrawn refused")]
+    {
+        let said = raw(
+            &pod,
+            "tokens = [login(), login()]\nsay(tokens=tokens, ids=[submit(token, UPDATE)['data']['queryId'] for token in tokens])",
+        )?
+        .remove(0);
+        let ids: Vec<String> = serde_json::from_value(said["ids"].clone())?;
+        held(&sandbox, 2)?;
+        assert!(rule(&sandbox, ("approve", &ids[0]), &steward)?.0);
+        if is_killed {
+            sandbox.kill_agent()?;
+        } else {
+            sandbox.stop_agent()?;
+        }
+        sandbox.start_agent()?;
+        held(&sandbox, 0)?;
+        let (done, told) = rule(&sandbox, ("approve", &ids[1]), &steward)?;
+        assert!(!done && told.contains("waits"), "{told}");
+        let ask = "say(answers=[result(token, query) for token, query in zip(said['tokens'], said['ids'])])";
+        let after = raw(&pod, &format!("said = json.loads('{said}')\n{ask}"))?.remove(0);
+        for answer in after["answers"].as_array().context("answers")? {
+            assert!(answer["message"].to_string().contains("has to be asked again"), "{answer}");
+        }
+        for (id, expected) in [(&ids[0], approved), (&ids[1], waiting)] {
+            let told = journal(
+                &sandbox,
+                &format!("SELECT ruling || ' ' || status AS told FROM trail WHERE id = '{id}'"),
+            )?;
+            assert_eq!(told, [json!({ "told": expected })], "killed: {is_killed}");
+        }
     }
     assert!(!arrived(&sandbox)?.iter().any(|sql| *sql == qualified()));
-    let trail = "SELECT id, ruling, status FROM trail WHERE verdict = 'hold' ORDER BY seq";
-    let expected = [
-        json!({ "id": ids[0], "ruling": "approved", "status": "unknown" }),
-        json!({ "id": ids[1], "ruling": "", "status": "refused" }),
-    ];
-    assert_eq!(journal(&sandbox, trail)?, expected);
+    Ok(())
+}
+
+#[test]
+fn a_session_token_that_expires_meanwhile_does_not_cost_the_approval() -> Result<()> {
+    let mut sandbox = approving(Sandbox::builder())?;
+    let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
+    const LOGIN: &str = r#"
+data = dict(ACCOUNT_NAME="acme", LOGIN_NAME="x", AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"])
+tokens = json.loads(post("/session/v1/login-request", dict(data=data), "None"))["data"]
+say(session=tokens["token"], master=tokens["masterToken"], id=submit(tokens["token"], UPDATE)["data"]["queryId"])
+"#;
+    let said = raw(&pod, LOGIN)?.remove(0);
+    let id = id(&held(&sandbox, 1)?[0])?;
+    assert!(rule(&sandbox, ("approve", &id), &steward)?.0);
+    sandbox.signal_service(Service::Upstream, Signal::USR1)?;
+    const RENEW: &str = r#"
+expired = result(said["session"], said["id"])
+renewal = dict(oldSessionToken=said["session"], requestType="RENEW")
+renewed = json.loads(post("/session/token-request", renewal, said["master"]))["data"]["sessionToken"]
+say(expired=expired["code"], ended=result(renewed, said["id"]))
+"#;
+    let after = raw(&pod, &format!("said = json.loads('{said}')\n{RENEW}"))?.remove(0);
+    assert_eq!(after["expired"], json!("390112"), "{after}");
+    assert_eq!(after["ended"]["data"]["rowset"][0][0], json!("300"), "{after}");
+    assert_eq!(arrived(&sandbox)?.iter().filter(|sql| **sql == qualified()).count(), 1);
     Ok(())
 }
 
@@ -441,10 +483,20 @@ fn who_approved_is_in_clickhouse_in_a_sink_in_an_export_and_in_the_replay() -> R
             .filter(|step| step["statement"] == held["id"])
             .map(|step| [&step["what"], &step["status"]])
             .collect();
-        let [request, answer, ruling] = of_update[..3] else { panic!("{of_update:?}") };
-        assert_eq!(request, [&json!("request"), &Value::Null], "{of_update:?}");
-        assert_eq!(answer, [&json!("answer"), &json!("running")], "{of_update:?}");
-        assert_eq!(ruling, [&json!("ruling"), &json!("approved")], "{of_update:?}");
+        let expected = [
+            ("request", ""),
+            ("answer", "running"),
+            ("request", ""),
+            ("ruling", "approved"),
+            ("answer", "succeeded"),
+        ];
+        let told: Vec<_> = of_update
+            .iter()
+            .map(|[what, status]| (what.as_str().unwrap_or_default(), status.as_str().unwrap_or_default()))
+            .collect();
+        // It asks for the result once or twice before somebody has ruled.
+        assert_eq!((&told[..2], told.last()), (&expected[..2], expected.last()), "{told:?}");
+        assert!(told.contains(&expected[3]), "{told:?}");
     }
     Ok(())
 }

@@ -18,6 +18,8 @@ use crate::proxy::{HeldStatement, Rule};
 const TOKEN_LIMIT: u64 = 64 * 1024;
 /// Of a text, so many lines are listed; `show` has all.
 const LINES: usize = 8;
+/// And of what else decides, so many characters.
+const WITH: usize = 500;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -34,7 +36,7 @@ pub(super) enum Command {
     /// Show one of them, with the whole of its text
     #[command(after_help = "Example:\n  sudo snowfence approvals show 5d2f0c4e8a11")]
     Show {
-        /// Its identifier, or the beginning or end of it
+        /// Its identifier, or the end of it
         id: String,
         #[command(flatten)]
         config: ConfigFile,
@@ -55,7 +57,7 @@ pub(super) enum Command {
 
 #[derive(Args)]
 pub(super) struct RuleArguments {
-    /// The identifier of the statement, or the beginning or end of it
+    /// The identifier of the statement, or the end of it
     id: String,
     /// A file with your token; `-` reads it from standard input
     #[arg(long, short, value_name = "FILE")]
@@ -93,10 +95,7 @@ fn list(config: &ConfigFile, format: Format) -> Result<(), Failure> {
 fn show(id: &str, config: &ConfigFile, format: Format) -> Result<(), Failure> {
     let wanted = id.to_ascii_lowercase();
     let mut held = held(config)?;
-    held.retain(|one| {
-        let id = one.id.to_string();
-        id.starts_with(&wanted) || id.ends_with(&wanted)
-    });
+    held.retain(|one| one.id.to_string().ends_with(&wanted));
     if held.is_empty() {
         return Err(Failure::Failed(anyhow!(
             "no statement {id} waits: `snowfence audit query` knows what became of it (trail: verdict, ruling, approver)"
@@ -174,7 +173,7 @@ fn print(out: &mut impl Write, one: &HeldStatement, format: Format, lines: usize
     };
     writeln!(out, "  who     {}{}", line(&one.caller.subject), line(&groups))?;
     writeln!(out, "  from    {}, {}", line(&one.cgroup), line(&one.executable))?;
-    let role = if one.role.is_empty() { String::new() } else { format!(", role {}", one.role) };
+    let role = if one.role.is_empty() { String::new() } else { format!(", role {} at login", one.role) };
     writeln!(out, "  as      {}{} on {}", line(&one.user), line(&role), line(&one.account))?;
     let features =
         if one.features.is_empty() { String::new() } else { format!(": {}", one.features.join(", ")) };
@@ -183,8 +182,11 @@ fn print(out: &mut impl Write, one: &HeldStatement, format: Format, lines: usize
         writeln!(out, "  to      {}", line(&one.objects.join(", ")))?;
     }
     writeln!(out, "  held by {}", line(&one.policy))?;
-    if !one.values.is_empty() {
-        writeln!(out, "  values  {}", line(&one.values))?;
+    if !one.with.is_empty() {
+        let with = line(&one.with);
+        let shown: String = with.chars().take(if lines == usize::MAX { usize::MAX } else { WITH }).collect();
+        let more = if shown.len() < with.len() { " … (`show` has all of it)" } else { "" };
+        writeln!(out, "  with    {shown}{more}")?;
     }
     for text in one.sql.lines().take(lines) {
         writeln!(out, "    {}", line(text))?;

@@ -25,7 +25,7 @@ pub fn check(path: &Path, raw: raw::Raw, document: &mut Document) -> Config {
     let issuers = checker.issuers(raw.issuers);
     let credentials = checker.credentials(raw.credentials);
     let rules = checker.rules(raw.rules, &accounts, &issuers, &credentials);
-    let approvals = raw.approvals.map(|raw| checker.approvals(raw));
+    let approvals = raw.approvals.map(|raw| checker.approvals(raw, &issuers));
     let clickhouse = raw.audit.clickhouse.map(|raw| checker.clickhouse(raw));
     let journal = checker.journal(
         &raw.audit.journal,
@@ -396,14 +396,22 @@ impl Checker<'_> {
         Some(Kubernetes { node: node?, api_server })
     }
 
-    fn approvals(&mut self, raw: raw::Approvals) -> Approvals {
+    fn approvals(&mut self, raw: raw::Approvals, issuers: &[Issuer]) -> Approvals {
         if raw.groups.is_empty() || raw.groups.iter().any(String::is_empty) {
             self.wrong(at!["approvals", "groups"], "expected at least one group");
+        }
+        let is_known = |issuer: &String| issuers.iter().any(|known| known.issuer == *issuer);
+        if !raw.issuer.as_ref().is_none_or(is_known) {
+            self.wrong(at!["approvals", "issuer"], "expected one of the configured issuers");
         }
         if !(1..=24 * 60).contains(&raw.wait_minutes) {
             self.wrong(at!["approvals", "wait_minutes"], "expected 1 to 1440");
         }
-        Approvals { groups: raw.groups, wait: Duration::from_mins(raw.wait_minutes.into()) }
+        Approvals {
+            groups: raw.groups,
+            issuer: raw.issuer,
+            wait: Duration::from_mins(raw.wait_minutes.into()),
+        }
     }
 
     fn metrics(&mut self, address: &str) -> Option<std::net::SocketAddr> {

@@ -76,6 +76,7 @@ pub struct Config {
 pub struct Approvals {
     /// Any of these.
     pub groups: Vec<String>,
+    pub issuer: Option<String>,
     /// How long a statement waits for a ruling.
     pub wait: Duration,
 }

@@ -318,6 +318,8 @@ pub struct Policy {
 pub struct Approvals {
     /// Whoever has a token that names one of these groups may rule, by `snowfence approvals`.
     pub groups: Vec<String>,
+    /// Only tokens of this issuer. Default: of any of the issuers.
+    pub issuer: Option<String>,
     /// How long a statement waits; then it is refused.
     #[serde(default = "wait_minutes")]
     pub wait_minutes: u32,

@@ -125,7 +125,6 @@ impl Proxy {
                 () = self.shutdown.cancelled() => None,
                 _ = windows.tick() => {
                     self.record_suppressed(false).await;
-                    self.end_overdue().await;
                     continue;
                 }
             };

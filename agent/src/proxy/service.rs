@@ -91,7 +91,7 @@ async fn react(
             return reaction;
         }
     };
-    let operation = proxy.approvals.resolve(operation);
+    let operation = proxy.sessions.resolve(operation);
     let query = KnownQuery::parse(&operation, parts.uri.query());
     if let Some(noted) = noted {
         // Nobody else tells it.
@@ -139,12 +139,24 @@ async fn in_session(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
         Err(refusal) => return refusal,
     };
     let session = &open.session;
+    let (sessions, held) = (&exchange.proxy.sessions, &exchange.proxy.approvals);
+    if let Some(held) = held.of_query(session, &exchange.operation) {
+        match &exchange.operation {
+            Operation::Result(_) => {
+                let tokens = open.upstream();
+                return approvals::poll(&exchange, session, held, Token::Session(&tokens.session)).await;
+            }
+            Operation::AbortQuery(_) if let Some(cancelled) = approvals::cancel(&exchange, held).await => {
+                return cancelled;
+            }
+            _ => {}
+        }
+    }
     if let Operation::Result(query) | Operation::AbortQuery(query) | Operation::Monitor(query) =
         &exchange.operation
     {
         exchange.is_about(query.as_str());
     }
-    let sessions = &exchange.proxy.sessions;
     // What the client sends along is read only where it says something, and then only that goes on.
     let body = match &exchange.operation {
         Operation::Query => {
@@ -155,7 +167,7 @@ async fn in_session(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
             return match QueryRequest::parse(&body.bytes) {
                 Ok(request) => {
                     let tokens = open.upstream();
-                    statement::run(&exchange, session, &request, Token::Session(&tokens.session)).await
+                    statement::run(&exchange, session, request, Token::Session(&tokens.session)).await
                 }
                 Err(error) => exchange.malformed(&error.to_string()).await,
             };
@@ -174,7 +186,7 @@ async fn in_session(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
             };
             match aborted_request(&body.bytes) {
                 Ok(request)
-                    if let Some(held) = exchange.proxy.approvals.of_request(session, &request)
+                    if let Some(held) = held.of_request(session, &Operation::Query, &request)
                         && let Some(cancelled) = approvals::cancel(&exchange, held).await =>
                 {
                     return cancelled;
@@ -185,16 +197,6 @@ async fn in_session(exchange: Exchange<'_>, body: &mut Incoming) -> Reaction {
                 Ok(request) => return exchange.not_the_owner(session, &request).await,
                 Err(error) => return exchange.malformed(&error.to_string()).await,
             }
-        }
-        Operation::Result(query) if let Some(held) = exchange.proxy.approvals.of_query(session, query) => {
-            let tokens = open.upstream();
-            return approvals::poll(&exchange, session, held, Token::Session(&tokens.session)).await;
-        }
-        Operation::AbortQuery(query)
-            if let Some(held) = exchange.proxy.approvals.of_query(session, query)
-                && let Some(cancelled) = approvals::cancel(&exchange, held).await =>
-        {
-            return cancelled;
         }
         Operation::Result(query) | Operation::AbortQuery(query) | Operation::Monitor(query)
             if !sessions.owns(session, query) =>
@@ -499,7 +501,8 @@ impl Exchange<'_> {
     pub async fn not_the_owner(&self, session: &Session, query: &str) -> Reaction {
         let detail = format!("query {query} is not this caller's");
         self.event(EventKind::SessionRefused, Some(session), detail).await;
-        self.refuse(&Refusal::query("Snowfence does not know this query as one of this caller's".to_owned()))
+        let message = "Snowfence does not know this query as one of this caller's. One that was held for a person when the agent ended has to be asked again";
+        self.refuse(&Refusal::query(message.to_owned()))
     }
 }
 

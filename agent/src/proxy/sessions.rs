@@ -18,7 +18,7 @@ use crate::audit::{self, AuditError, Caller, OwnedQuery, latest_queries};
 use crate::capture::Workload;
 use crate::config::Secret;
 use crate::identity::{Identity, Principal};
-use crate::snowflake::{ClientToken, QueryId, TokenHash};
+use crate::snowflake::{ClientToken, Operation, QueryId, TokenHash};
 
 /// Sessions at a time; each costs about two kilobytes.
 const SESSIONS: usize = 20_000;
@@ -119,6 +119,8 @@ pub struct Sessions {
     /// By the client's identifiers of the requests.
     requests: Cache<String, Owner>,
     pending: Cache<QueryId, Pending>,
+    /// Those that were held, by the identifier that their clients know.
+    aliases: Cache<QueryId, QueryId>,
     /// Where a successor is told of whatever changes here.
     successor: ArcSwapOption<mpsc::UnboundedSender<Legacy>>,
     /// Set while what is not found may be a session that a predecessor has opened meanwhile.
@@ -138,6 +140,9 @@ pub struct Legacy {
     /// Queries whose outcome has come.
     #[serde(default)]
     pub finished: Vec<String>,
+    /// Queries that were held: as their clients know them, and as Snowflake does.
+    #[serde(default)]
+    pub aliases: Vec<(String, String)>,
 }
 
 struct Predecessor {
@@ -162,6 +167,7 @@ impl Sessions {
             queries: owned(),
             requests: owned(),
             pending: owned(),
+            aliases: owned(),
             successor: ArcSwapOption::empty(),
             predecessor: Mutex::default(),
         };
@@ -354,6 +360,20 @@ impl Sessions {
         self.pending.remove(query)
     }
 
+    /// Notes how Snowflake calls a query whose client knows it by an identifier of the agent's.
+    pub fn alias(&self, held: &QueryId, query: &QueryId) {
+        self.tell(|| Legacy { aliases: vec![told(held, query)], ..Legacy::default() });
+        self.aliases.insert(held.clone(), query.clone());
+    }
+
+    /// The operation about the query as Snowflake knows it.
+    pub fn resolve(&self, operation: Operation) -> Operation {
+        match operation.query().and_then(|query| self.aliases.get(query)) {
+            Some(query) => operation.about(query),
+            None => operation,
+        }
+    }
+
     /// What seals things for clients to keep.
     pub fn vault(&self) -> &Vault {
         &self.vault
@@ -368,6 +388,7 @@ impl Sessions {
             requests: self.requests.iter().map(|(id, owner)| (id.to_string(), owner)).collect(),
             pending: self.pending.iter().map(|(query, pending)| pending.told(&query)).collect(),
             finished: Vec::new(),
+            aliases: self.aliases.iter().map(|(held, query)| told(&held, &query)).collect(),
         });
     }
 
@@ -386,6 +407,11 @@ impl Sessions {
             let now = Instant::now();
             if let Some(query) = QueryId::parse(&query) {
                 self.pending.insert(query, Pending { statement, since: now.checked_sub(ago).unwrap_or(now) });
+            }
+        }
+        for (held, query) in legacy.aliases {
+            if let (Some(held), Some(query)) = (QueryId::parse(&held), QueryId::parse(&query)) {
+                self.aliases.insert(held, query);
             }
         }
         for query in legacy.finished {
@@ -425,6 +451,10 @@ impl Sessions {
             let _ = successor.send(legacy());
         }
     }
+}
+
+fn told(held: &QueryId, query: &QueryId) -> (String, String) {
+    (held.as_str().to_owned(), query.as_str().to_owned())
 }
 
 impl Pending {

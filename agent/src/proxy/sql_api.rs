@@ -105,7 +105,7 @@ async fn submit(exchange: &Exchange<'_>, session: &Session, body: &mut Incoming)
     match QueryRequest::of_api(&body.bytes, rule.role.as_deref(), rule.warehouse.as_deref(), tag.as_deref()) {
         Ok(request) => match credential(exchange, session).await {
             Ok((secret, kind)) => {
-                statement::run(exchange, session, &request, Token::Bearer(&secret, kind)).await
+                statement::run(exchange, session, request, Token::Bearer(&secret, kind)).await
             }
             Err(refusal) => refusal,
         },
@@ -115,13 +115,11 @@ async fn submit(exchange: &Exchange<'_>, session: &Session, body: &mut Incoming)
 
 /// Asks for a statement that was submitted before, or for its end.
 async fn ask(exchange: &Exchange<'_>, session: &Session, handle: &QueryId) -> Reaction {
-    exchange.is_about(handle.as_str());
-    if let Some(held) = exchange.proxy.approvals.of_query(session, handle) {
-        if matches!(exchange.operation, Operation::ApiCancel(_)) {
-            return match approvals::cancel(exchange, held).await {
-                Some(cancelled) => cancelled,
-                None => exchange.not_the_owner(session, handle.as_str()).await,
-            };
+    if let Some(held) = exchange.proxy.approvals.of_query(session, &exchange.operation) {
+        if matches!(exchange.operation, Operation::ApiCancel(_))
+            && let Some(cancelled) = approvals::cancel(exchange, held).await
+        {
+            return cancelled;
         }
         return match credential(exchange, session).await {
             Ok((secret, kind)) => {
@@ -130,6 +128,7 @@ async fn ask(exchange: &Exchange<'_>, session: &Session, handle: &QueryId) -> Re
             Err(refusal) => refusal,
         };
     }
+    exchange.is_about(handle.as_str());
     if !exchange.proxy.sessions.owns(session, handle) {
         return exchange.not_the_owner(session, handle.as_str()).await;
     }

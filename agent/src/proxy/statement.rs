@@ -6,7 +6,7 @@ use std::time::Instant;
 use hyper::StatusCode;
 use uuid::Uuid;
 
-use super::approvals::{self, HeldRequest};
+use super::approvals;
 use super::login::unrecorded;
 use super::payload::unkept;
 use super::service::{Exchange, Reaction, withheld};
@@ -27,7 +27,8 @@ const INLINE: usize = 16 * 1024;
 const REFUSED_TEXT: usize = 64 * 1024;
 
 /// What is refused whatever the policy says: its name in the record, and why.
-const BUILT_IN: [(&str, &str); 4] = [TOO_LARGE, UNCLEAR_TRANSFER, TRANSFER_BY_API, OTHERS_RESULT];
+const BUILT_IN: [(&str, &str); 5] =
+    [TOO_LARGE, UNCLEAR_TRANSFER, TRANSFER_BY_API, OTHERS_RESULT, SESSION_WAITS];
 const TOO_LARGE: (&str, &str) = ("text-too-large", "its text is too large to be decided on");
 const UNCLEAR_TRANSFER: (&str, &str) = (
     "file-transfer-unclear",
@@ -41,54 +42,40 @@ const OTHERS_RESULT: (&str, &str) = (
     "result-of-another",
     "it reads the result of a query that is not known as one of this caller's; name one by its id, or by LAST_QUERY_ID()",
 );
+const SESSION_WAITS: (&str, &str) = (
+    "session-waits",
+    "a statement of this session waits for the approval of a person: wait for it, cancel it, or use another session",
+);
 
 /// Handles one request to run SQL, by whichever door it came. If it may, it goes upstream with the token.
 pub async fn run(
     exchange: &Exchange<'_>,
     session: &Session,
-    request: &QueryRequest,
+    request: QueryRequest,
     token: Token<'_>,
 ) -> Reaction {
     let started = Instant::now();
+    let (held, operation) = (&exchange.proxy.approvals, &exchange.operation);
     // A driver whose connection broke sends the same again.
-    if let Some(id) = exchange.proxy.approvals.of_request(session, &exchange.query.request_id) {
+    if let Some(id) = held.of_request(session, operation, &exchange.query.request_id) {
         return approvals::in_progress(exchange, id);
     }
     let sql = with_values(&request.sql, |number| request.text(number));
     let Some(classification) = classified(&sql).await else {
         return exchange.malformed("the statement cannot be classified").await;
     };
-    let mut asked = Asked {
-        text: &request.sql,
-        describe_only: request.describe_only,
-        binds: request.binds,
-        not_held: NotHeld::NoWay,
-    };
-    let local = transfers(&classification).then(|| local_files(&sql));
-    let decision = match &local {
-        // The answer tells the driver which local files to touch: it must be clear which the statement names.
-        Some(None) if !exchange.operation.is_of_api() => denied(UNCLEAR_TRANSFER.0),
-        _ => judge(exchange, session, &asked, &sql, &classification),
-    };
+    let mut asked = Asked::of(&request);
+    let (mut decision, local) = judged(exchange, session, &asked, &sql, &classification);
+    // What is approved is to run in the session as it was: by the SQL API a request says all of that itself.
+    if !operation.is_of_api() && held.session_waits(session) {
+        decision = denied(SESSION_WAITS.0);
+    }
     if decision.verdict == Verdict::Hold {
-        let body = request.to_vec();
-        match can_be_held(exchange, request, body.len()) {
-            Ok(()) => {
-                let record = record(exchange, session, &asked, &classification, &decision);
-                let request = HeldRequest {
-                    operation: exchange.operation.clone(),
-                    query: exchange.query.text.clone(),
-                    request_id: exchange.query.request_id.clone(),
-                    headers: exchange.parts.headers.clone(),
-                    body: body.into(),
-                    values: request.values(),
-                    text: request.sql.clone(),
-                    sql: sql.into_owned(),
-                    classification,
-                    local: local.flatten(),
-                    started,
-                };
-                return approvals::hold(exchange, session, record, request).await;
+        let record = record(exchange, session, &asked, &classification, &decision);
+        match approvals::place(exchange, session, &record, &request) {
+            Ok(place) => {
+                drop(sql);
+                return approvals::hold(exchange, session, place, record, request, started).await;
             }
             Err(why) => asked.not_held = why,
         }
@@ -97,7 +84,6 @@ pub async fn run(
         Ok((recorded, id)) => {
             let outgoing = exchange.outgoing(Some(token), request.to_vec().into());
             let request_id = &exchange.query.request_id;
-            let local = local.flatten();
             let statement = Forward { outgoing, request_id, local: local.as_deref(), id, started };
             forward(exchange, session, statement, recorded).await.0
         }
@@ -114,6 +100,13 @@ pub struct Asked<'a> {
     pub not_held: NotHeld,
 }
 
+impl<'a> Asked<'a> {
+    pub fn of(request: &'a QueryRequest) -> Self {
+        let QueryRequest { sql, describe_only, binds, .. } = request;
+        Self { text: sql, describe_only: *describe_only, binds: *binds, not_held: NotHeld::NoWay }
+    }
+}
+
 /// Why a statement that needs the approval of a person cannot wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotHeld {
@@ -123,20 +116,14 @@ pub enum NotHeld {
         "the driver does not wait for it: run the statement, rather than submit it or ask for the shape of its result"
     )]
     NotAwaited,
+    #[error("who could not see its values, which are in a stage: bind fewer of them")]
+    Staged,
     #[error("and nobody is configured who may give it (`[approvals]`)")]
     NotConfigured,
     #[error("for which too many statements wait: try again later")]
     TooMany,
     #[error("for which a request of this size cannot wait")]
     TooLarge,
-}
-
-/// Whether the client of a request can wait for a person.
-fn can_be_held(exchange: &Exchange<'_>, request: &QueryRequest, bytes: usize) -> Result<(), NotHeld> {
-    if request.describe_only || request.is_async {
-        return Err(NotHeld::NotAwaited);
-    }
-    exchange.proxy.approvals.room(&exchange.peer.flow.workload.cgroup, bytes)
 }
 
 /// A statement on its way to Snowflake.
@@ -157,6 +144,24 @@ pub async fn classified(sql: &str) -> Option<Classification> {
     }
     let sql = sql.to_owned();
     tokio::task::spawn_blocking(move || classify(&sql)).await.ok()
+}
+
+/// Decides on the text of a request, and says which local files it names if it is a file transfer.
+pub fn judged(
+    exchange: &Exchange<'_>,
+    session: &Session,
+    asked: &Asked<'_>,
+    sql: &str,
+    classification: &Classification,
+) -> (Decision, Option<String>) {
+    if !transfers(classification) {
+        return (judge(exchange, session, asked, sql, classification), None);
+    }
+    match local_files(sql) {
+        // The answer tells the driver which local files to touch: it must be clear which the statement names.
+        None if !exchange.operation.is_of_api() => (denied(UNCLEAR_TRANSFER.0), None),
+        local => (judge(exchange, session, asked, sql, classification), local),
+    }
 }
 
 /// Decides on a statement: first what no policy can allow.
@@ -189,8 +194,9 @@ pub async fn admit(
     let id = record.id;
     exchange.is_statement(id);
     let refusal = if decision.verdict != Verdict::Allow {
-        let message = why_not(classification, decision, asked.not_held, &record.request_id);
-        Some(Refusal::statement(message, id))
+        let why = why_not(classification, decision, asked.not_held);
+        let kind = worst(classification);
+        Some(Refusal::statement(refused_because(kind, &why, &decision.policy, &record.request_id), id))
     } else if let Some(Err(error)) = exchange.proxy.payloads.as_ref().map(|payloads| payloads.ready()) {
         exchange.event(EventKind::PayloadNotKept, Some(session), error.to_string()).await;
         let refusal = Refusal::statement(unkept(&error), id);
@@ -455,27 +461,26 @@ pub fn not_recorded(error: &audit::AuditError, id: Uuid) -> Refusal {
     Refusal { status: StatusCode::SERVICE_UNAVAILABLE, ..refusal }
 }
 
-/// Why a statement is refused, for the driver's exception.
-pub fn why_not(
-    classification: &Classification,
-    decision: &Decision,
-    not_held: NotHeld,
-    request_id: &str,
-) -> String {
-    let held = format!("it needs the approval of a person, {not_held}");
-    let worst = classification.statements.iter().find(|statement| statement.effect == classification.effect);
-    let kind = worst.map_or("this", |statement| statement.kind.as_str());
+/// The kind of the statement that a text is as bad as.
+fn worst(classification: &Classification) -> &str {
+    let mut statements = classification.statements.iter();
+    let worst = statements.find(|statement| statement.effect == classification.effect);
+    worst.map_or("this", |statement| statement.kind.as_str())
+}
+
+/// Why a statement is refused.
+pub fn why_not(classification: &Classification, decision: &Decision, not_held: NotHeld) -> String {
     let built_in = BUILT_IN.iter().find(|(name, _)| decision.policy == *name);
     let why = match (decision.verdict, classification.effect) {
-        (Verdict::Deny, _) if let Some((_, why)) = built_in => *why,
-        (Verdict::Hold, _) => held.as_str(),
+        (Verdict::Deny, _) if let Some((_, why)) = built_in => why,
+        (Verdict::Hold, _) => return format!("it needs the approval of a person, {not_held}"),
         (_, Effect::Destructive) => "it is destructive",
         (_, Effect::Admin) => "it administers the account",
         (_, Effect::Exfiltration) => "it moves data out of, or between, accounts and storage",
         (_, Effect::Opaque) => "what it does cannot be determined",
         (_, Effect::None | Effect::Read | Effect::Session | Effect::Write) => "no policy allows it",
     };
-    refused_because(kind, why, &decision.policy, request_id)
+    why.to_owned()
 }
 
 /// What the driver's exception says.

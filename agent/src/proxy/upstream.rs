@@ -208,6 +208,17 @@ impl Answer {
     }
 }
 
+/// What of a client's headers goes on.
+pub fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let mut forwarded = HeaderMap::new();
+    for (name, value) in headers {
+        if FORWARDED.contains(&name.as_str()) {
+            forwarded.append(name, value.clone());
+        }
+    }
+    forwarded
+}
+
 /// Whether the record says so.
 fn allowed(recorded: &Recorded) -> Result<(), UpstreamError> {
     match recorded.verdict() {
@@ -224,11 +235,7 @@ impl Outgoing<'_> {
             uri.parse().map_err(|_| UpstreamError::Request("its query string is invalid".into()))?;
         let encoding = if self.takes_gzip() { "gzip" } else { "identity" };
         let mut request = Request::new(self.body.into());
-        for (name, value) in self.headers {
-            if FORWARDED.contains(&name.as_str()) {
-                request.headers_mut().append(name, value.clone());
-            }
-        }
+        *request.headers_mut() = forwarded(self.headers);
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // The answer is read here, so it comes as it is; partitions are large, and a client of the SQL API may want to
         // have them compressed.

@@ -267,7 +267,8 @@ impl Teller {
             if matches!(answer.code.as_str(), "333333" | "333334") {
                 // How it ended is told with the answer that says so.
                 "running".clone_into(&mut step.status);
-                (step.rows, step.query_id) = (None, String::new());
+                (step.rows, step.query_id, step.message) = (None, String::new(), String::new());
+                step.code.clear();
             }
             step.rows = step.rows.or(answer.total);
             if let Some(table) = &answer.table

@@ -80,6 +80,21 @@ impl Object {
     }
 }
 
+/// A JSON text without the white space between its parts.
+pub fn compact(json: &str) -> String {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let keeps = |character: &char| {
+        let keeps = is_quoted || !matches!(character, ' ' | '\t' | '\r' | '\n');
+        match character {
+            '"' if !is_escaped => is_quoted = !is_quoted,
+            _ => {}
+        }
+        is_escaped = is_quoted && *character == '\\' && !is_escaped;
+        keeps
+    };
+    json.chars().filter(keeps).collect()
+}
+
 impl<'de> Deserialize<'de> for Object {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Entries;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::json::{Malformed, Object};
+use super::json::{Malformed, Object, compact};
 use super::login::set_tag;
 
 /// What of the body goes upstream. `dataframeAst` does not: it is a second form of the statement, which nobody has
@@ -122,9 +122,18 @@ impl QueryRequest {
         self.texts.get(&number).map(String::as_str)
     }
 
-    /// All that is bound to placeholders, as JSON; empty where nothing is.
-    pub fn values(&self) -> String {
-        self.body.raw("bindings").map_or_else(String::new, |values| values.get().to_owned())
+    /// Whether its values are in a stage, and not in it.
+    pub fn is_staged(&self) -> bool {
+        self.body.raw("bindStage").is_some_and(|stage| stage.get() != "null")
+    }
+
+    /// What besides the text decides on what runs: a JSON object, as it was sent, without white space; empty where there is nothing.
+    pub fn with(&self) -> String {
+        const DECIDE: [&str; 6] = ["bindings", "database", "parameters", "role", "schema", "warehouse"];
+        let fields = self.body.keys().filter(|(key, value)| DECIDE.contains(key) && value.get() != "null");
+        let fields: Vec<String> =
+            fields.map(|(key, value)| format!("\"{key}\":{}", compact(value.get()))).collect();
+        if fields.is_empty() { String::new() } else { format!("{{{}}}", fields.join(",")) }
     }
 
     /// What goes upstream: the known fields of the body, value for value as they came.
@@ -184,6 +193,19 @@ mod tests {
         for body in ["{}", r#"{"sqlText":"select 1"}"#, r#"{"statement":"a","STATEMENT":"b"}"#] {
             assert!(QueryRequest::of_api(body.as_bytes(), None, None, None).is_err(), "{body}");
         }
+    }
+
+    #[test]
+    fn what_decides_besides_the_text_is_shown_as_it_was_sent() {
+        let body = br#"{"sqlText":"x", "bindings": { "1": {"type":"TEXT", "value": "a \" b"} },"parameters":{ } ,"sequenceId":1,"schema":null}"#;
+        let request = QueryRequest::parse(body).unwrap();
+        assert_eq!(request.with(), r#"{"bindings":{"1":{"type":"TEXT","value":"a \" b"}},"parameters":{}}"#);
+        assert!(!request.is_staged());
+        let request = QueryRequest::parse(br#"{"sqlText":"x","bindStage":"@SYSTEM$BIND/1"}"#).unwrap();
+        assert!(request.is_staged() && request.with().is_empty());
+        let body = br#"{"statement":"x","database":"D","schema":"S"}"#;
+        let request = QueryRequest::of_api(body, Some("ANALYST"), None, None).unwrap();
+        assert_eq!(request.with(), r#"{"database":"D","schema":"S","role":"ANALYST"}"#);
     }
 
     #[test]

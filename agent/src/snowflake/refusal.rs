@@ -33,6 +33,12 @@ impl Refusal {
         Self { code: "000604", sql_state: "57014", ..Self::statement(message, id) }
     }
 
+    /// A statement that cannot be cancelled yet: drivers try again.
+    pub fn on_its_way(id: Uuid) -> Self {
+        let message = "Snowfence is just forwarding this statement: cancel it again".into();
+        Self { code: "000605", sql_state: "57014", ..Self::statement(message, id) }
+    }
+
     /// A query that is unknown, or another caller's.
     pub fn query(message: String) -> Self {
         Self { code: "003001", sql_state: "42501", message, query_id: None, status: StatusCode::NOT_FOUND }

@@ -9,7 +9,7 @@ use clickhouse::{RowOwned, RowRead};
 use super::Settings;
 use super::connection::Connection;
 use crate::audit::AuditError;
-use crate::audit::trail::{Forwarded, MOST, Opened, STATEMENTS, Scope, TEXT};
+use crate::audit::trail::{Forwarded, MAY_HAVE_RUN, MOST, Opened, STATEMENTS, Scope, TEXT};
 
 /// Identifiers in one question: its text has a limit.
 const AT_ONCE: usize = 2000;
@@ -47,7 +47,8 @@ impl Central {
         scope: &Scope,
         sessions: &[String],
     ) -> Result<Vec<Forwarded>, AuditError> {
-        let sql = "SELECT toString(s.id) AS id, n.snowflake_session AS session,
+        let sql = format!(
+            "SELECT toString(s.id) AS id, n.snowflake_session AS session,
                 if(o.query_id = '', r.query_id, o.query_id) AS query_id, substringUTF8(s.sql, 1, ?) AS sql,
                 s.effect = 'opaque' OR hasAny(s.features, ['dynamic_sql', 'stored_body']) AS runs_others,
                 toUnixTimestamp64Micro(s.time) AS time,
@@ -55,15 +56,16 @@ impl Central {
              FROM statements AS s FINAL JOIN sessions AS n FINAL ON n.id = s.session
              LEFT JOIN outcomes AS o FINAL ON o.statement = s.id
              LEFT JOIN running AS r FINAL ON r.statement = s.id
-             WHERE (s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved')) AND s.account = ? AND upper(s.user) = ?
+             WHERE {MAY_HAVE_RUN} AND s.account = ? AND upper(s.user) = ?
                AND s.time < fromUnixTimestamp64Micro(?) AND (o.status = '' OR o.time >= fromUnixTimestamp64Micro(?))
                AND (n.snowflake_session = '' OR n.snowflake_session IN ?)
-             LIMIT ? SETTINGS join_use_nulls = 0";
+             LIMIT ? SETTINGS join_use_nulls = 0"
+        );
         let mut forwarded = Vec::new();
         // Those without a session come even where there is none to ask for.
         let none = [String::new()];
         for some in if sessions.is_empty() { &none } else { sessions }.chunks(AT_ONCE) {
-            let query = self.query(sql).bind(TEXT).bind(&scope.account).bind(&scope.user);
+            let query = self.query(&sql).bind(TEXT).bind(&scope.account).bind(&scope.user);
             let query = query.bind(scope.until).bind(scope.from).bind(some).bind(STATEMENTS);
             forwarded.extend(self.rows::<Forwarded>(query).await?);
         }
@@ -71,14 +73,16 @@ impl Central {
     }
 
     pub(in crate::audit) async fn calls(&self, scope: &Scope) -> Result<Vec<(i64, i64)>, AuditError> {
-        let sql = "SELECT toUnixTimestamp64Micro(s.time) AS begin,
+        let sql = format!(
+            "SELECT toUnixTimestamp64Micro(s.time) AS begin,
                 if(o.status = '', 9223372036854775807, toUnixTimestamp64Micro(o.time)) AS ended
              FROM statements AS s FINAL JOIN sessions AS n FINAL ON n.id = s.session
              LEFT JOIN outcomes AS o FINAL ON o.statement = s.id
-             WHERE (s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved')) AND s.account = ? AND upper(s.user) = ? AND n.snowflake_session = ''
+             WHERE {MAY_HAVE_RUN} AND s.account = ? AND upper(s.user) = ? AND n.snowflake_session = ''
                AND (o.status = '' OR o.time >= fromUnixTimestamp64Micro(?)) AND s.time < fromUnixTimestamp64Micro(?)
-             LIMIT ? SETTINGS join_use_nulls = 0";
-        self.rows(self.of(sql, scope)).await
+             LIMIT ? SETTINGS join_use_nulls = 0"
+        );
+        self.rows(self.of(&sql, scope)).await
     }
 
     pub(in crate::audit) async fn opened(&self, scope: &Scope) -> Result<Vec<Opened>, AuditError> {

@@ -59,11 +59,11 @@ SELECT time, 'event', kind, coalesce(subject, ''), coalesce(cgroup, ''), '', '',
 FROM DB.events FINAL
 WHERE cgroup LIKE {cgroup:String} AND time >= now64(6) - toIntervalDay({days:UInt16})";
 
-/// Refused and held statements, with the policy that said so and what the client was told.
+/// Refused and held statements, with the policy that said so, what was ruled on it, and what the client was told.
 pub(super) const REFUSALS: &str = "
 SELECT s.time AS time, s.issuer AS issuer, s.subject AS subject, s.cgroup AS cgroup, s.node AS node,
        s.verdict AS verdict, s.policy AS policy, s.effect AS effect, s.kind AS kind, s.objects AS objects,
-       s.features AS features, o.message AS message, s.sql AS sql, s.id AS id
+       s.features AS features, a.ruling AS ruling, a.approver AS approver, o.message AS message, s.sql AS sql, s.id AS id
 FROM (
     SELECT * FROM DB.statements FINAL
     WHERE sensitive AND verdict != 'allow' AND time >= now64(6) - toIntervalDay({days:UInt16})
@@ -71,7 +71,11 @@ FROM (
 LEFT JOIN (
     SELECT statement, message FROM DB.outcomes FINAL
     WHERE status = 'refused' AND time >= now64(6) - toIntervalDay({days:UInt16})
-) AS o ON o.statement = s.id";
+) AS o ON o.statement = s.id
+LEFT JOIN (
+    SELECT statement, ruling, approver FROM DB.approvals FINAL
+    WHERE time >= now64(6) - toIntervalDay({days:UInt16})
+) AS a ON a.statement = s.id";
 
 /// Statements that a person approved, who that was and why, and what came of them; `refused` where the client had gone.
 pub(super) const APPROVED: &str = "

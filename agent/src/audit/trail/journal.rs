@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use rusqlite::{Connection, named_params};
 
-use super::{Forwarded, MOST, Opened, STATEMENTS, Scope, TEXT};
+use super::{Forwarded, MAY_HAVE_RUN, MOST, Opened, STATEMENTS, Scope, TEXT};
 use crate::audit::schema;
 
 pub(super) fn begins(connection: &Connection) -> rusqlite::Result<i64> {
@@ -31,7 +31,7 @@ pub(super) fn forwarded(
     scope: &Scope,
     sessions: &[String],
 ) -> rusqlite::Result<Vec<Forwarded>> {
-    let mut statement = connection.prepare(
+    let mut statement = connection.prepare(&format!(
         "SELECT s.id, n.snowflake_session, coalesce(nullif(o.query_id, ''), r.query_id, ''),
                 substr(s.sql, 1, :text),
                 s.effect = 'opaque' OR EXISTS (SELECT 1 FROM json_each(s.features)
@@ -39,11 +39,11 @@ pub(super) fn forwarded(
                 s.time, coalesce(o.time, 9223372036854775807)
          FROM statements s JOIN sessions n ON n.id = s.session
          LEFT JOIN outcomes o ON o.statement = s.id LEFT JOIN running r ON r.statement = s.id
-         WHERE (s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved')) AND s.account = :account AND upper(s.user) = :user
+         WHERE {MAY_HAVE_RUN} AND s.account = :account AND upper(s.user) = :user
            AND s.time < :until AND coalesce(o.time, :until) >= :from
            AND (n.snowflake_session = '' OR n.snowflake_session IN (SELECT value FROM json_each(:sessions)))
          LIMIT :most",
-    )?;
+    ))?;
     let parameters = named_params! {
         ":account": scope.account, ":user": scope.user, ":from": scope.from, ":until": scope.until,
         ":sessions": list(sessions), ":most": STATEMENTS, ":text": TEXT,
@@ -63,13 +63,13 @@ pub(super) fn forwarded(
 }
 
 pub(super) fn calls(connection: &Connection, scope: &Scope) -> rusqlite::Result<Vec<(i64, i64)>> {
-    let mut statement = connection.prepare(
+    let mut statement = connection.prepare(&format!(
         "SELECT s.time, coalesce(o.time, 9223372036854775807)
          FROM statements s JOIN sessions n ON n.id = s.session LEFT JOIN outcomes o ON o.statement = s.id
-         WHERE (s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved')) AND s.account = ?1 AND upper(s.user) = ?2 AND n.snowflake_session = ''
+         WHERE {MAY_HAVE_RUN} AND s.account = ?1 AND upper(s.user) = ?2 AND n.snowflake_session = ''
            AND s.time < ?4 AND coalesce(o.time, ?4) >= ?3
          LIMIT ?5",
-    )?;
+    ))?;
     let rows = statement.query_map((&scope.account, &scope.user, scope.from, scope.until, MOST), |row| {
         Ok((row.get(0)?, row.get(1)?))
     })?;

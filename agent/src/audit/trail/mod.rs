@@ -19,6 +19,10 @@ pub(super) const MOST: u32 = 500_000;
 pub(super) const STATEMENTS: u32 = 20_000;
 pub(super) const TEXT: u32 = 64 * 1024;
 
+/// That a statement `s` may have run: it was allowed, or approved.
+pub(super) const MAY_HAVE_RUN: &str =
+    "(s.verdict = 'allow' OR s.id IN (SELECT statement FROM approvals WHERE ruling = 'approved'))";
+
 /// Where the trail is.
 #[derive(Clone, Debug)]
 pub struct Trail {

@@ -5,13 +5,14 @@
 //! an agent that ends forwards none of them, and its successor knows none.
 
 mod ruling;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use hyper::HeaderMap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -22,25 +23,23 @@ use super::sessions::Session;
 use super::statement::{self, NotHeld};
 use crate::audit::{self, Approval, AuditError, Caller, Recorded, Ruling, now};
 use crate::config;
-use crate::snowflake::{Operation, QueryId, Refusal};
-use crate::sql::Classification;
+use crate::snowflake::{Operation, QueryRequest, Refusal};
 
 pub use ruling::{ApprovalError, Rule};
-pub use waiting::{cancel, hold, in_progress, poll};
+pub use waiting::{cancel, hold, in_progress, place, poll};
 
 /// Held statements at a time.
 const MOST: usize = 256;
-const MOST_OF_A_WORKLOAD: usize = 32;
-/// Requests beyond this size are not held, in bytes.
-const LARGEST: usize = 1024 * 1024;
+const MOST_OF_A_WORKLOAD: usize = 16;
+/// Requests beyond this size are not held, in bytes: nobody reads them. What is kept of one is up to four times that.
+const LARGEST: usize = 256 * 1024;
 /// A client that did not ask for so long has gone: drivers ask every 16 s at least.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// For so long a client may ask again for what has come of its statement.
+/// For so long, and of so many statements of a workload, a client may ask again for what has come of them.
 const REMEMBERED: Duration = Duration::from_mins(10);
-/// Statements that are known at a time, most of them ended.
-const REMEMBERED_AT_MOST: usize = 4096;
-/// Of the values that are bound, so many characters are shown.
-const VALUES: usize = 4096;
+const REMEMBERED_OF_A_WORKLOAD: usize = 256;
+/// How often it is looked for what nobody waits for any more.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A held statement, as it is shown to whoever is to rule on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +57,7 @@ pub struct HeldStatement {
     pub executable: String,
     pub account: String,
     pub user: String,
+    /// At login; by the SQL API, that of the rule.
     pub role: String,
     pub sql: String,
     pub kind: String,
@@ -65,26 +65,19 @@ pub struct HeldStatement {
     pub objects: Vec<String>,
     pub features: Vec<String>,
     pub policy: String,
-    /// What is bound to its placeholders, as JSON; its beginning if it is long, empty if there is nothing.
-    pub values: String,
+    /// What else the request says that decides on what runs: bound values, parameters, and, by the SQL API, database, schema and
+    /// warehouse. JSON, as it was sent.
+    pub with: String,
 }
 
-/// What goes upstream once it is approved, and what it is judged by again.
+/// What goes upstream once it is approved.
 pub struct HeldRequest {
     pub operation: Operation,
     /// The query string.
     pub query: String,
     pub request_id: String,
     pub headers: HeaderMap,
-    pub body: Bytes,
-    /// What is bound to its placeholders, as JSON.
-    pub values: String,
-    /// The statement as the client sent it, and with the values that are bound to it.
-    pub text: String,
-    pub sql: String,
-    pub classification: Classification,
-    /// The local files of a `PUT` or `GET`.
-    pub local: Option<String>,
+    pub request: QueryRequest,
     pub started: Instant,
 }
 
@@ -98,6 +91,9 @@ pub struct Approvals {
 
 struct Held {
     session: Uuid,
+    /// The doors have sessions in common.
+    is_of_api: bool,
+    cgroup: String,
     request_id: String,
     expires: Instant,
     /// When its client last asked for it, or its end was told.
@@ -110,10 +106,10 @@ enum State {
     Waiting(Box<Open>),
     /// For its client, with the proof that it may be forwarded.
     Approved(Box<Open>),
-    /// Its ruling is being recorded, or it is on its way.
+    /// It, or its ruling, is being recorded, or it is on its way.
     Busy,
-    /// Snowflake knows it by this identifier.
-    Forwarded(QueryId),
+    /// Snowflake has it, under another identifier.
+    Forwarded,
     Ended(Refusal),
 }
 
@@ -125,9 +121,10 @@ struct Open {
 }
 
 /// What a client finds that asks for the result.
+#[derive(Debug, PartialEq, Eq)]
 enum Found {
     InProgress,
-    Approved(Box<Open>),
+    Approved,
     Ended(Refusal),
 }
 
@@ -142,7 +139,8 @@ struct Taken {
 enum Taking {
     /// Those that wait for a person.
     Waiting,
-    /// Those that wait, for whomever.
+    /// Those that wait for their client.
+    Approved,
     Any,
 }
 
@@ -155,6 +153,43 @@ struct Ruled {
 }
 
 impl Proxy {
+    /// Ends what nobody waits for any more, or nobody ruled on in time, for as long as the agent lives.
+    pub async fn end_overdue(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        loop {
+            ticks.tick().await;
+            for (taken, ruled) in self.approvals.overdue(Instant::now()) {
+                let id = taken.id();
+                tracing::info!(%id, ruling = ruled.ruling.as_str(), "a held statement ends: {}", ruled.reason);
+                self.end_noted(taken, ruled).await;
+            }
+        }
+    }
+
+    /// Ends all that waits: the agent does.
+    pub async fn end_all_held(&self) {
+        for id in self.approvals.ids(|_| true) {
+            if let Some(taken) = self.approvals.take(id, Taking::Any) {
+                self.end_noted(taken, Ruled::nobody(Ruling::Withdrawn, "the agent has ended")).await;
+            }
+        }
+    }
+
+    /// Ends what a session waits for.
+    pub(super) async fn end_held(&self, session: &Session) {
+        for id in self.approvals.ids(|one| one.session == session.id) {
+            if let Some(taken) = self.approvals.take(id, Taking::Any) {
+                self.end_noted(taken, Ruled::nobody(Ruling::Withdrawn, "its session was closed")).await;
+            }
+        }
+    }
+
+    async fn end_noted(&self, taken: Taken, ruled: Ruled) {
+        if let Err(error) = self.end(taken, ruled).await {
+            tracing::error!(%error, "the end of a held statement could not be recorded");
+        }
+    }
+
     /// Ends a held statement without forwarding it. Returns what its client is told.
     async fn end(&self, taken: Taken, ruled: Ruled) -> Result<Refusal, AuditError> {
         let id = taken.id();
@@ -164,34 +199,12 @@ impl Proxy {
         let approval = (!taken.is_approved).then(|| ruled.record(id).into());
         match self.journal.append(approval.into_iter().chain([outcome.into()]).collect()).await {
             Ok(()) => {
-                self.approvals.ended(id, refusal.clone());
+                self.approvals.set(id, State::Ended(refusal.clone()));
                 Ok(refusal)
             }
             Err(error) => {
                 self.approvals.put_back(taken);
                 Err(error)
-            }
-        }
-    }
-
-    /// Ends what nobody waits for any more, or nobody ruled on in time.
-    pub(super) async fn end_overdue(&self) {
-        for (taken, ruled) in self.approvals.overdue(Instant::now()) {
-            let id = taken.id();
-            tracing::info!(%id, ruling = ruled.ruling.as_str(), "a held statement ends: {}", ruled.reason);
-            if let Err(error) = self.end(taken, ruled).await {
-                tracing::error!(%error, "the end of a held statement could not be recorded");
-            }
-        }
-    }
-
-    /// Ends what a session waits for.
-    pub(super) async fn end_held(self: &Arc<Self>, session: &Session) {
-        for id in self.approvals.of_session(session) {
-            let Some(taken) = self.approvals.take(id, Taking::Any) else { continue };
-            let ruled = Ruled::nobody(Ruling::Withdrawn, "its session was closed");
-            if let Err(error) = self.end(taken, ruled).await {
-                tracing::error!(%error, "the end of a held statement could not be recorded");
             }
         }
     }
@@ -203,21 +216,9 @@ impl Approvals {
         Self { settings, ..Self::default() }
     }
 
-    /// Whether there is room for one more request of a workload, of so many bytes.
-    pub fn room(&self, cgroup: &str, bytes: usize) -> Result<(), NotHeld> {
-        if self.settings.is_none() {
-            return Err(NotHeld::NotConfigured);
-        }
-        if bytes > LARGEST {
-            return Err(NotHeld::TooLarge);
-        }
-        let held = self.lock();
-        let open = || held.values().filter_map(|one| one.state.open());
-        let of_workload = open().filter(|open| open.about.cgroup == cgroup).count();
-        if open().count() >= MOST || of_workload >= MOST_OF_A_WORKLOAD {
-            return Err(NotHeld::TooMany);
-        }
-        Ok(())
+    /// Whether somebody may rule on what is held.
+    pub fn is_configured(&self) -> bool {
+        self.settings.is_some()
     }
 
     /// How long a statement waits for a person.
@@ -242,70 +243,71 @@ impl Approvals {
         self.lock().values().filter(|one| matches!(one.state, State::Waiting(_))).count()
     }
 
-    /// The query that an operation is about, where it is one that was held: by the identifier that Snowflake knows.
-    pub fn resolve(&self, operation: Operation) -> Operation {
-        let Some(query) = operation.query() else { return operation };
-        let known = |id: Uuid| match &self.lock().get(&id)?.state {
-            State::Forwarded(query) => Some(query.clone()),
-            _ => None,
-        };
-        match query.as_str().parse().ok().and_then(known) {
-            Some(query) => operation.about(query),
-            None => operation,
-        }
+    /// Whether a session has a statement that waits, or is about to be forwarded.
+    pub fn session_waits(&self, session: &Session) -> bool {
+        self.lock().values().any(|one| one.session == session.id && one.state.is_under_way())
     }
 
-    /// The held statement of a session that a query's identifier stands for.
-    pub fn of_query(&self, session: &Session, query: &QueryId) -> Option<Uuid> {
-        let id: Uuid = query.as_str().parse().ok()?;
-        self.lock().get(&id).filter(|one| one.session == session.id).map(|_| id)
+    /// The held statement of a session that a query's identifier stands for, at the door where it came in.
+    pub fn of_query(&self, session: &Session, operation: &Operation) -> Option<Uuid> {
+        let id: Uuid = operation.query()?.as_str().parse().ok()?;
+        let held = self.lock();
+        held.get(&id).filter(|one| one.is_of(session, operation)).map(|_| id)
     }
 
-    /// The held statement of a session that was asked for by this request.
-    pub fn of_request(&self, session: &Session, request_id: &str) -> Option<Uuid> {
+    /// The held statement of a session that was asked for by this request, at the same door.
+    pub fn of_request(&self, session: &Session, operation: &Operation, request_id: &str) -> Option<Uuid> {
         let held = self.lock();
         let is_it = |one: &Held| {
-            one.session == session.id
+            one.is_of(session, operation)
                 && one.request_id.eq_ignore_ascii_case(request_id)
                 && !request_id.is_empty()
         };
         held.iter().find(|(_, one)| is_it(one)).map(|(id, _)| *id)
     }
 
-    /// What has come of a statement that was forwarded: by which identifier Snowflake knows it, or why that is not known.
-    fn forwarded(&self, id: Uuid, known: Result<QueryId, String>) {
-        self.set(
-            id,
-            match known {
-                Ok(query) => State::Forwarded(query),
-                Err(why) => State::Ended(Refusal::answer(format!(
-                    "Snowfence has no result of this statement, which was approved: {why}"
-                ))),
-            },
-        );
+    fn ids(&self, of: impl Fn(&Held) -> bool) -> Vec<Uuid> {
+        self.lock().iter().filter(|(_, one)| of(one)).map(|(id, _)| *id).collect()
     }
 
-    fn ended(&self, id: Uuid, refusal: Refusal) {
-        self.set(id, State::Ended(refusal));
-    }
-
-    fn of_session(&self, session: &Session) -> Vec<Uuid> {
-        let held = self.lock();
-        held.iter().filter(|(_, one)| one.session == session.id).map(|(id, _)| *id).collect()
-    }
-
-    fn insert(&self, session: &Session, about: HeldStatement, request: HeldRequest, recorded: Recorded) {
+    /// Takes a place for a statement that is about to be recorded.
+    fn reserve(
+        &self,
+        about: &HeldStatement,
+        session: &Session,
+        operation: &Operation,
+        request_id: &str,
+    ) -> Result<(), NotHeld> {
         let now = Instant::now();
-        let (id, request_id) = (about.id, request.request_id.clone());
-        let state = State::Waiting(Box::new(Open { about, request, recorded }));
-        let one = Held { session: session.id, request_id, expires: now + self.wait(), seen: now, state };
         let mut held = self.lock();
-        if held.len() >= REMEMBERED_AT_MOST {
-            let ended = held.iter().filter(|(_, one)| one.state.open().is_none());
-            let oldest = ended.min_by_key(|(_, one)| one.seen).map(|(id, _)| *id);
+        let of_workload = |one: &Held| one.cgroup == about.cgroup;
+        let under_way = || held.values().filter(|one| one.state.is_under_way());
+        if under_way().count() >= MOST
+            || under_way().filter(|one| of_workload(one)).count() >= MOST_OF_A_WORKLOAD
+        {
+            return Err(NotHeld::TooMany);
+        }
+        let ended = || held.iter().filter(|(_, one)| of_workload(one) && !one.state.is_under_way());
+        if ended().count() >= REMEMBERED_OF_A_WORKLOAD {
+            let oldest = ended().min_by_key(|(_, one)| one.seen).map(|(id, _)| *id);
             oldest.and_then(|id| held.remove(&id));
         }
-        held.insert(id, one);
+        let one = Held {
+            session: session.id,
+            is_of_api: operation.is_of_api(),
+            cgroup: about.cgroup.clone(),
+            request_id: request_id.to_owned(),
+            expires: now + self.wait(),
+            seen: now,
+            state: State::Busy,
+        };
+        held.insert(about.id, one);
+        Ok(())
+    }
+
+    /// It could not be recorded.
+    fn give_up(&self, id: Uuid) {
+        self.lock().remove(&id);
     }
 
     /// What its client finds; waits for a change until `deadline`.
@@ -328,20 +330,14 @@ impl Approvals {
         let mut held = self.lock();
         let Some(one) = held.get_mut(&id) else { return Found::InProgress };
         one.seen = Instant::now();
-        match std::mem::replace(&mut one.state, State::Busy) {
-            State::Approved(open) => Found::Approved(open),
-            State::Ended(refusal) => {
-                one.state = State::Ended(refusal.clone());
-                Found::Ended(refusal)
-            }
-            other => {
-                one.state = other;
-                Found::InProgress
-            }
+        match &one.state {
+            State::Approved(_) => Found::Approved,
+            State::Ended(refusal) => Found::Ended(refusal.clone()),
+            State::Waiting(_) | State::Busy | State::Forwarded => Found::InProgress,
         }
     }
 
-    /// Takes one that waits, to rule on it.
+    /// Takes one that waits.
     fn take(&self, id: Uuid, taking: Taking) -> Option<Taken> {
         self.lock().get_mut(&id)?.take(taking)
     }
@@ -355,7 +351,7 @@ impl Approvals {
     /// Takes those that nobody waits for, or nobody ruled on in time, and forgets those that ended long ago.
     fn overdue(&self, now: Instant) -> Vec<(Taken, Ruled)> {
         let mut held = self.lock();
-        held.retain(|_, one| one.state.open().is_some() || now.duration_since(one.seen) < REMEMBERED);
+        held.retain(|_, one| one.state.is_under_way() || now.duration_since(one.seen) < REMEMBERED);
         let overdue = |one: &mut Held| {
             if now.duration_since(one.seen) > PATIENCE {
                 let ruled = Ruled::nobody(Ruling::Withdrawn, "its client has gone");
@@ -385,16 +381,35 @@ impl Approvals {
 }
 
 impl Held {
+    fn is_of(&self, session: &Session, operation: &Operation) -> bool {
+        self.session == session.id && self.is_of_api == operation.is_of_api()
+    }
+
     fn take(&mut self, taking: Taking) -> Option<Taken> {
         let (open, is_approved) = match std::mem::replace(&mut self.state, State::Busy) {
-            State::Waiting(open) => (open, false),
-            State::Approved(open) if taking == Taking::Any => (open, true),
+            State::Waiting(open) if taking != Taking::Approved => (open, false),
+            State::Approved(open) if taking != Taking::Waiting => (open, true),
             other => {
                 self.state = other;
                 return None;
             }
         };
         Some(Taken { open, is_approved })
+    }
+}
+
+impl State {
+    /// What waits, for a person or for its client.
+    fn open(&self) -> Option<&Open> {
+        match self {
+            Self::Waiting(open) | Self::Approved(open) => Some(open),
+            Self::Busy | Self::Forwarded | Self::Ended(_) => None,
+        }
+    }
+
+    /// It has not come to its end here.
+    fn is_under_way(&self) -> bool {
+        !matches!(self, Self::Forwarded | Self::Ended(_))
     }
 }
 
@@ -437,7 +452,7 @@ impl Ruled {
 }
 
 impl HeldStatement {
-    fn of(record: &audit::Statement, values: &str, wait: Duration) -> Self {
+    fn of(record: &audit::Statement, with: String, wait: Duration) -> Self {
         let wait = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
         Self {
             id: record.id,
@@ -456,20 +471,7 @@ impl HeldStatement {
             objects: record.objects.clone(),
             features: record.features.clone(),
             policy: record.policy.clone(),
-            values: values.chars().take(VALUES).collect(),
+            with,
         }
     }
 }
-
-impl State {
-    /// What waits, for a person or for its client.
-    fn open(&self) -> Option<&Open> {
-        match self {
-            Self::Waiting(open) | Self::Approved(open) => Some(open),
-            _ => None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

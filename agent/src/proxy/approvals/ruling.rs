@@ -19,7 +19,7 @@ const REASON: usize = 1000;
 /// What somebody rules.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// The identifier of the statement, or the beginning or end of it that no other has.
+    /// The identifier of the statement, or the end of it.
     pub statement: String,
     pub approve: bool,
     pub reason: String,
@@ -33,7 +33,7 @@ pub enum ApprovalError {
     NotConfigured,
     #[error("no statement {0} waits: it was ruled on, has expired, or its client has gone")]
     Unknown(String),
-    #[error("{0} is too short: give at least {PART} characters of the identifier")]
+    #[error("{0} is too short: give at least the last {PART} characters of the identifier")]
     TooShort(String),
     #[error("{0} stands for several statements that wait: give more of the identifier")]
     Ambiguous(String),
@@ -41,6 +41,8 @@ pub enum ApprovalError {
     Token(#[from] IdentityError),
     #[error("{subject} may not rule: the token names none of the groups {groups}")]
     NotAnApprover { subject: String, groups: String },
+    #[error("{subject} may not rule: tokens of {issuer} are not for that")]
+    NotTheIssuer { subject: String, issuer: String },
     #[error("{0} has asked for this statement: somebody else has to rule on it")]
     OwnStatement(String),
     #[error("the ruling cannot be recorded, and so does not count: {0}")]
@@ -104,10 +106,8 @@ impl super::Approvals {
         if text.len() < PART {
             return Err(ApprovalError::TooShort(text));
         }
-        let is_meant = |id: Uuid| {
-            let id = id.to_string();
-            id.starts_with(&text) || id.ends_with(&text)
-        };
+        // Not by the beginning, which is the time: soon another statement may have the same.
+        let is_meant = |id: Uuid| id.to_string().ends_with(&text);
         let mut meant = self.list().into_iter().filter(|one| !one.is_approved && is_meant(one.id));
         match (meant.next(), meant.next()) {
             (Some(one), None) => Ok(one),
@@ -117,10 +117,14 @@ impl super::Approvals {
     }
 
     fn may_rule(&self, approver: &Caller, about: &HeldStatement) -> Result<(), ApprovalError> {
-        let groups = self.settings.as_ref().map(|settings| settings.groups.as_slice()).unwrap_or_default();
-        if !groups.iter().any(|group| approver.groups.contains(group)) {
-            let subject = approver.subject.clone();
-            return Err(ApprovalError::NotAnApprover { subject, groups: groups.join(", ") });
+        let settings = self.settings.as_ref().ok_or(ApprovalError::NotConfigured)?;
+        let subject = || approver.subject.clone();
+        if settings.issuer.as_ref().is_some_and(|issuer| *issuer != approver.issuer) {
+            return Err(ApprovalError::NotTheIssuer { subject: subject(), issuer: approver.issuer.clone() });
+        }
+        if !settings.groups.iter().any(|group| approver.groups.contains(group)) {
+            let groups = settings.groups.join(", ");
+            return Err(ApprovalError::NotAnApprover { subject: subject(), groups });
         }
         if approver.issuer == about.caller.issuer && approver.subject == about.caller.subject {
             return Err(ApprovalError::OwnStatement(approver.subject.clone()));

@@ -3,7 +3,6 @@
 use super::*;
 use crate::audit::{Journal, Verdict, samples};
 use crate::identity::Principal;
-use crate::sql::classify;
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -18,7 +17,8 @@ impl Bench {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let journal = Journal::open(&directory.path().join("journal.db"), "node").unwrap();
-        let settings = config::Approvals { groups: vec!["stewards".to_owned()], wait: 15 * MINUTE };
+        let settings =
+            config::Approvals { groups: vec!["stewards".to_owned()], issuer: None, wait: 15 * MINUTE };
         let principal = Principal::sample(samples::caller());
         let session =
             Session { id: Uuid::now_v7(), principal, account: "acme".to_owned(), role: String::new() };
@@ -27,24 +27,27 @@ impl Bench {
 
     async fn hold(&self, request_id: &str) -> Uuid {
         let record = samples::statement(self.session.id, "update t set a = 1", Verdict::Hold);
-        let about = HeldStatement::of(&record, "", self.approvals.wait());
+        let about = HeldStatement::of(&record, String::new(), self.approvals.wait());
+        let id = about.id;
+        self.approvals.reserve(&about, &self.session, &Operation::Query, request_id).unwrap();
         let recorded = self.journal.append_statement(record).await.unwrap();
         let request = HeldRequest {
             operation: Operation::Query,
             query: String::new(),
             request_id: request_id.to_owned(),
             headers: HeaderMap::new(),
-            body: Bytes::new(),
-            values: String::new(),
-            text: "update t set a = 1".to_owned(),
-            sql: "update t set a = 1".to_owned(),
-            classification: classify("update t set a = 1"),
-            local: None,
+            request: QueryRequest::parse(br#"{"sqlText":"update t set a = 1"}"#).unwrap(),
             started: Instant::now(),
         };
-        let id = about.id;
-        self.approvals.insert(&self.session, about, request, recorded);
+        self.approvals.set(id, State::Waiting(Box::new(Open { about, request, recorded })));
         id
+    }
+
+    fn room(&self, cgroup: &str) -> Result<(), NotHeld> {
+        let record = samples::statement(self.session.id, "", Verdict::Hold);
+        let about =
+            HeldStatement { cgroup: cgroup.to_owned(), ..HeldStatement::of(&record, String::new(), MINUTE) };
+        self.approvals.reserve(&about, &self.session, &Operation::Query, "")
     }
 
     async fn approve(&self, id: Uuid) {
@@ -60,17 +63,35 @@ impl Bench {
 async fn what_is_approved_is_given_to_one_that_asks() {
     let bench = Bench::new();
     let id = bench.hold("1-2").await;
-    assert!(matches!(bench.approvals.look(id, Instant::now()).await, Found::InProgress));
+    assert_eq!(bench.approvals.look(id, Instant::now()).await, Found::InProgress);
+    assert!(bench.approvals.take(id, Taking::Approved).is_none(), "nobody has approved it");
     let waiting = bench.approvals.look(id, Instant::now() + MINUTE);
     let ((), found) = tokio::join!(bench.approve(id), waiting);
-    let Found::Approved(open) = found else { panic!("it is not told") };
-    assert_eq!(open.recorded.verdict(), Verdict::Allow);
-    assert!(matches!(bench.approvals.peek(id), Found::InProgress), "once");
-    assert!(bench.approvals.take(id, Taking::Any).is_none(), "nobody ends what is on its way");
-    let query = QueryId::parse("01b1c2d3-0000-1111-2222-333344445555").unwrap();
-    bench.approvals.forwarded(id, Ok(query.clone()));
-    let asked = Operation::Result(QueryId::of(id));
-    assert_eq!(bench.approvals.resolve(asked), Operation::Result(query));
+    assert_eq!(found, Found::Approved);
+    let taken = bench.approvals.take(id, Taking::Approved).unwrap();
+    assert_eq!(taken.open.recorded.verdict(), Verdict::Allow);
+    assert_eq!(bench.approvals.peek(id), Found::InProgress);
+    assert!(bench.approvals.take(id, Taking::Any).is_none(), "once, and nobody ends what is on its way");
+    assert!(bench.approvals.session_waits(&bench.session));
+    bench.approvals.set(id, State::Forwarded);
+    assert!(!bench.approvals.session_waits(&bench.session));
+}
+
+#[tokio::test]
+async fn a_statement_is_found_by_its_session_at_its_door() {
+    let bench = Bench::new();
+    let id = bench.hold("1-a").await;
+    let query = crate::snowflake::QueryId::of(id);
+    let by_driver = Operation::Result(query.clone());
+    assert_eq!(bench.approvals.of_query(&bench.session, &by_driver), Some(id));
+    assert_eq!(bench.approvals.of_query(&bench.session, &Operation::ApiResult(query)), None);
+    assert_eq!(bench.approvals.of_request(&bench.session, &Operation::Query, "1-A"), Some(id));
+    assert_eq!(bench.approvals.of_request(&bench.session, &Operation::ApiStatement, "1-a"), None);
+    let other = Session { id: Uuid::now_v7(), ..bench.session.clone() };
+    assert_eq!(bench.approvals.of_query(&other, &by_driver), None);
+    assert_eq!(bench.approvals.of_request(&other, &Operation::Query, "1-a"), None);
+    bench.hold("").await;
+    assert_eq!(bench.approvals.of_request(&bench.session, &Operation::Query, ""), None, "none is nobody's");
 }
 
 #[tokio::test]
@@ -98,8 +119,9 @@ async fn what_nobody_waits_for_ends() {
     ended.sort_by_key(|(id, _)| *id);
     assert_eq!(ended, [(waits, Ruling::Withdrawn), (approved, Ruling::Withdrawn)]);
     assert!(bench.approvals.list().is_empty());
+    bench.approvals.set(waits, State::Ended(Refusal::request(String::new())));
     bench.approvals.overdue(now + 30 * MINUTE);
-    assert!(bench.approvals.of_query(&bench.session, &QueryId::of(waits)).is_none(), "it is forgotten");
+    assert!(!bench.approvals.lock().contains_key(&waits), "it is forgotten");
 }
 
 #[tokio::test]
@@ -120,36 +142,35 @@ async fn what_is_asked_for_and_not_ruled_on_expires() {
 }
 
 #[tokio::test]
-async fn a_workload_may_have_so_many_statements_held_and_no_large_ones() {
+async fn a_workload_may_have_so_many_statements_held() {
     let bench = Bench::new();
-    let room = |cgroup: &str, bytes| bench.approvals.room(cgroup, bytes);
-    assert_eq!(room("/pods/analyst", LARGEST + 1), Err(NotHeld::TooLarge));
     for _ in 0..MOST_OF_A_WORKLOAD {
-        assert_eq!(room("/pods/analyst", 10), Ok(()));
-        bench.hold("").await;
+        assert_eq!(bench.room("/pods/analyst"), Ok(()));
     }
-    assert_eq!(room("/pods/analyst", 10), Err(NotHeld::TooMany));
-    assert_eq!(room("/pods/other", 10), Ok(()));
-    assert_eq!(Approvals::default().room("/pods/other", 10), Err(NotHeld::NotConfigured));
-    assert!(bench.approvals.of_request(&bench.session, "").is_none(), "no identifier is nobody's");
+    assert_eq!(bench.room("/pods/analyst"), Err(NotHeld::TooMany));
+    assert_eq!(bench.room("/pods/other"), Ok(()));
+    for number in 1.. {
+        match bench.room(&format!("/pods/{number}")) {
+            Ok(()) => assert!(number < MOST),
+            Err(why) => {
+                assert_eq!((why, bench.approvals.lock().len()), (NotHeld::TooMany, MOST));
+                break;
+            }
+        }
+    }
 }
 
 #[tokio::test]
-async fn what_has_ended_is_remembered_for_so_many() {
+async fn what_has_ended_is_remembered_for_so_many_of_a_workload() {
     let bench = Bench::new();
-    let first = bench.hold("").await;
-    bench.approvals.ended(first, Refusal::request(String::new()));
-    let one = |number: usize| {
-        let seen = Instant::now() + MINUTE;
-        let (session, request_id) = (bench.session.id, String::new());
-        (
-            Uuid::from_u128(number as u128),
-            Held { session, request_id, expires: seen, seen, state: State::Busy },
-        )
-    };
-    let more = (1..REMEMBERED_AT_MOST).map(one);
-    bench.approvals.lock().extend(more);
-    let next = bench.hold("").await;
+    let mut ids = Vec::new();
+    for _ in 0..=REMEMBERED_OF_A_WORKLOAD {
+        let id = bench.hold("").await;
+        bench.approvals.set(id, State::Ended(Refusal::request(String::new())));
+        ids.push(id);
+    }
+    assert_eq!(bench.room("/pods/other"), Ok(()));
     let known = bench.approvals.lock();
-    assert!(known.len() == REMEMBERED_AT_MOST && known.contains_key(&next) && !known.contains_key(&first));
+    assert_eq!(known.len(), REMEMBERED_OF_A_WORKLOAD + 1);
+    assert!(!known.contains_key(&ids[0]) && known.contains_key(&ids[1]));
 }

@@ -147,10 +147,10 @@ async fn each_question_has_the_known_answer() {
         (
             "Everything that was refused or held, and why",
             &[
-                "loader deny reads destructive Snowfence refused it DROP TABLE orders",
-                "loader hold reads write Snowfence refused it UPDATE orders",
-                "loader hold reads write  DELETE FROM bonus",
-                "loader hold reads write Snowfence refused it DELETE FROM pay",
+                "loader deny  reads destructive Snowfence refused it DROP TABLE orders",
+                "loader hold  reads write Snowfence refused it UPDATE orders",
+                "loader hold approved reads write  DELETE FROM bonus",
+                "loader hold denied reads write Snowfence refused it DELETE FROM pay",
             ],
         ),
         (
