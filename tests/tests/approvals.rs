@@ -370,23 +370,23 @@ fn an_agent_that_ends_forwards_nothing_and_says_what_may_have_run() -> Result<()
 
 #[test]
 fn a_session_token_that_expires_meanwhile_does_not_cost_the_approval() -> Result<()> {
-    let mut sandbox = approving(Sandbox::builder())?;
-    let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
     const LOGIN: &str = r#"
 data = dict(ACCOUNT_NAME="acme", LOGIN_NAME="x", AUTHENTICATOR="OAUTH", TOKEN=os.environ["SNOWFLAKE_TOKEN"])
 tokens = json.loads(post("/session/v1/login-request", dict(data=data), "None"))["data"]
 say(session=tokens["token"], master=tokens["masterToken"], id=submit(tokens["token"], UPDATE)["data"]["queryId"])
 "#;
-    let said = raw(&pod, LOGIN)?.remove(0);
-    let id = id(&held(&sandbox, 1)?[0])?;
-    assert!(rule(&sandbox, ("approve", &id), &steward)?.0);
-    sandbox.signal_service(Service::Upstream, Signal::USR1)?;
     const RENEW: &str = r#"
 expired = result(said["session"], said["id"])
 renewal = dict(oldSessionToken=said["session"], requestType="RENEW")
 renewed = json.loads(post("/session/token-request", renewal, said["master"]))["data"]["sessionToken"]
 say(expired=expired["code"], ended=result(renewed, said["id"]))
 "#;
+    let mut sandbox = approving(Sandbox::builder())?;
+    let (steward, pod) = (token(&sandbox, "kim", "stewards")?, sandbox.pod("reports")?);
+    let said = raw(&pod, LOGIN)?.remove(0);
+    let id = id(&held(&sandbox, 1)?[0])?;
+    assert!(rule(&sandbox, ("approve", &id), &steward)?.0);
+    sandbox.signal_service(Service::Upstream, Signal::USR1)?;
     let after = raw(&pod, &format!("said = json.loads('{said}')\n{RENEW}"))?.remove(0);
     assert_eq!(after["expired"], json!("390112"), "{after}");
     assert_eq!(after["ended"]["data"]["rowset"][0][0], json!("300"), "{after}");

@@ -189,6 +189,7 @@ impl Operation {
     }
 
     /// The same about another query.
+    #[must_use]
     pub fn about(self, other: QueryId) -> Self {
         match self {
             Self::Result(_) => Self::Result(other),
