@@ -31,6 +31,7 @@ import http.client
 import json
 import os
 import re
+import select
 import ssl
 import sys
 import threading
@@ -236,17 +237,23 @@ class Player:
         thread.start()
 
     def _send(self, parts: Any) -> Answer:
-        """Over the connection that is open, as every driver does; over a new one where it was closed."""
-        if self._connection is not None:
-            try:
-                return exchange(self._connection, *parts)
-            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+        """Over the connection that is open, as every driver does; over a new one where it was closed meanwhile.
+
+        What may have arrived is not sent again: it would be on record twice.
+        """
+        if self._connection is None or was_closed(self._connection):
+            if self._connection is not None:
                 self._connection.close()
-        self._connection = self._connect()
+            self._connection = self._connect()
         return exchange(self._connection, *parts)
 
     def _connect(self) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection(os.environ[HOST], context=self._trust, timeout=PATIENCE)
+
+
+def was_closed(connection: http.client.HTTPSConnection) -> bool:
+    """Whether something has come that nobody has asked for, as the end of a connection does."""
+    return connection.sock is not None and bool(select.select([connection.sock], [], [], 0)[0])
 
 
 def exchange(
