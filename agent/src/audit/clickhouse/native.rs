@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rusqlite::types::ValueRef;
 use uuid::Uuid;
@@ -80,8 +81,10 @@ struct Column {
     /// Values; of words, their indexes in the dictionary.
     values: Vec<u8>,
     dictionary: Dictionary,
-    /// The last list, which the next row often has too: as it is in the journal, and its indexes.
-    list: (String, Vec<u32>),
+    /// Lists as they are in the journal, and where their indexes are among the values.
+    lists: HashMap<Box<[u8]>, Range<usize>>,
+    /// The last one: the next row often has it too.
+    last_list: (Vec<u8>, Range<usize>),
 }
 
 impl Column {
@@ -93,18 +96,16 @@ impl Column {
             ends: Vec::new(),
             values: Vec::new(),
             dictionary: Dictionary::default(),
-            list: ("[]".to_owned(), Vec::new()),
+            lists: HashMap::new(),
+            last_list: (b"[]".to_vec(), 0..0),
         }
     }
 
     fn push(&mut self, value: ValueRef<'_>) {
-        let text = match value {
-            ValueRef::Text(text) => String::from_utf8_lossy(text),
-            _ => Cow::default(),
-        };
-        let number = match value {
-            ValueRef::Integer(number) => number,
-            _ => 0,
+        let (text, number) = match value {
+            ValueRef::Text(text) => (text, 0),
+            ValueRef::Integer(number) => (&[][..], number),
+            _ => (&[][..], 0),
         };
         let small = || u32::try_from(number.max(0)).unwrap_or(u32::MAX).to_le_bytes();
         let large = || u64::try_from(number).unwrap_or_default().to_le_bytes();
@@ -113,31 +114,42 @@ impl Column {
         }
         match self.kind {
             Kind::Bool => self.values.push(u8::from(number != 0)),
-            Kind::Text | Kind::OptionalText => put_text(&mut self.values, &text),
+            Kind::Text | Kind::OptionalText => put_text(&mut self.values, &readable(text)),
             Kind::Time => self.values.extend(number.to_le_bytes()),
             Kind::U32 | Kind::OptionalU32 => self.values.extend(small()),
             Kind::U64 | Kind::OptionalU64 => self.values.extend(large()),
             Kind::Uuid => {
-                let (high, low) = Uuid::parse_str(&text).unwrap_or_default().as_u64_pair();
+                let (high, low) = Uuid::try_parse_ascii(text).unwrap_or_default().as_u64_pair();
                 self.values.extend(high.to_le_bytes());
                 self.values.extend(low.to_le_bytes());
             }
-            Kind::Word => self.values.extend(self.dictionary.index(&text).to_le_bytes()),
-            Kind::Words => self.push_list(if text.is_empty() { "[]" } else { &text }),
+            Kind::Word => self.values.extend(self.dictionary.index(text).to_le_bytes()),
+            Kind::Words => self.push_list(if text.is_empty() { b"[]" } else { text }),
         }
     }
 
-    fn push_list(&mut self, json: &str) {
-        let (last, indexes) = &mut self.list;
-        if last != json {
-            let words = serde_json::from_str(json).unwrap_or_else(|_| vec![json.to_owned()]);
-            *indexes = words.iter().map(|word| self.dictionary.index(word)).collect();
+    fn push_list(&mut self, json: &[u8]) {
+        let begin = self.values.len();
+        let (last, place) = &mut self.last_list;
+        if last == json {
+            self.values.extend_from_within(place.clone());
+        } else {
+            if let Some(place) = self.lists.get(json) {
+                self.values.extend_from_within(place.clone());
+            } else {
+                let text = readable(json);
+                let words: Vec<String> =
+                    serde_json::from_str(&text).unwrap_or_else(|_| vec![text.into_owned()]);
+                for word in words {
+                    self.values.extend(self.dictionary.index(word.as_bytes()).to_le_bytes());
+                }
+                self.lists.insert(json.into(), begin..self.values.len());
+            }
             last.clear();
-            last.push_str(json);
+            last.extend(json);
+            *place = begin..self.values.len();
         }
-        self.values.extend(indexes.iter().flat_map(|index| index.to_le_bytes()));
-        let end = self.values.len() / size_of::<u32>();
-        put_count(&mut self.ends, end);
+        put_count(&mut self.ends, self.values.len() / size_of::<u32>());
     }
 
     fn encode(self, rows: usize, out: &mut Vec<u8>) {
@@ -190,12 +202,12 @@ struct Dictionary {
     encoded: Vec<u8>,
     indexes: HashMap<Box<str>, u32>,
     /// The last one that was asked for, and its index: the next one is often the same.
-    last: (String, u32),
+    last: (Vec<u8>, u32),
 }
 
 impl Default for Dictionary {
     fn default() -> Self {
-        Self { encoded: vec![0], indexes: HashMap::from([("".into(), 0)]), last: (String::new(), 0) }
+        Self { encoded: vec![0], indexes: HashMap::from([("".into(), 0)]), last: (Vec::new(), 0) }
     }
 }
 
@@ -205,18 +217,19 @@ impl Dictionary {
     /// The words come with the block, and their indexes are `UInt32`.
     const KIND: [u8; 8] = 0x602_u64.to_le_bytes();
 
-    fn index(&mut self, word: &str) -> u32 {
+    fn index(&mut self, word: &[u8]) -> u32 {
         let (last, index) = &mut self.last;
         if last != word {
-            *index = self.indexes.get(word).copied().unwrap_or_else(|| {
+            let text = readable(word);
+            *index = self.indexes.get(&*text).copied().unwrap_or_else(|| {
                 // A batch has fewer rows than there are numbers here.
                 let next = u32::try_from(self.indexes.len()).unwrap_or(u32::MAX);
-                self.indexes.insert(word.into(), next);
-                put_text(&mut self.encoded, word);
+                put_text(&mut self.encoded, &text);
+                self.indexes.insert(text.into(), next);
                 next
             });
             last.clear();
-            last.push_str(word);
+            last.extend(word);
         }
         *index
     }
@@ -226,6 +239,11 @@ impl Dictionary {
         put_count(out, self.indexes.len());
         out.extend(&self.encoded);
     }
+}
+
+/// What is no UTF-8 has other characters in its place. Most often there is none, which is seen faster than it is replaced.
+fn readable(text: &[u8]) -> Cow<'_, str> {
+    str::from_utf8(text).map_or_else(|_| String::from_utf8_lossy(text), Cow::Borrowed)
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
@@ -279,6 +297,7 @@ mod tests {
         assert_eq!(encoded(Kind::U32, "(-1)"), [0; 4]);
         assert_eq!(encoded(Kind::OptionalU64, "(NULL), (-1)"), [&[1, 0][..], &[0; 16]].concat());
         assert_eq!(encoded(Kind::Text, "(1.5)"), [0]);
+        assert_eq!(encoded(Kind::Text, "(CAST(x'61ff' AS TEXT))"), "\x04a\u{fffd}".as_bytes());
         let words = encoded(Kind::Words, "('[1,\"a')");
         assert!(words.windows(5).any(|window| window == b"[1,\"a"), "{words:?}");
     }
@@ -292,9 +311,9 @@ mod tests {
 
     #[test]
     fn lists_are_their_ends_and_their_words_and_empty_ones_have_no_words() {
-        let found = encoded(Kind::Words, r#"('["a","b"]'), (NULL), ('["b"]'), ('["b"]')"#);
-        let words = [&numbers(&[1, 2, 2, 3, 4, 0x602, 3])[..], b"\0\x01a\x01b", &numbers(&[4])].concat();
-        assert_eq!(found, [words, indexes(&[1, 2, 2, 2])].concat());
+        let found = encoded(Kind::Words, r#"('["a","b"]'), (NULL), ('["b"]'), ('["b"]'), ('["a","b"]')"#);
+        let words = [&numbers(&[1, 2, 2, 3, 4, 6, 0x602, 3])[..], b"\0\x01a\x01b", &numbers(&[6])].concat();
+        assert_eq!(found, [words, indexes(&[1, 2, 2, 2, 1, 2])].concat());
         assert_eq!(encoded(Kind::Words, "('[]'), (NULL)"), numbers(&[1, 0, 0]));
     }
 
