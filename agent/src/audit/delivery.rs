@@ -39,11 +39,13 @@ pub(super) trait Sink: Send + Sync {
     /// cursor: one that has none yet begins with the first record.
     fn prepare(&mut self) -> impl Future<Output = Result<String, AuditError>> + Send;
 
-    /// Where the batch ends that begins after `after`, behind which there are records.
-    fn choose_end(&self, after: i64) -> impl Future<Output = Result<i64, AuditError>> + Send;
-
-    /// Reads what is in (`after`, `end`].
-    fn read(&self, after: i64, end: i64) -> impl Future<Output = Result<Self::Batch, AuditError>> + Send;
+    /// Reads the batch that begins after `after`, behind which there are records: up to `end`, or up to where it chooses.
+    /// Returns its end, too.
+    fn read(
+        &self,
+        after: i64,
+        end: Option<i64>,
+    ) -> impl Future<Output = Result<(i64, Self::Batch), AuditError>> + Send;
 
     /// Delivers a batch, and returns when it has arrived: how many records had to be given up.
     fn send(&self, batch: Self::Batch) -> impl Future<Output = Result<u64, AuditError>> + Send;
@@ -193,11 +195,11 @@ impl<S: Sink> Delivery<S> {
             ahead
         } else {
             self.wait_for_records(after, written).await;
-            let end = self.sink.choose_end(after).await?;
+            let (end, batch) = self.sink.read(after, None).await?;
             if S::SAME_AGAIN {
                 self.journal.save_cursor(&name, Cursor { delivered: after, sending: end }).await?;
             }
-            (end, self.sink.read(after, end).await?)
+            (end, batch)
         };
         let (given_up, ahead) = tokio::join!(self.sink.send(batch), self.read_ahead(end, written));
         let given_up = given_up?;
@@ -221,7 +223,7 @@ impl<S: Sink> Delivery<S> {
             progress.delivered = delivered;
         });
         let ahead = if S::SAME_AGAIN && sending > delivered {
-            Some((sending, self.sink.read(delivered, sending).await?))
+            Some(self.sink.read(delivered, Some(sending)).await?)
         } else {
             None
         };
@@ -236,8 +238,7 @@ impl<S: Sink> Delivery<S> {
         if waiting < i64::from(rows) {
             return None;
         }
-        let end = self.sink.choose_end(after).await.ok()?;
-        Some((end, self.sink.read(after, end).await.ok()?))
+        self.sink.read(after, None).await.ok()
     }
 
     async fn wait_for_records(&self, delivered: i64, written: &mut watch::Receiver<Written>) {

@@ -70,8 +70,8 @@ impl Copier {
     /// Brings there, once delivery has ended, what the last steps were signed by.
     pub async fn finish(self) -> Result<(), AuditError> {
         let after = self.journal.cursor(&self.cursor()).await?.delivered;
-        let end = self.choose_end(after).await?;
-        self.send(self.read(after, end).await?).await.map(drop)
+        let (_, checkpoints) = self.read(after, None).await?;
+        self.send(checkpoints).await.map(drop)
     }
 
     /// Delivers until `stop` is done or the journal is closed. May be dropped at any moment.
@@ -98,21 +98,18 @@ impl delivery::Sink for Copier {
         Ok(self.cursor())
     }
 
-    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
+    async fn read(&self, after: i64, end: Option<i64>) -> Result<(i64, Vec<Checkpoint>), AuditError> {
         let last = self.journal.written().borrow().last_seq;
-        Ok(last.min(after.saturating_add(i64::from(RECORDS))))
-    }
-
-    async fn read(&self, after: i64, end: i64) -> Result<Vec<Checkpoint>, AuditError> {
-        schema::read(self.journal.path(), move |connection| {
+        let end = end.unwrap_or(last.min(after.saturating_add(i64::from(RECORDS))));
+        let checkpoints = schema::read(self.journal.path(), move |connection| {
             let sql = "SELECT * FROM checkpoints WHERE seq > ?1 AND seq <= ?2 ORDER BY number";
             let mut query = connection.prepare(sql).map_err(AuditError::read)?;
             let found = query.query_map([after, end], |row| {
                 Ok(Checkpoint { digests: String::new(), ..Checkpoint::read(row)? })
             });
             found.and_then(Iterator::collect).map_err(AuditError::read)
-        })
-        .await
+        });
+        Ok((end, checkpoints.await?))
     }
 
     async fn send(&self, checkpoints: Vec<Checkpoint>) -> Result<u64, AuditError> {

@@ -1,9 +1,11 @@
 //! A range of the journal as rows for ClickHouse.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
+use rusqlite::Connection;
+use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::super::schema;
@@ -212,125 +214,170 @@ const SIZES: [(&str, &str); 8] = [
     ("checkpoints", "512 + octet_length(digests)"),
 ];
 
-/// The last `seq` of the batch that begins after `after`: at most `rows` rows and about `bytes` bytes, but at least one row.
-pub(super) fn choose_end(
-    connection: &Connection,
-    after: i64,
-    rows: u32,
-    bytes: u64,
-) -> Result<i64, AuditError> {
-    choose(connection, after, rows, bytes).map_err(AuditError::read)
+/// How much a batch has at most; one record in any case.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub rows: u32,
+    /// About so many.
+    pub bytes: u64,
 }
 
 impl Batch {
+    /// Reads the batch that begins after `after`.
+    pub(super) fn next(
+        connection: &Connection,
+        journal: Uuid,
+        after: i64,
+        limits: Limits,
+    ) -> Result<Self, AuditError> {
+        // What is written after this question is left for the next batch.
+        let last = schema::last_seq(connection).map_err(AuditError::read)?;
+        read(connection, journal, (after, last), limits).map_err(AuditError::read)
+    }
+
     /// Reads what is in (`after`, `end`].
-    pub(super) fn read(
+    pub(super) fn again(
         connection: &Connection,
         journal: Uuid,
         after: i64,
         end: i64,
     ) -> Result<Self, AuditError> {
-        let mut callers = Callers::default();
-        let tables = TABLES
-            .into_iter()
-            .map(|(table, columns)| {
-                Rows::read(connection, (table, columns), (journal, after, end), &mut callers)
-            })
-            .filter_map(Result::transpose)
-            .collect::<rusqlite::Result<_>>();
-        Ok(Self { after, end, tables: tables.map_err(AuditError::read)? })
+        let all = Limits { rows: u32::MAX, bytes: u64::MAX };
+        let batch = read(connection, journal, (after, end), all).map_err(AuditError::read)?;
+        Ok(Self { end, ..batch })
+    }
+}
+
+/// Reads the tables side by side, so that the records come in their order, until there are no more or a limit is reached.
+fn read(
+    connection: &Connection,
+    journal: Uuid,
+    (after, last): (i64, i64),
+    limits: Limits,
+) -> rusqlite::Result<Batch> {
+    let queries = TABLES.map(|(table, columns)| {
+        let size = SIZES.iter().find(|(name, _)| *name == table).map_or("512", |(_, size)| size);
+        connection.prepare(&format!(
+            "SELECT {}, {size} FROM (SELECT *, ?3 AS journal FROM {table}) WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
+            names(&columns.concat())
+        ))
+    });
+    let mut queries = queries.into_iter().collect::<rusqlite::Result<Vec<_>>>()?;
+    let tables = TABLES.into_iter().zip(&mut queries).map(|((table, columns), query)| {
+        Reading::begin(table, columns, query.query((after, last, journal.to_string()))?)
+    });
+    let mut tables = tables.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut callers = Callers::default();
+    let (mut end, mut rows, mut bytes) = (after, 0, 0_u64);
+    while let Some(table) = tables.iter_mut().min_by_key(|table| table.next)
+        && let Some(row) = table.rows.get()
+    {
+        // What the disk has changed may have none.
+        bytes = bytes.saturating_add(row.get::<_, u32>(table.size).unwrap_or_default().into());
+        // Should two records have one number, as after damage, both are in the batch, now and when it is read again.
+        if table.next > end && end > after && (rows >= limits.rows || bytes > limits.bytes) {
+            break;
+        }
+        rows += 1;
+        end = table.next;
+        match table.name {
+            "statements" => {
+                let [issuer, subject] = table.caller;
+                callers.note(row.get_ref(table.id)?, [row.get_ref(issuer)?, row.get_ref(subject)?]);
+                table.block.push(row, &[])?;
+            }
+            "outcomes" => {
+                let caller = callers.take(connection, row.get_ref(table.statement)?)?;
+                table.block.push(row, &caller[..])?;
+            }
+            _ => table.block.push(row, &[])?,
+        }
+        table.advance()?;
+    }
+    let tables = tables.into_iter().filter_map(Reading::end).collect();
+    Ok(Batch { after, end, tables })
+}
+
+/// A table that is being read.
+struct Reading<'q> {
+    name: &'static str,
+    columns: Vec<Column>,
+    rows: rusqlite::Rows<'q>,
+    /// `seq` of the row; none has one so great as there is after the last one.
+    next: i64,
+    /// Where these columns are, if the table has them.
+    seq: usize,
+    size: usize,
+    id: usize,
+    statement: usize,
+    caller: [usize; 2],
+    block: Block,
+}
+
+impl<'q> Reading<'q> {
+    fn begin(name: &'static str, columns: Columns, rows: rusqlite::Rows<'q>) -> rusqlite::Result<Self> {
+        let mut columns = columns.concat();
+        let place = |name| columns.iter().position(|(column, _)| *column == name).unwrap_or_default();
+        let (id, statement, caller) = (place("id"), place("statement"), ["issuer", "subject"].map(place));
+        let (seq, size) = (place("seq"), columns.len());
+        columns.extend(beside_the_record(name));
+        let block = Block::new(&columns);
+        let mut reading = Self { name, columns, rows, next: 0, seq, size, id, statement, caller, block };
+        reading.advance()?;
+        Ok(reading)
+    }
+
+    /// Goes on to the next row.
+    fn advance(&mut self) -> rusqlite::Result<()> {
+        self.rows.advance()?;
+        self.next = self.rows.get().map_or(Ok(i64::MAX), |row| row.get(self.seq))?;
+        Ok(())
+    }
+
+    fn end(self) -> Option<Rows> {
+        let native = self.block.encode()?;
+        Some(Rows { table: self.name, columns: names(&self.columns), native })
     }
 }
 
 /// Issuer and subject of the statements of a batch. Most outcomes are in the batch of their statement.
 #[derive(Default)]
-struct Callers(HashMap<Uuid, [String; 2]>);
+struct Callers {
+    of: HashMap<Uuid, Caller>,
+    /// Of the last statement: the next one often has the same.
+    last: Caller,
+}
+
+type Caller = Rc<[String; 2]>;
 
 impl Callers {
-    fn note(&mut self, statement: &Row<'_>) -> rusqlite::Result<()> {
-        if let Ok(id) = Uuid::parse_str(text(statement.get_ref("id")?)) {
-            let caller = [statement.get_ref("issuer")?, statement.get_ref("subject")?];
-            self.0.insert(id, caller.map(|value| text(value).to_owned()));
+    fn note(&mut self, statement: ValueRef<'_>, caller: [ValueRef<'_>; 2]) {
+        let Ok(id) = Uuid::parse_str(text(statement)) else { return };
+        let caller = caller.map(text);
+        if *self.last != caller {
+            self.last = Rc::new(caller.map(ToOwned::to_owned));
         }
-        Ok(())
+        self.of.insert(id, Rc::clone(&self.last));
     }
 
     /// Whose the statement was that ended; nobody's, where it has left the journal.
-    fn take(&mut self, connection: &Connection, outcome: &Row<'_>) -> rusqlite::Result<[String; 2]> {
-        let statement = text(outcome.get_ref("statement")?);
+    fn take(&mut self, connection: &Connection, statement: ValueRef<'_>) -> rusqlite::Result<Caller> {
+        let statement = text(statement);
         // A statement ends once.
-        let noted = Uuid::parse_str(statement).ok().and_then(|id| self.0.remove(&id));
+        let noted = Uuid::parse_str(statement).ok().and_then(|id| self.of.remove(&id));
         if let Some(caller) = noted {
             return Ok(caller);
         }
         let mut query = connection.prepare_cached("SELECT issuer, subject FROM statements WHERE id = ?1")?;
         let mut found = query.query([statement])?;
-        let Some(row) = found.next()? else { return Ok(Default::default()) };
-        Ok([row.get_ref(0)?, row.get_ref(1)?].map(|value| text(value).to_owned()))
+        let Some(row) = found.next()? else { return Ok(Caller::default()) };
+        Ok(Rc::new([row.get_ref(0)?, row.get_ref(1)?].map(|value| text(value).to_owned())))
     }
 }
 
 /// What is no text is none.
 fn text(value: ValueRef<'_>) -> &str {
     value.as_str().unwrap_or_default()
-}
-
-impl Rows {
-    fn read(
-        connection: &Connection,
-        (table, columns): (&'static str, Columns),
-        (journal, after, end): (Uuid, i64, i64),
-        callers: &mut Callers,
-    ) -> rusqlite::Result<Option<Self>> {
-        let mut columns = columns.concat();
-        let mut query = connection.prepare(&format!(
-            "SELECT {} FROM (SELECT *, ?3 AS journal FROM {table}) WHERE seq > ?1 AND seq <= ?2 ORDER BY seq",
-            names(&columns)
-        ))?;
-        let mut found = query.query((after, end, journal.to_string()))?;
-        columns.extend(beside_the_record(table));
-        let mut block = Block::new(&columns);
-        while let Some(row) = found.next()? {
-            match table {
-                "statements" => {
-                    callers.note(row)?;
-                    block.push(row, &[])?;
-                }
-                "outcomes" => block.push(row, &callers.take(connection, row)?)?,
-                _ => block.push(row, &[])?,
-            }
-        }
-        Ok(block.encode().map(|native| Self { table, columns: names(&columns), native }))
-    }
-}
-
-fn choose(connection: &Connection, after: i64, rows: u32, bytes: u64) -> rusqlite::Result<i64> {
-    // What has left the journal is stepped over.
-    let Some(first) = schema::first_after(connection, after)? else { return Ok(after) };
-    let after = first - 1;
-    let sizes = SIZES
-        .map(|(table, size)| format!("SELECT seq, {size} AS size FROM {table} WHERE seq > ?1 AND seq <= ?2"))
-        .join(" UNION ALL ");
-    let range = [after, after.saturating_add(i64::from(rows))];
-    let limit = i64::try_from(bytes).unwrap_or(i64::MAX);
-    // Most often all of it fits: that is seen without putting it in order.
-    let (last, sum): (i64, i64) = connection
-        .prepare_cached(&format!("SELECT max(seq), sum(size) FROM ({sizes})"))?
-        .query_row(range, |row| Ok((row.get(0)?, row.get(1)?)))?;
-    if sum <= limit {
-        return Ok(last);
-    }
-    let mut query = connection.prepare_cached(&format!("{sizes} ORDER BY 1"))?;
-    let mut found = query.query(range)?;
-    let (mut end, mut sum) = (after, 0_i64);
-    while let Some(row) = found.next()? {
-        sum = sum.saturating_add(row.get(1)?);
-        if sum > limit && end > after {
-            break;
-        }
-        end = row.get(0)?;
-    }
-    Ok(end)
 }
 
 #[cfg(test)]
@@ -348,7 +395,24 @@ mod tests {
         journal.append(events).await.unwrap();
         journal.remove(7).await.unwrap();
         let connection = schema::open_read_only(&path).unwrap();
-        assert_eq!(choose_end(&connection, 0, 3, u64::MAX).unwrap(), 9);
-        assert_eq!(choose_end(&connection, 9, 3, u64::MAX).unwrap(), 9, "there is nothing after it");
+        let limits = Limits { rows: 3, bytes: u64::MAX };
+        let end = |after| Batch::next(&connection, journal.id(), after, limits).unwrap().end;
+        assert_eq!(end(0), 9);
+        assert_eq!(end(9), 9, "there is nothing after it");
+    }
+
+    #[tokio::test]
+    async fn records_of_one_number_are_in_one_batch() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.db");
+        let journal = Journal::open(&path, "node").unwrap();
+        journal.append((0..2).map(|_| event(EventKind::NoFlow).into()).collect()).await.unwrap();
+        let connection = Connection::open(&path).unwrap();
+        connection.execute("INSERT INTO running VALUES (1, 'node', 'statement', 0, 'query')", []).unwrap();
+        let batch = Batch::next(&connection, journal.id(), 0, Limits { rows: 1, bytes: 0 }).unwrap();
+        let again = Batch::again(&connection, journal.id(), 0, 1).unwrap();
+        assert_eq!((batch.end, batch.tables.len()), (1, 2));
+        let native = |batch: Batch| batch.tables.into_iter().map(|rows| rows.native).collect::<Vec<_>>();
+        assert_eq!(native(batch), native(again));
     }
 }

@@ -29,7 +29,7 @@ use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use tracing::info;
 
-use self::batch::{Batch, Rows};
+use self::batch::{Batch, Limits, Rows};
 use self::connection::Connection;
 use self::ddl::Target;
 use self::deployed::{Deployed, Last};
@@ -188,16 +188,14 @@ impl Sink for Writer {
         Ok(cursor)
     }
 
-    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
-        let (rows, bytes) = (self.settings.batch_rows, self.settings.batch_bytes);
-        schema::read(self.journal.path(), move |connection| batch::choose_end(connection, after, rows, bytes))
-            .await
-    }
-
-    async fn read(&self, after: i64, end: i64) -> Result<Batch, AuditError> {
+    async fn read(&self, after: i64, end: Option<i64>) -> Result<(i64, Batch), AuditError> {
         let journal = self.journal.id();
-        schema::read(self.journal.path(), move |connection| Batch::read(connection, journal, after, end))
-            .await
+        let limits = Limits { rows: self.settings.batch_rows, bytes: self.settings.batch_bytes };
+        let batch = schema::read(self.journal.path(), move |connection| match end {
+            Some(end) => Batch::again(connection, journal, after, end),
+            None => Batch::next(connection, journal, after, limits),
+        });
+        batch.await.map(|batch| (batch.end, batch))
     }
 
     /// The tables go at the same time, as a server inserts each by one thread.

@@ -71,7 +71,9 @@ async fn a_batch_ends_at_its_rows_or_bytes() {
         journal.append(vec![event.into(), statement.into()]).await.unwrap();
     }
     let connection = schema::open_read_only(&path).unwrap();
-    let end = |after, rows, bytes| batch::choose_end(&connection, after, rows, bytes).unwrap();
+    let end = |after, rows, bytes| {
+        Batch::next(&connection, journal.id(), after, Limits { rows, bytes }).unwrap().end
+    };
     assert_eq!(end(0, 3, u64::MAX), 3);
     assert_eq!(end(0, 100, u64::MAX), 12);
     assert_eq!(end(10, 100, u64::MAX), 12);

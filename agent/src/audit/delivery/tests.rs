@@ -33,12 +33,10 @@ impl<const SAME: bool> Sink for Place<SAME> {
         Ok("place".to_owned())
     }
 
-    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
-        Ok(after + if self.ranges.lock().unwrap().is_empty() { 1 } else { 3 })
-    }
-
-    async fn read(&self, after: i64, end: i64) -> Result<(i64, i64), AuditError> {
-        Ok((after, end))
+    async fn read(&self, after: i64, end: Option<i64>) -> Result<(i64, (i64, i64)), AuditError> {
+        let rows = if self.ranges.lock().unwrap().is_empty() { 1 } else { 3 };
+        let end = end.unwrap_or(after + rows);
+        Ok((end, (after, end)))
     }
 
     async fn send(&self, range: (i64, i64)) -> Result<u64, AuditError> {

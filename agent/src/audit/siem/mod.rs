@@ -191,16 +191,18 @@ impl delivery::Sink for Sink {
         Ok(format!("siem {}", self.settings.name))
     }
 
-    async fn choose_end(&self, after: i64) -> Result<i64, AuditError> {
+    async fn read(&self, after: i64, end: Option<i64>) -> Result<(i64, Vec<OcsfEvent>), AuditError> {
         let (filter, (records, bytes)) = (self.filter(), self.limits());
-        schema::read(self.journal.path(), move |connection| {
-            rows::choose_end(connection, filter.only.as_deref(), after, records, bytes)
-        })
-        .await
-    }
-
-    async fn read(&self, after: i64, end: i64) -> Result<Vec<OcsfEvent>, AuditError> {
-        self.events(self.filter(), after, end).await
+        let end = match end {
+            Some(end) => end,
+            None => {
+                schema::read(self.journal.path(), move |connection| {
+                    rows::choose_end(connection, filter.only.as_deref(), after, records, bytes)
+                })
+                .await?
+            }
+        };
+        Ok((end, self.events(self.filter(), after, end).await?))
     }
 
     async fn send(&self, events: Vec<OcsfEvent>) -> Result<u64, AuditError> {

@@ -27,7 +27,8 @@ impl Copied {
             let copier = Copier::new(&journal, &bucket);
             // The second one arrived, and nobody heard of it: it is tried again, with what there is by then.
             for (after, end) in [(0, 7), (7, 12), (7, 12), (7, 100)] {
-                copier.send(copier.read(after, end).await.unwrap()).await.unwrap();
+                let (_, checkpoints) = copier.read(after, Some(end)).await.unwrap();
+                copier.send(checkpoints).await.unwrap();
             }
             journal.close().await;
             trail
@@ -112,7 +113,7 @@ fn a_copy_is_not_replaced() {
     copied.runtime.block_on(async {
         let journal = Journal::open(&copied.trail.path(), "node-1").unwrap();
         let sink = Copier::new(&journal, &copied.bucket);
-        let anew = sink.read(7, 100).await.unwrap();
+        let (_, anew) = sink.read(7, Some(100)).await.unwrap();
         assert!(sink.send(anew).await.is_err(), "there is another one of this name");
         journal.close().await;
     });
