@@ -19,12 +19,16 @@ use serde_json::Value;
 use snowfence::audit::Journal;
 use snowfence::audit::clickhouse::{self, Settings, Writer};
 use snowfence::audit::delivery::Monitor;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 use super::{Figures, STATEMENTS, count};
 
 /// What the requests of a batch have, and no other.
 const TOKEN: &str = "insert_deduplication_token";
+
+/// Names of threads.
+const READING: &str = "reading";
+const DROPPING: &str = "dropping";
 
 pub fn measure(
     runtime: &Runtime,
@@ -42,15 +46,20 @@ pub fn measure(
         runtime.block_on(clickhouse::apply(&settings, false, |_| ()))?;
     }
     let agent = std::process::id();
-    let dropping = runtime.block_on(Dropping::start(&url))?;
-    let dropped = Work::of(&[agent], || deliver(runtime, journal, &dropping.url, "dropped"))?;
+    // The agent has one thread for its deliveries, too.
+    let control = Builder::new_current_thread().enable_all().thread_name(READING).build()?;
+    let place = Builder::new_multi_thread().enable_all().thread_name(DROPPING).build()?;
+    let dropping = place.block_on(Dropping::start(&url))?;
+    let before = Parts::now()?;
+    let dropped = Work::of(&[agent], || deliver(&control, journal, &dropping.url, "dropped"))?;
     dropped.show("delivered to a place that drops them", figures);
+    Parts::now()?.show(&before, figures);
     let inserts = dropping.taken();
     let bytes = inserts.iter().map(|insert| insert.body.len()).sum();
     figures.show("  on the wire, for each", "bytes", count(bytes) / count(STATEMENTS));
     let taken = Work::of(&[server.0.id()], || runtime.block_on(replay(&url, inserts)))?;
     taken.show("taken by ClickHouse", figures);
-    let delivered = Work::of(&[agent, server.0.id()], || deliver(runtime, journal, &url, "snowfence"))?;
+    let delivered = Work::of(&[agent, server.0.id()], || deliver(&control, journal, &url, "snowfence"))?;
     delivered.show("delivered to ClickHouse", figures);
     let sql = "SELECT toString(sum(bytes_on_disk)) FROM system.parts WHERE active AND database = 'snowfence'";
     let bytes = runtime.block_on(ask(&url, sql))?;
@@ -87,9 +96,49 @@ impl Work {
     }
 }
 
-/// What a process has had of the processors, in steps of 10 ms.
+/// What the threads of this process have had of the processors.
+#[derive(Default)]
+struct Parts {
+    /// The one that sends is the first one.
+    sending: Duration,
+    reading: Duration,
+    dropping: Duration,
+}
+
+impl Parts {
+    fn now() -> Result<Self> {
+        let mut parts = Self::default();
+        for thread in std::fs::read_dir("/proc/self/task")? {
+            let thread = thread?;
+            let part = match std::fs::read_to_string(thread.path().join("comm"))?.trim() {
+                READING => &mut parts.reading,
+                DROPPING => &mut parts.dropping,
+                _ if thread.file_name() == *std::process::id().to_string() => &mut parts.sending,
+                _ => continue,
+            };
+            *part += processor_of(&thread.path().join("stat"))?;
+        }
+        Ok(parts)
+    }
+
+    fn show(&self, before: &Self, figures: &mut Figures) {
+        let mut show = |what, now: Duration, before: Duration| {
+            figures.show(what, "1/s", count(STATEMENTS) / now.saturating_sub(before).as_secs_f64());
+        };
+        show("  by a second of the thread that reads", self.reading, before.reading);
+        show("  by a second of the thread that sends", self.sending, before.sending);
+        show("  by a processor's second of the place", self.dropping, before.dropping);
+    }
+}
+
+/// What a process has had of the processors.
 fn processor(process: u32) -> Result<Duration> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    processor_of(&Path::new("/proc").join(process.to_string()).join("stat"))
+}
+
+/// In steps of 10 ms.
+fn processor_of(stat: &Path) -> Result<Duration> {
+    let text = std::fs::read_to_string(stat)?;
     let (_, fields) = text.rsplit_once(')').context("a process without a name")?;
     // User and system time are the 14th and 15th field, and the name is the second one.
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
@@ -98,7 +147,8 @@ fn processor(process: u32) -> Result<Duration> {
 
 /// Delivers everything.
 fn deliver(runtime: &Runtime, journal: &Journal, url: &str, database: &str) -> Result<()> {
-    let settings = Settings::new(vec![url.to_owned()], database);
+    // The last batch is not full: a wait for others would be counted.
+    let settings = Settings { interval: Duration::ZERO, ..Settings::new(vec![url.to_owned()], database) };
     let writer = Writer::new(journal.clone(), settings)?;
     let progress = Arc::default();
     let monitor = Monitor::new("clickhouse", journal, &progress);
