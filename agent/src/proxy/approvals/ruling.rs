@@ -1,7 +1,6 @@
 //! The side of whoever rules: a person whose token names a group that may, and who did not ask for the statement.
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -51,21 +50,13 @@ pub enum ApprovalError {
 
 impl Proxy {
     /// Rules on a held statement.
-    pub async fn rule(self: &Arc<Self>, rule: &Rule) -> Result<HeldStatement, ApprovalError> {
+    pub async fn rule(&self, rule: &Rule) -> Result<HeldStatement, ApprovalError> {
         let about = self.approvals.find(&rule.statement)?;
-        let (approver, refused) = match self.identity.caller(&rule.token).await {
-            Ok(approver) => {
-                let refused = self.approvals.may_rule(&approver, &about).err();
-                (Some(approver), refused)
-            }
-            Err(error) => (None, Some(error.into())),
-        };
-        let approver = match (approver, refused) {
-            (Some(approver), None) => approver,
-            (approver, refused) => {
-                let error = refused.unwrap_or(ApprovalError::NotConfigured);
+        let approver = match self.approver(&rule.token, &about).await {
+            Ok(approver) => approver,
+            Err((error, caller)) => {
                 let detail = format!("statement {}: {error}", about.id);
-                let event = Event { caller: approver, ..Event::new(EventKind::ApprovalRefused, detail) };
+                let event = Event { caller, ..Event::new(EventKind::ApprovalRefused, detail) };
                 self.counts.events(event.kind, 1);
                 if let Err(error) = self.journal.append(vec![event.into()]).await {
                     tracing::error!(%error, "that somebody wanted to rule could not be recorded");
@@ -92,6 +83,19 @@ impl Proxy {
         } else {
             self.end(taken, Ruled { ruling: Ruling::Denied, approver, reason }).await?;
             Ok(about)
+        }
+    }
+
+    /// Who rules, if that is somebody who may; otherwise why not, and who it is as far as the token says.
+    async fn approver(
+        &self,
+        token: &str,
+        about: &HeldStatement,
+    ) -> Result<Caller, (ApprovalError, Option<Caller>)> {
+        let approver = self.identity.caller(token).await.map_err(|error| (error.into(), None))?;
+        match self.approvals.may_rule(&approver, about) {
+            Ok(()) => Ok(approver),
+            Err(error) => Err((error, Some(approver))),
         }
     }
 }

@@ -26,14 +26,14 @@ const POLL: Duration = Duration::from_secs(10);
 /// A place for a statement that is about to be held; it is given up unless the statement is recorded.
 pub struct Place<'a> {
     approvals: &'a Approvals,
-    about: Option<HeldStatement>,
-    id: Uuid,
+    about: HeldStatement,
+    is_recorded: bool,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if self.about.is_some() {
-            self.approvals.give_up(self.id);
+        if !self.is_recorded {
+            self.approvals.give_up(self.about.id);
         }
     }
 }
@@ -60,7 +60,7 @@ pub fn place<'a>(
     }
     let about = HeldStatement::of(record, request.with(), approvals.wait());
     approvals.reserve(&about, session, &exchange.operation, &exchange.query.request_id)?;
-    Ok(Place { approvals, id: about.id, about: Some(about) })
+    Ok(Place { approvals, about, is_recorded: false })
 }
 
 /// Records a statement as held, and lets its client wait.
@@ -72,7 +72,7 @@ pub async fn hold(
     request: QueryRequest,
     started: Instant,
 ) -> Reaction {
-    let id = place.id;
+    let id = place.about.id;
     let request = HeldRequest {
         operation: exchange.operation.clone(),
         query: exchange.query.text.clone(),
@@ -87,7 +87,8 @@ pub async fn hold(
     }
     match exchange.proxy.journal.append_statement(record).await {
         Ok(recorded) => {
-            let Some(about) = place.about.take() else { return in_progress(exchange, id) };
+            place.is_recorded = true;
+            let about = place.about.clone();
             let (subject, policy) = (&about.caller.subject, &about.policy);
             tracing::info!(%id, subject, policy, "a statement is held for a person");
             place.approvals.set(id, State::Waiting(Box::new(Open { about, request, recorded })));
