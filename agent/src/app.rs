@@ -409,6 +409,7 @@ impl Running {
             let _ = std::fs::remove_file(state.socket());
         }
         self.capture.close();
+        self.proxy.approvals.close();
         self.proxy.shutdown.cancel();
         let _ = (&mut self.serving).await;
         self.proxy.tasks.close();

@@ -418,6 +418,14 @@ fn by_the_sql_api_a_client_asks_for_the_result_and_may_cancel() -> Result<()> {
     let denied = ask(&pod, "GET", &format!("/api/v2/statements/{denied}"), &[])?;
     assert_eq!((denied.status, &denied.body["code"]), (422, &json!("003001")), "{denied:?}");
     assert!(denied.body["message"].to_string().contains("kim denied it"), "{denied:?}");
+    sandbox.kill_agent()?;
+    sandbox.start_agent()?;
+    let ended = ask(&pod, "GET", &path, &[])?;
+    assert_eq!(
+        (ended.status, &ended.body["data"][0][0]),
+        (200, &json!("300")),
+        "by the next agent too: {ended:?}"
+    );
     assert_eq!(arrived(&sandbox)?.iter().filter(|sql| *sql == UPDATE).count(), 1, "it runs once");
     Ok(())
 }

@@ -8,6 +8,8 @@ use super::{AuditError, schema};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedQuery {
     pub query_id: String,
+    /// The statement, if it was held: its client knows the query by that.
+    pub held: String,
     pub issuer: String,
     pub subject: String,
     pub account: String,
@@ -20,7 +22,7 @@ pub fn latest_queries(journal: &Path, since: i64, count: u32) -> Result<Vec<Owne
     let connection = schema::open_read_only(journal)?;
     let mut query = connection
         .prepare(
-            "SELECT o.query_id, s.issuer, s.subject, s.account, n.rule
+            "SELECT o.query_id, s.issuer, s.subject, s.account, n.rule, iif(s.verdict = 'hold', s.id, '')
              FROM (SELECT * FROM outcomes ORDER BY seq DESC LIMIT ?2) o
              JOIN statements s ON s.id = o.statement JOIN sessions n ON n.id = s.session
              WHERE o.query_id <> '' AND o.time >= ?1 ORDER BY o.seq DESC",
@@ -33,6 +35,7 @@ pub fn latest_queries(journal: &Path, since: i64, count: u32) -> Result<Vec<Owne
             subject: row.get(2)?,
             account: row.get(3)?,
             rule: row.get(4)?,
+            held: row.get(5)?,
         })
     });
     rows.map_err(AuditError::read)?.collect::<Result<_, _>>().map_err(AuditError::read)
@@ -77,13 +80,16 @@ mod tests {
         let path = directory.path().join("journal.db");
         let journal = Journal::open(&path, "node").unwrap();
         let session = samples::session();
-        let statement = samples::statement(session.id, "call long()", Verdict::Allow);
+        let statement = samples::statement(session.id, "call long()", Verdict::Hold);
+        let id = statement.id.to_string();
         let running = Running { statement: statement.id, time: TIME, query_id: "query-1".to_owned() };
         journal.append(vec![session.into(), statement.into(), running.into()]).await.unwrap();
         assert_eq!(latest_queries(&path, 0, 10).unwrap(), []);
         journal.close().await;
         let _journal = Journal::open(&path, "node").unwrap();
         let latest = latest_queries(&path, 0, 10).unwrap();
-        assert_eq!(latest.iter().map(|query| query.query_id.as_str()).collect::<Vec<_>>(), ["query-1"]);
+        let known: Vec<_> =
+            latest.iter().map(|query| (query.query_id.as_str(), query.held.as_str())).collect();
+        assert_eq!(known, [("query-1", id.as_str())], "it was held, and is known by that too");
     }
 }

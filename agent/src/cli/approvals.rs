@@ -18,8 +18,10 @@ use crate::proxy::{HeldStatement, Rule};
 const TOKEN_LIMIT: u64 = 64 * 1024;
 /// Of a text, so many lines are listed; `show` has all.
 const LINES: usize = 8;
-/// And of what else decides, so many characters.
-const WITH: usize = 500;
+/// And of a line, so many characters.
+const CUT: usize = 200;
+/// `show` has all of a line, in pieces of so many.
+const FOLD: usize = 72;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -159,7 +161,12 @@ fn print(out: &mut impl Write, one: &HeldStatement, format: Format, lines: usize
     if format == Format::Json {
         return writeln!(out, "{}", serde_json::to_string(one).map_err(io::Error::from)?);
     }
-    let line = |text: &str| table::harmless(text).collect::<String>();
+    // A line that is as long as the terminal is wide could begin another one that is no line of this.
+    let line = |text: &str| {
+        let text = table::visible(text);
+        let shown: String = text.chars().take(CUT).collect();
+        if shown.len() < text.len() { format!("{shown} …") } else { shown }
+    };
     let state = if one.is_approved {
         "approved, its client has not come for it yet".to_owned()
     } else {
@@ -171,30 +178,48 @@ fn print(out: &mut impl Write, one: &HeldStatement, format: Format, lines: usize
     } else {
         format!(" ({})", one.caller.groups.join(", "))
     };
-    writeln!(out, "  who     {}{}", line(&one.caller.subject), line(&groups))?;
+    let (subject, issuer) = (line(&one.caller.subject), line(&one.caller.issuer));
+    writeln!(out, "  who     {subject}{}, by {issuer}", line(&groups))?;
     writeln!(out, "  from    {}, {}", line(&one.cgroup), line(&one.executable))?;
     let role = if one.role.is_empty() { String::new() } else { format!(", role {} at login", one.role) };
     writeln!(out, "  as      {}{} on {}", line(&one.user), line(&role), line(&one.account))?;
     let features =
         if one.features.is_empty() { String::new() } else { format!(": {}", one.features.join(", ")) };
-    writeln!(out, "  does    {} ({}){features}", line(&one.kind), one.effect)?;
+    writeln!(out, "  does    {} ({}){}", line(&one.kind), one.effect, line(&features))?;
     if !one.objects.is_empty() {
         writeln!(out, "  to      {}", line(&one.objects.join(", ")))?;
     }
     writeln!(out, "  held by {}", line(&one.policy))?;
-    if !one.with.is_empty() {
-        let with = line(&one.with);
-        let shown: String = with.chars().take(if lines == usize::MAX { usize::MAX } else { WITH }).collect();
-        let more = if shown.len() < with.len() { " … (`show` has all of it)" } else { "" };
-        writeln!(out, "  with    {shown}{more}")?;
+    if !one.with.is_empty() && lines != usize::MAX {
+        writeln!(out, "  with    {}", line(&one.with))?;
+    } else if !one.with.is_empty() {
+        writeln!(out, "  with")?;
+        fold(out, &one.with)?;
     }
-    for text in one.sql.lines().take(lines) {
-        writeln!(out, "    {}", line(text))?;
+    for text in one.sql.split('\n').take(lines) {
+        if lines == usize::MAX {
+            fold(out, text)?;
+        } else {
+            writeln!(out, "    | {}", line(text))?;
+        }
     }
-    if one.sql.lines().count() > lines {
+    if one.sql.split('\n').count() > lines || one.sql.split('\n').any(|text| text.len() > CUT) {
         writeln!(out, "    … (`snowfence approvals show {}` has all of it)", one.id)?;
     }
     writeln!(out)
+}
+
+/// A line in pieces, each of which says that it belongs there.
+fn fold(out: &mut impl Write, text: &str) -> io::Result<()> {
+    let visible: Vec<char> = table::visible(text.trim_end_matches('\r')).chars().collect();
+    if visible.is_empty() {
+        return writeln!(out, "    |");
+    }
+    for (index, piece) in visible.chunks(FOLD).enumerate() {
+        let mark = if index == 0 { '|' } else { '+' };
+        writeln!(out, "    {mark} {}", piece.iter().collect::<String>())?;
+    }
+    Ok(())
 }
 
 /// A time in microseconds, for people.

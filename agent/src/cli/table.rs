@@ -32,11 +32,28 @@ pub(super) fn cut(text: &str) -> String {
 
 /// A text without what steers a terminal: control characters, and those that turn or hide what stands beside them.
 pub(super) fn harmless(text: &str) -> impl Iterator<Item = char> {
-    let steers = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    text.chars().map(move |c| if steers(c) { ' ' } else { c })
+    text.chars().map(|c| if steers(c) { ' ' } else { c })
+}
+
+/// The same, where it must be seen that there is something.
+pub(super) fn visible(text: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\t' => visible.push(' '),
+            character if steers(character) => visible.extend(character.escape_default()),
+            character => visible.push(character),
+        }
+    }
+    visible
+}
+
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -46,6 +63,7 @@ mod tests {
     #[test]
     fn cells_are_cut_and_cannot_steer_the_terminal() {
         assert_eq!(cut("a\u{1b}[31mb\nc\u{202e}d"), "a [31mb c d");
+        assert_eq!(visible("a\r--\u{61c}b\tc"), "a\\r--\\u{61c}b c");
         assert_eq!(cut(&"x".repeat(100)).chars().count(), WIDTH);
         let mut out = Vec::new();
         print(

@@ -12,6 +12,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use super::foreign::Owner;
 use super::reading::Reading;
@@ -115,7 +116,16 @@ pub async fn terminate(proxy: Arc<Proxy>, stream: Rewound, peer: Peer) {
     // Each request has a task of its own: one that has begun is seen to its end, whether its client waits or not.
     let service = service_fn(|request| {
         let (proxy, peer) = (Arc::clone(&proxy), Arc::clone(&peer));
-        proxy.tasks.clone().spawn(async move { service::handle(&proxy, &peer, request).await })
+        let gone = CancellationToken::new();
+        // Nobody waits for the answer once this is dropped.
+        let waits = gone.clone().drop_guard();
+        let answer =
+            proxy.tasks.clone().spawn(async move { service::handle(&proxy, &peer, request, gone).await });
+        async move {
+            let answer = answer.await;
+            drop(waits);
+            answer
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_DEADLINE).max_buf_size(64 * 1024);

@@ -11,6 +11,7 @@ use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::body::{self, Body, BodyError};
@@ -36,15 +37,22 @@ pub struct Exchange<'a> {
     pub operation: Operation,
     pub query: KnownQuery,
     pub parts: Parts,
+    /// Cancelled when the client has gone.
+    pub gone: CancellationToken,
     /// Where it is noted what the request is, if it is kept.
     pub noted: Option<&'a Noted>,
 }
 
 /// Handles one request.
-pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>) -> Reaction {
+pub async fn handle(
+    proxy: &Arc<Proxy>,
+    peer: &Peer,
+    request: Request<Incoming>,
+    gone: CancellationToken,
+) -> Reaction {
     let (parts, mut body) = request.into_parts();
     let noted = Noted::new(proxy, &parts);
-    let reaction = react(proxy, peer, parts, &mut body, noted.as_ref()).await;
+    let reaction = react(proxy, peer, (parts, &mut body), gone, noted.as_ref()).await;
     // What was not read, because nobody needs it or the request is refused: by HTTP/2, a client that is cut off while it
     // sends may not see the answer.
     body::skip(&mut body).await;
@@ -57,8 +65,8 @@ pub async fn handle(proxy: &Arc<Proxy>, peer: &Peer, request: Request<Incoming>)
 async fn react(
     proxy: &Arc<Proxy>,
     peer: &Peer,
-    parts: Parts,
-    body: &mut Incoming,
+    (parts, body): (Parts, &mut Incoming),
+    gone: CancellationToken,
     noted: Option<&Noted>,
 ) -> Reaction {
     if !names_the_server(&parts, &peer.server_name) {
@@ -97,7 +105,7 @@ async fn react(
         // Nobody else tells it.
         let _ = noted.operation.set(operation.name());
     }
-    let mut exchange = Exchange { proxy, peer, operation, query: KnownQuery::default(), parts, noted };
+    let mut exchange = Exchange { proxy, peer, operation, query: KnownQuery::default(), parts, gone, noted };
     match query {
         Ok(query) => exchange.query = query,
         Err(error) => return exchange.malformed(&error.to_string()).await,
@@ -501,7 +509,7 @@ impl Exchange<'_> {
     pub async fn not_the_owner(&self, session: &Session, query: &str) -> Reaction {
         let detail = format!("query {query} is not this caller's");
         self.event(EventKind::SessionRefused, Some(session), detail).await;
-        let message = "Snowfence does not know this query as one of this caller's. One that was held for a person when the agent ended has to be asked again";
+        let message = "Snowfence does not know this query as one of this caller's. One that was held for a person when the agent ended has to be asked again, unless the trail says that it may have run";
         self.refuse(&Refusal::query(message.to_owned()))
     }
 }

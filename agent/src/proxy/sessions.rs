@@ -317,8 +317,11 @@ impl Sessions {
         let lifetime = i64::try_from(QUERY_LIFETIME.as_micros()).unwrap_or(i64::MAX);
         let latest = latest_queries(journal, audit::now().saturating_sub(lifetime), REMEMBERED)?;
         // The newest last, so that it stays longest.
-        for OwnedQuery { query_id, issuer, subject, account, rule } in latest.into_iter().rev() {
+        for OwnedQuery { query_id, held, issuer, subject, account, rule } in latest.into_iter().rev() {
             if let Some(query) = QueryId::parse(&query_id) {
+                if let Some(held) = QueryId::parse(&held) {
+                    self.aliases.insert(held, query.clone());
+                }
                 self.queries.insert(query, Owner { issuer, subject, account, rule });
             }
         }

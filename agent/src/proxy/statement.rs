@@ -67,7 +67,9 @@ pub async fn run(
     let mut asked = Asked::of(&request);
     let (mut decision, local) = judged(exchange, session, &asked, &sql, &classification);
     // What is approved is to run in the session as it was: by the SQL API a request says all of that itself.
-    if !operation.is_of_api() && held.session_waits(session) {
+    let needs_session = held.is_configured() && !operation.is_of_api();
+    let under_way = needs_session.then(|| held.enter(session));
+    if matches!(under_way, Some(None)) {
         decision = denied(SESSION_WAITS.0);
     }
     if decision.verdict == Verdict::Hold {
@@ -120,6 +122,10 @@ pub enum NotHeld {
     Staged,
     #[error("and nobody is configured who may give it (`[approvals]`)")]
     NotConfigured,
+    #[error("for which it cannot wait while another statement of its session runs")]
+    SessionBusy,
+    #[error("for which this agent, which is ending, cannot wait: try again")]
+    Ending,
     #[error("for which too many statements wait: try again later")]
     TooMany,
     #[error("for which a request of this size cannot wait")]

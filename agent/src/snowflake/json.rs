@@ -80,19 +80,42 @@ impl Object {
     }
 }
 
-/// A JSON text without the white space between its parts.
+/// A JSON text for people: without the white space between its parts, and with the characters that need no escape.
 pub fn compact(json: &str) -> String {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    let keeps = |character: &char| {
-        let keeps = is_quoted || !matches!(character, ' ' | '\t' | '\r' | '\n');
-        match character {
-            '"' if !is_escaped => is_quoted = !is_quoted,
-            _ => {}
-        }
-        is_escaped = is_quoted && *character == '\\' && !is_escaped;
-        keeps
-    };
-    json.chars().filter(keeps).collect()
+    let mut compact = String::with_capacity(json.len());
+    let (mut is_quoted, mut rest) = (false, json);
+    while let Some(character) = rest.chars().next() {
+        let one = character.len_utf8();
+        let taken = match character {
+            ' ' | '\t' | '\r' | '\n' if !is_quoted => {
+                rest = rest.get(one..).unwrap_or_default();
+                continue;
+            }
+            '\\' if let Some(plain) = unescaped(rest) => {
+                compact.push(plain);
+                rest = rest.get(UNICODE_ESCAPE..).unwrap_or_default();
+                continue;
+            }
+            // With what is escaped, be it a quote.
+            '\\' => rest.chars().take(2).map(char::len_utf8).sum(),
+            _ => {
+                is_quoted ^= character == '"';
+                one
+            }
+        };
+        compact.push_str(rest.get(..taken).unwrap_or_default());
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    compact
+}
+
+const UNICODE_ESCAPE: usize = r"\u0000".len();
+
+/// What `\u` and four digits stand for, if that is a character that may stand for itself.
+fn unescaped(escape: &str) -> Option<char> {
+    let digits = escape.strip_prefix("\\u")?.get(..4)?;
+    let plain = char::from_u32(u32::from_str_radix(digits, 16).ok()?)?;
+    (!plain.is_control() && plain != '"' && plain != '\\').then_some(plain)
 }
 
 impl<'de> Deserialize<'de> for Object {

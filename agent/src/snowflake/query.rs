@@ -197,9 +197,12 @@ mod tests {
 
     #[test]
     fn what_decides_besides_the_text_is_shown_as_it_was_sent() {
-        let body = br#"{"sqlText":"x", "bindings": { "1": {"type":"TEXT", "value": "a \" b"} },"parameters":{ } ,"sequenceId":1,"schema":null}"#;
+        let body = br#"{"sqlText":"x", "bindings": { "1": {"type":"TEXT", "value": "a \" \u0062\u000a\\u0063"} },"parameters":{ } ,"sequenceId":1,"schema":null}"#;
         let request = QueryRequest::parse(body).unwrap();
-        assert_eq!(request.with(), r#"{"bindings":{"1":{"type":"TEXT","value":"a \" b"}},"parameters":{}}"#);
+        assert_eq!(
+            request.with(),
+            r#"{"bindings":{"1":{"type":"TEXT","value":"a \" b\u000a\\u0063"}},"parameters":{}}"#
+        );
         assert!(!request.is_staged());
         let request = QueryRequest::parse(br#"{"sqlText":"x","bindStage":"@SYSTEM$BIND/1"}"#).unwrap();
         assert!(request.is_staged() && request.with().is_empty());

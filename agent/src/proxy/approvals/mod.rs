@@ -10,6 +10,7 @@ mod tests;
 mod waiting;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::Proxy;
-use super::sessions::Session;
+use super::sessions::{Owner, Session};
 use super::statement::{self, NotHeld};
 use crate::audit::{self, Approval, AuditError, Caller, Recorded, Ruling, now};
 use crate::config;
@@ -31,13 +32,21 @@ pub use waiting::{cancel, hold, in_progress, place, poll};
 /// Held statements at a time.
 const MOST: usize = 256;
 const MOST_OF_A_WORKLOAD: usize = 16;
+/// A caller may have several workloads, or make them.
+const MOST_OF_A_CALLER: usize = 32;
 /// Requests beyond this size are not held, in bytes: nobody reads them. What is kept of one is up to four times that.
 const LARGEST: usize = 256 * 1024;
 /// A client that did not ask for so long has gone: drivers ask every 16 s at least.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// For so long, and of so many statements of a workload, a client may ask again for what has come of them.
+/// For so long, and of so many statements, a client may ask again for what has come of them.
 const REMEMBERED: Duration = Duration::from_mins(10);
-const REMEMBERED_OF_A_WORKLOAD: usize = 256;
+const REMEMBERED_OF_A_WORKLOAD: usize = 64;
+const REMEMBERED_IN_ALL: usize = 1024;
+/// Nothing that is being recorded or forwarded takes so long.
+const STUCK: Duration = Duration::from_mins(6);
+/// When the agent ends, so long it waits for what is being recorded, in steps.
+const ENDING: Duration = Duration::from_millis(100);
+const ENDING_STEPS: u32 = 50;
 /// How often it is looked for what nobody waits for any more.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -86,13 +95,24 @@ pub struct HeldRequest {
 pub struct Approvals {
     settings: Option<config::Approvals>,
     held: Mutex<HashMap<Uuid, Held>>,
+    /// How many statements of a session are on their way, without those that were held.
+    under_way: Mutex<HashMap<Uuid, usize>>,
     changed: Notify,
+    /// The agent ends: nothing is held, and nobody rules, any more.
+    is_closed: AtomicBool,
+}
+
+/// That a statement of a session is on its way.
+pub struct UnderWay<'a> {
+    approvals: &'a Approvals,
+    session: Uuid,
 }
 
 struct Held {
     session: Uuid,
     /// The doors have sessions in common.
     is_of_api: bool,
+    owner: Owner,
     cgroup: String,
     request_id: String,
     expires: Instant,
@@ -107,7 +127,7 @@ enum State {
     /// For its client, with the proof that it may be forwarded.
     Approved(Box<Open>),
     /// It, or its ruling, is being recorded, or it is on its way.
-    Busy,
+    Busy(Instant),
     /// Snowflake has it, under another identifier.
     Forwarded,
     Ended(Refusal),
@@ -115,7 +135,7 @@ enum State {
 
 /// All that there is of a statement that waits.
 struct Open {
-    about: HeldStatement,
+    about: Arc<HeldStatement>,
     request: HeldRequest,
     recorded: Recorded,
 }
@@ -168,10 +188,17 @@ impl Proxy {
 
     /// Ends all that waits: the agent does.
     pub async fn end_all_held(&self) {
-        for id in self.approvals.ids(|_| true) {
-            if let Some(taken) = self.approvals.take(id, Taking::Any) {
-                self.end_noted(taken, Ruled::nobody(Ruling::Withdrawn, "the agent has ended")).await;
+        for _ in 0..ENDING_STEPS {
+            let ids = self.approvals.ids(|one| one.state.is_under_way());
+            if ids.is_empty() {
+                return;
             }
+            for id in ids {
+                if let Some(taken) = self.approvals.take(id, Taking::Any) {
+                    self.end_noted(taken, Ruled::nobody(Ruling::Withdrawn, "the agent has ended")).await;
+                }
+            }
+            tokio::time::sleep(ENDING).await;
         }
     }
 
@@ -221,6 +248,11 @@ impl Approvals {
         self.settings.is_some()
     }
 
+    /// From now on nothing is held, and nobody rules: the agent ends.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
     /// How long a statement waits for a person.
     fn wait(&self) -> Duration {
         self.settings.as_ref().map_or(Duration::ZERO, |settings| settings.wait)
@@ -228,12 +260,15 @@ impl Approvals {
 
     /// Those that wait, the oldest first.
     pub fn list(&self) -> Vec<HeldStatement> {
-        let held = self.lock();
         let about = |one: &Held| {
-            let is_approved = matches!(one.state, State::Approved(_));
-            Some(HeldStatement { is_approved, ..one.state.open()?.about.clone() })
+            Some((Arc::clone(&one.state.open()?.about), matches!(one.state, State::Approved(_))))
         };
-        let mut list: Vec<_> = held.values().filter_map(about).collect();
+        // They may be long: they are copied when the lock is free again.
+        let open: Vec<_> = self.lock().values().filter_map(about).collect();
+        let list = open
+            .into_iter()
+            .map(|(about, is_approved)| HeldStatement { is_approved, ..HeldStatement::clone(&about) });
+        let mut list: Vec<_> = list.collect();
         list.sort_by_key(|one| (one.time, one.id));
         list
     }
@@ -243,16 +278,24 @@ impl Approvals {
         self.lock().values().filter(|one| matches!(one.state, State::Waiting(_))).count()
     }
 
-    /// Whether a session has a statement that waits, or is about to be forwarded.
-    pub fn session_waits(&self, session: &Session) -> bool {
-        self.lock().values().any(|one| one.session == session.id && one.state.is_under_way())
+    /// Notes that a driver's statement is on its way, on a session that has none that waits or is about to be forwarded.
+    pub fn enter(&self, session: &Session) -> Option<UnderWay<'_>> {
+        let held = self.lock();
+        let waits = |one: &Held| one.session == session.id && !one.is_of_api && one.state.is_under_way();
+        if held.values().any(waits) {
+            return None;
+        }
+        *self.lock_under_way().entry(session.id).or_default() += 1;
+        Some(UnderWay { approvals: self, session: session.id })
     }
 
     /// The held statement of a session that a query's identifier stands for, at the door where it came in.
     pub fn of_query(&self, session: &Session, operation: &Operation) -> Option<Uuid> {
         let id: Uuid = operation.query()?.as_str().parse().ok()?;
-        let held = self.lock();
-        held.get(&id).filter(|one| one.is_of(session, operation)).map(|_| id)
+        let mut held = self.lock();
+        let one = held.get_mut(&id).filter(|one| one.is_of(session, operation))?;
+        one.seen = Instant::now();
+        Some(id)
     }
 
     /// The held statement of a session that was asked for by this request, at the same door.
@@ -278,28 +321,35 @@ impl Approvals {
         operation: &Operation,
         request_id: &str,
     ) -> Result<(), NotHeld> {
-        let now = Instant::now();
+        let (now, owner) = (Instant::now(), Owner::of(session));
         let mut held = self.lock();
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(NotHeld::Ending);
+        }
+        // Its own one is on its way.
+        if !operation.is_of_api() && self.lock_under_way().get(&session.id).is_some_and(|count| *count > 1) {
+            return Err(NotHeld::SessionBusy);
+        }
         let of_workload = |one: &Held| one.cgroup == about.cgroup;
         let under_way = || held.values().filter(|one| one.state.is_under_way());
         if under_way().count() >= MOST
             || under_way().filter(|one| of_workload(one)).count() >= MOST_OF_A_WORKLOAD
+            || under_way().filter(|one| one.owner == owner).count() >= MOST_OF_A_CALLER
         {
             return Err(NotHeld::TooMany);
         }
-        let ended = || held.iter().filter(|(_, one)| of_workload(one) && !one.state.is_under_way());
-        if ended().count() >= REMEMBERED_OF_A_WORKLOAD {
-            let oldest = ended().min_by_key(|(_, one)| one.seen).map(|(id, _)| *id);
-            oldest.and_then(|id| held.remove(&id));
-        }
+        let ended = |one: &Held| !one.state.is_under_way();
+        forget_oldest(&mut held, REMEMBERED_OF_A_WORKLOAD, |one| ended(one) && of_workload(one));
+        forget_oldest(&mut held, REMEMBERED_IN_ALL, ended);
         let one = Held {
             session: session.id,
             is_of_api: operation.is_of_api(),
+            owner,
             cgroup: about.cgroup.clone(),
             request_id: request_id.to_owned(),
             expires: now + self.wait(),
             seen: now,
-            state: State::Busy,
+            state: State::Busy(now),
         };
         held.insert(about.id, one);
         Ok(())
@@ -333,7 +383,7 @@ impl Approvals {
         match &one.state {
             State::Approved(_) => Found::Approved,
             State::Ended(refusal) => Found::Ended(refusal.clone()),
-            State::Waiting(_) | State::Busy | State::Forwarded => Found::InProgress,
+            State::Waiting(_) | State::Busy(_) | State::Forwarded => Found::InProgress,
         }
     }
 
@@ -352,6 +402,12 @@ impl Approvals {
     fn overdue(&self, now: Instant) -> Vec<(Taken, Ruled)> {
         let mut held = self.lock();
         held.retain(|_, one| one.state.is_under_way() || now.duration_since(one.seen) < REMEMBERED);
+        for one in held.values_mut() {
+            if matches!(one.state, State::Busy(since) if now.duration_since(since) > STUCK) {
+                let lost = "Snowfence has lost what became of this statement";
+                one.state = State::Ended(Refusal::answer(lost.to_owned()));
+            }
+        }
         let overdue = |one: &mut Held| {
             if now.duration_since(one.seen) > PATIENCE {
                 let ruled = Ruled::nobody(Ruling::Withdrawn, "its client has gone");
@@ -375,8 +431,32 @@ impl Approvals {
         self.changed.notify_waiters();
     }
 
+    fn lock_under_way(&self) -> MutexGuard<'_, HashMap<Uuid, usize>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.approvals.lock_under_way();
+        let Some(count) = under_way.get_mut(&self.session) else { return };
+        *count -= 1;
+        if *count == 0 {
+            under_way.remove(&self.session);
+        }
+    }
+}
+
+/// Forgets the oldest of these, where there are so many.
+fn forget_oldest(held: &mut HashMap<Uuid, Held>, most: usize, which: impl Fn(&Held) -> bool) {
+    let of_these = || held.iter().filter(|(_, one)| which(one));
+    if of_these().count() >= most {
+        let oldest = of_these().min_by_key(|(_, one)| one.seen).map(|(id, _)| *id);
+        oldest.and_then(|id| held.remove(&id));
     }
 }
 
@@ -386,7 +466,7 @@ impl Held {
     }
 
     fn take(&mut self, taking: Taking) -> Option<Taken> {
-        let (open, is_approved) = match std::mem::replace(&mut self.state, State::Busy) {
+        let (open, is_approved) = match std::mem::replace(&mut self.state, State::Busy(Instant::now())) {
             State::Waiting(open) if taking != Taking::Approved => (open, false),
             State::Approved(open) if taking != Taking::Waiting => (open, true),
             other => {
@@ -403,7 +483,7 @@ impl State {
     fn open(&self) -> Option<&Open> {
         match self {
             Self::Waiting(open) | Self::Approved(open) => Some(open),
-            Self::Busy | Self::Forwarded | Self::Ended(_) => None,
+            Self::Busy(_) | Self::Forwarded | Self::Ended(_) => None,
         }
     }
 

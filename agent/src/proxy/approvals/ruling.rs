@@ -1,6 +1,7 @@
 //! The side of whoever rules: a person whose token names a group that may, and who did not ask for the statement.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -30,6 +31,8 @@ pub struct Rule {
 pub enum ApprovalError {
     #[error("nobody may rule on statements: the agent's configuration has no [approvals]")]
     NotConfigured,
+    #[error("the agent is ending, and what waits here with it")]
+    Ending,
     #[error("no statement {0} waits: it was ruled on, has expired, or its client has gone")]
     Unknown(String),
     #[error("{0} is too short: give at least the last {PART} characters of the identifier")]
@@ -51,6 +54,9 @@ pub enum ApprovalError {
 impl Proxy {
     /// Rules on a held statement.
     pub async fn rule(&self, rule: &Rule) -> Result<HeldStatement, ApprovalError> {
+        if self.approvals.is_closed.load(Ordering::Relaxed) {
+            return Err(ApprovalError::Ending);
+        }
         let about = self.approvals.find(&rule.statement)?;
         let approver = match self.approver(&rule.token, &about).await {
             Ok(approver) => approver,

@@ -27,7 +27,7 @@ impl Bench {
 
     async fn hold(&self, request_id: &str) -> Uuid {
         let record = samples::statement(self.session.id, "update t set a = 1", Verdict::Hold);
-        let about = HeldStatement::of(&record, String::new(), self.approvals.wait());
+        let about = Arc::new(HeldStatement::of(&record, String::new(), self.approvals.wait()));
         let id = about.id;
         self.approvals.reserve(&about, &self.session, &Operation::Query, request_id).unwrap();
         let recorded = self.journal.append_statement(record).await.unwrap();
@@ -72,9 +72,9 @@ async fn what_is_approved_is_given_to_one_that_asks() {
     assert_eq!(taken.open.recorded.verdict(), Verdict::Allow);
     assert_eq!(bench.approvals.peek(id), Found::InProgress);
     assert!(bench.approvals.take(id, Taking::Any).is_none(), "once, and nobody ends what is on its way");
-    assert!(bench.approvals.session_waits(&bench.session));
+    assert!(bench.approvals.enter(&bench.session).is_none(), "its session waits");
     bench.approvals.set(id, State::Forwarded);
-    assert!(!bench.approvals.session_waits(&bench.session));
+    assert!(bench.approvals.enter(&bench.session).is_some());
 }
 
 #[tokio::test]
@@ -142,22 +142,23 @@ async fn what_is_asked_for_and_not_ruled_on_expires() {
 }
 
 #[tokio::test]
-async fn a_workload_may_have_so_many_statements_held() {
-    let bench = Bench::new();
+async fn a_workload_and_a_caller_may_have_so_many_statements_held() {
+    let mut bench = Bench::new();
     for _ in 0..MOST_OF_A_WORKLOAD {
         assert_eq!(bench.room("/pods/analyst"), Ok(()));
     }
     assert_eq!(bench.room("/pods/analyst"), Err(NotHeld::TooMany));
-    assert_eq!(bench.room("/pods/other"), Ok(()));
-    for number in 1.. {
-        match bench.room(&format!("/pods/{number}")) {
-            Ok(()) => assert!(number < MOST),
-            Err(why) => {
-                assert_eq!((why, bench.approvals.lock().len()), (NotHeld::TooMany, MOST));
-                break;
-            }
-        }
+    for number in MOST_OF_A_WORKLOAD..MOST_OF_A_CALLER {
+        assert_eq!(bench.room(&format!("/pods/{number}")), Ok(()));
     }
+    assert_eq!(bench.room("/pods/other"), Err(NotHeld::TooMany), "by whatever workloads");
+    for number in MOST_OF_A_CALLER..MOST {
+        let caller = Caller { subject: number.to_string(), ..samples::caller() };
+        bench.session.principal = Principal::sample(caller);
+        assert_eq!(bench.room(&format!("/pods/{number}")), Ok(()));
+    }
+    bench.session.principal = Principal::sample(Caller::default());
+    assert_eq!(bench.room("/pods/last"), Err(NotHeld::TooMany));
 }
 
 #[tokio::test]
@@ -173,4 +174,30 @@ async fn what_has_ended_is_remembered_for_so_many_of_a_workload() {
     let known = bench.approvals.lock();
     assert_eq!(known.len(), REMEMBERED_OF_A_WORKLOAD + 1);
     assert!(!known.contains_key(&ids[0]) && known.contains_key(&ids[1]));
+}
+
+#[tokio::test]
+async fn a_session_has_one_statement_under_way_while_one_waits() {
+    let bench = Bench::new();
+    let own = bench.approvals.enter(&bench.session).unwrap();
+    let other = bench.approvals.enter(&bench.session).unwrap();
+    assert_eq!(bench.room("/pods/analyst"), Err(NotHeld::SessionBusy));
+    drop(other);
+    assert_eq!(bench.room("/pods/analyst"), Ok(()));
+    assert!(bench.approvals.enter(&bench.session).is_none());
+    drop(own);
+    assert!(bench.approvals.lock_under_way().is_empty());
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_holds_nothing_more_and_what_is_stuck_is_given_up() {
+    let bench = Bench::new();
+    let id = bench.hold("").await;
+    bench.approvals.close();
+    assert_eq!(bench.room("/pods/other"), Err(NotHeld::Ending));
+    let _taken = bench.approvals.take(id, Taking::Any).unwrap();
+    assert!(bench.approvals.overdue(Instant::now() + 5 * MINUTE).is_empty());
+    assert_eq!(bench.approvals.peek(id), Found::InProgress);
+    bench.approvals.overdue(Instant::now() + 7 * MINUTE);
+    assert!(matches!(bench.approvals.peek(id), Found::Ended(_)));
 }

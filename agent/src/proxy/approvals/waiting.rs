@@ -1,6 +1,7 @@
 //! The side of whoever asked: by a driver, or by the SQL API, it is told that its statement is running, and asks for the
 //! result until there is one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
@@ -26,7 +27,7 @@ const POLL: Duration = Duration::from_secs(10);
 /// A place for a statement that is about to be held; it is given up unless the statement is recorded.
 pub struct Place<'a> {
     approvals: &'a Approvals,
-    about: HeldStatement,
+    about: Arc<HeldStatement>,
     is_recorded: bool,
 }
 
@@ -58,7 +59,7 @@ pub fn place<'a>(
     if request.to_vec().len() > LARGEST {
         return Err(NotHeld::TooLarge);
     }
-    let about = HeldStatement::of(record, request.with(), approvals.wait());
+    let about = Arc::new(HeldStatement::of(record, request.with(), approvals.wait()));
     approvals.reserve(&about, session, &exchange.operation, &exchange.query.request_id)?;
     Ok(Place { approvals, about, is_recorded: false })
 }
@@ -88,7 +89,7 @@ pub async fn hold(
     match exchange.proxy.journal.append_statement(record).await {
         Ok(recorded) => {
             place.is_recorded = true;
-            let about = place.about.clone();
+            let about = Arc::clone(&place.about);
             let (subject, policy) = (&about.caller.subject, &about.policy);
             tracing::info!(%id, subject, policy, "a statement is held for a person");
             place.approvals.set(id, State::Waiting(Box::new(Open { about, request, recorded })));
@@ -108,6 +109,7 @@ pub async fn poll(exchange: &Exchange<'_>, session: &Session, id: Uuid, token: T
     let found = tokio::select! {
         found = proxy.approvals.look(id, Instant::now() + POLL) => found,
         () = proxy.shutdown.cancelled() => Found::InProgress,
+        () = exchange.gone.cancelled() => Found::InProgress,
     };
     if found == Found::Approved {
         // A session token that has expired while nobody asked Snowflake must not cost the approval.
@@ -116,7 +118,9 @@ pub async fn poll(exchange: &Exchange<'_>, session: &Session, id: Uuid, token: T
         {
             return reaction;
         }
-        if let Some(taken) = proxy.approvals.take(id, Taking::Approved) {
+        if !exchange.gone.is_cancelled()
+            && let Some(taken) = proxy.approvals.take(id, Taking::Approved)
+        {
             return forward(exchange, session, *taken.open, token).await;
         }
     }
@@ -185,7 +189,7 @@ async fn forward(exchange: &Exchange<'_>, session: &Session, open: Open, token: 
     exchange.is_statement(id);
     let sql = with_values(&held.request.sql, |number| held.request.text(number));
     let asked = Asked::of(&held.request);
-    let (mut policy, mut why, mut local) = (about.policy, None, None);
+    let (mut policy, mut why, mut local) = (about.policy.clone(), None, None);
     if let Some(classification) = statement::classified(&sql).await {
         let (decision, files) = statement::judged(exchange, session, &asked, &sql, &classification);
         local = files;
