@@ -125,6 +125,40 @@ fn connector_4_waits_until_somebody_rules() -> Result<()> {
 }
 
 #[test]
+fn sqlalchemy_waits_until_somebody_rules() -> Result<()> {
+    waits(Environment::SqlAlchemy, |pod| {
+        const TRIES: &str = r#"
+from snowflake.sqlalchemy import URL
+from sqlalchemy import create_engine, text
+of = os.environ
+connection = create_engine(URL(
+    account=of["SNOWFLAKE_ACCOUNT"], user=of["SNOWFLAKE_USER"], authenticator="oauth", token=of["SNOWFLAKE_TOKEN"],
+    database=of["SNOWFLAKE_DATABASE"], schema=of["SNOWFLAKE_SCHEMA"]), isolation_level="AUTOCOMMIT").connect()
+say(rows=connection.execute(text(UPDATE)).rowcount)
+for sql in [UPDATE, "select count(*) from customers"]:
+    say(**attempt(lambda: [list(row) for row in connection.execute(text(sql))]))
+"#;
+        client(pod, &format!("UPDATE = '{UPDATE}'\n{TRIES}"))
+    })
+}
+
+#[test]
+fn snowpark_waits_until_somebody_rules() -> Result<()> {
+    waits(Environment::Snowpark, |pod| {
+        const TRIES: &str = r#"
+from snowflake.snowpark import Session
+of = os.environ
+session = Session.builder.configs(dict(
+    account=of["SNOWFLAKE_ACCOUNT"], user=of["SNOWFLAKE_USER"], authenticator="oauth", token=of["SNOWFLAKE_TOKEN"],
+    database=of["SNOWFLAKE_DATABASE"], schema=of["SNOWFLAKE_SCHEMA"])).create()
+for sql in [UPDATE, UPDATE, "select count(*) from customers"]:
+    say(**attempt(lambda: [list(row) for row in session.sql(sql).collect()]))
+"#;
+        client(pod, &format!("UPDATE = '{UPDATE}'\n{TRIES}"))
+    })
+}
+
+#[test]
 fn adbc_waits_until_somebody_rules() -> Result<()> {
     waits(Environment::Adbc, |pod| {
         const TRIES: &str = r"
