@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::schema::{self, Lock};
 use super::store::{self, Cursor, Store, Write};
-use super::{Approval, AuditError, Caller, Record, Ruling, Statement, Verdict, now, salvage, successor};
+use super::{Approval, AuditError, Caller, Record, Ruling, Statement, Verdict, salvage, successor};
 
 /// How many appends may wait.
 const QUEUE: usize = 4096;
@@ -129,14 +129,7 @@ impl Journal {
         approver: &Caller,
         reason: String,
     ) -> Result<Recorded, AuditError> {
-        let approval = Approval {
-            statement: held.statement,
-            time: now(),
-            ruling: Ruling::Approved,
-            approver_issuer: approver.issuer.clone(),
-            approver: approver.subject.clone(),
-            reason,
-        };
+        let approval = Approval::new(held.statement, Ruling::Approved, approver, reason);
         let verdict = if held.verdict == Verdict::Hold { Verdict::Allow } else { held.verdict };
         self.append(vec![approval.into()]).await?;
         Ok(Recorded { statement: held.statement, verdict })

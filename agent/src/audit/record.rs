@@ -275,6 +275,20 @@ pub fn iso_time(time: i64) -> String {
     humantime::format_rfc3339_micros(UNIX_EPOCH + since).to_string()
 }
 
+impl Approval {
+    /// What was ruled now; by nobody where the caller is empty.
+    pub fn new(statement: Uuid, ruling: Ruling, approver: &Caller, reason: String) -> Self {
+        Self {
+            statement,
+            time: now(),
+            ruling,
+            approver_issuer: approver.issuer.clone(),
+            approver: approver.subject.clone(),
+            reason,
+        }
+    }
+}
+
 impl Event {
     /// Something that happened now and concerns nobody in particular yet.
     pub fn new(kind: EventKind, detail: String) -> Self {

@@ -8,9 +8,8 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
-use super::{ConfigFile, Failure, Format, Output, table};
-use crate::admin::{AdminError, Answer, Client, Request};
-use crate::app::State;
+use super::{ConfigFile, Failure, Format, Output, ask, table};
+use crate::admin::{AdminError, Answer, Request};
 use crate::audit::{iso_time, now};
 use crate::proxy::{HeldStatement, Rule};
 
@@ -89,15 +88,14 @@ fn list(config: &ConfigFile, format: Format) -> Result<(), Failure> {
         writeln!(out, "No statement waits.")?;
     }
     for one in &held {
-        print(&mut out, one, format, LINES)?;
+        print(&mut out, one, format, false)?;
     }
     Ok(out.flush()?)
 }
 
 fn show(id: &str, config: &ConfigFile, format: Format) -> Result<(), Failure> {
-    let wanted = id.to_ascii_lowercase();
     let mut held = held(config)?;
-    held.retain(|one| one.id.to_string().ends_with(&wanted));
+    held.retain(|one| one.is_named(id));
     if held.is_empty() {
         return Err(Failure::Failed(anyhow!(
             "no statement {id} waits: `snowfence audit query` knows what became of it (trail: verdict, ruling, approver)"
@@ -105,7 +103,7 @@ fn show(id: &str, config: &ConfigFile, format: Format) -> Result<(), Failure> {
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
     for one in &held {
-        print(&mut out, one, format, usize::MAX)?;
+        print(&mut out, one, format, true)?;
     }
     Ok(out.flush()?)
 }
@@ -118,7 +116,7 @@ fn rule(arguments: &RuleArguments, approve: bool) -> Result<(), Failure> {
         reason: arguments.reason.clone(),
         token: token.trim().to_owned(),
     };
-    let Answer::Ruled(ruled) = ask(&arguments.config, &Request::Rule(rule))? else {
+    let Answer::Ruled(ruled) = ask(&arguments.config.load()?, &Request::Rule(rule))? else {
         return Err(Failure::Failed(AdminError::Unexpected.into()));
     };
     let mut out = io::stdout().lock();
@@ -133,17 +131,10 @@ fn rule(arguments: &RuleArguments, approve: bool) -> Result<(), Failure> {
 }
 
 fn held(config: &ConfigFile) -> Result<Vec<HeldStatement>, Failure> {
-    match ask(config, &Request::Held)? {
+    match ask(&config.load()?, &Request::Held)? {
         Answer::Held(held) => Ok(held),
         _ => Err(Failure::Failed(AdminError::Unexpected.into())),
     }
-}
-
-fn ask(config: &ConfigFile, request: &Request) -> Result<Answer, Failure> {
-    let config = config.load()?;
-    let failed = |error: AdminError| Failure::Failed(error.into());
-    let client = Client::connect(&State(&config.agent.state_dir).socket()).map_err(failed)?;
-    client.ask(request).map_err(failed)
 }
 
 fn token(file: &Path) -> Result<Zeroizing<String>, Failure> {
@@ -157,7 +148,7 @@ fn token(file: &Path) -> Result<Zeroizing<String>, Failure> {
     Ok(token)
 }
 
-fn print(out: &mut impl Write, one: &HeldStatement, format: Format, lines: usize) -> io::Result<()> {
+fn print(out: &mut impl Write, one: &HeldStatement, format: Format, whole: bool) -> io::Result<()> {
     if format == Format::Json {
         return writeln!(out, "{}", serde_json::to_string(one).map_err(io::Error::from)?);
     }
@@ -190,20 +181,23 @@ fn print(out: &mut impl Write, one: &HeldStatement, format: Format, lines: usize
         writeln!(out, "  to      {}", line(&one.objects.join(", ")))?;
     }
     writeln!(out, "  held by {}", line(&one.policy))?;
-    if !one.with.is_empty() && lines != usize::MAX {
-        writeln!(out, "  with    {}", line(&one.with))?;
-    } else if !one.with.is_empty() {
-        writeln!(out, "  with")?;
-        fold(out, &one.with)?;
-    }
-    for text in one.sql.split('\n').take(lines) {
-        if lines == usize::MAX {
-            fold(out, text)?;
-        } else {
-            writeln!(out, "    | {}", line(text))?;
+    if whole {
+        if !one.with.is_empty() {
+            writeln!(out, "  with")?;
+            fold(out, &one.with)?;
         }
+        for text in one.sql.split('\n') {
+            fold(out, text)?;
+        }
+        return writeln!(out);
     }
-    if one.sql.split('\n').count() > lines || one.sql.split('\n').any(|text| text.len() > CUT) {
+    if !one.with.is_empty() {
+        writeln!(out, "  with    {}", line(&one.with))?;
+    }
+    for text in one.sql.split('\n').take(LINES) {
+        writeln!(out, "    | {}", line(text))?;
+    }
+    if one.sql.split('\n').count() > LINES || one.sql.split('\n').any(|text| text.len() > CUT) {
         writeln!(out, "    … (`snowfence approvals show {}` has all of it)", one.id)?;
     }
     writeln!(out)

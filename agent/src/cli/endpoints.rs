@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::anyhow;
 use clap::Subcommand;
 
-use super::{ConfigFile, Failure, Format, Output, table};
+use super::{ConfigFile, Failure, Format, Output, ask, table};
 use crate::admin::{AdminError, Answer, Client, Request, SyncedAccount};
 use crate::app::{self, State};
 use crate::capture::{self, Endpoint, EndpointClass};
@@ -95,8 +95,7 @@ fn span(seconds: u64) -> String {
 }
 
 fn sync(config: &Config, format: Format) -> Result<(), Failure> {
-    let client = Client::connect(&State(&config.agent.state_dir).socket()).map_err(failed)?;
-    let Answer::Synced(accounts) = client.ask(&Request::SyncEndpoints).map_err(failed)? else {
+    let Answer::Synced(accounts) = ask(config, &Request::SyncEndpoints)? else {
         return Err(failed(AdminError::Unexpected));
     };
     let mut out = io::stdout().lock();

@@ -26,6 +26,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
 
+use crate::admin::{AdminError, Answer, Client, Request};
+use crate::app::State;
 use crate::config::{self, Config, ConfigError};
 use crate::policy::PolicyError;
 
@@ -109,6 +111,12 @@ Examples:
     /// Print the version
     #[command(after_help = "Example:\n  snowfence version --format json")]
     Version(Output),
+}
+
+/// What the agent with this configuration answers.
+fn ask(config: &Config, request: &Request) -> Result<Answer, Failure> {
+    let failed = |error: AdminError| Failure::Failed(error.into());
+    Client::connect(&State(&config.agent.state_dir).socket()).map_err(failed)?.ask(request).map_err(failed)
 }
 
 /// Where the configuration is, unless it is said otherwise.

@@ -8,9 +8,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::audit::{ago, parse_age};
-use super::{ConfigFile, Failure, Format, Output, table};
-use crate::admin::{AdminError, Answer, Client, Request};
-use crate::app::State;
+use super::{ConfigFile, Failure, Format, Output, ask, table};
+use crate::admin::{AdminError, Answer, Request};
 use crate::audit::iso_time;
 use crate::reconcile::{Finding, LISTED, Report, Wanted};
 
@@ -33,15 +32,13 @@ pub(super) struct ReconcileArguments {
 
 pub(super) fn run(arguments: &ReconcileArguments) -> Result<(), Failure> {
     let config = arguments.config.load()?;
-    let failed = |error: AdminError| Failure::Failed(error.into());
-    let client = Client::connect(&State(&config.agent.state_dir).socket()).map_err(failed)?;
     let wanted = Wanted {
         since: arguments.since.map(ago),
         until: arguments.until.map(ago),
         user: arguments.user.clone(),
     };
-    let Answer::Reconciled(reports) = client.ask(&Request::Reconcile(wanted)).map_err(failed)? else {
-        return Err(failed(AdminError::Unexpected));
+    let Answer::Reconciled(reports) = ask(&config, &Request::Reconcile(wanted))? else {
+        return Err(Failure::Failed(AdminError::Unexpected.into()));
     };
     let mut out = io::BufWriter::new(io::stdout().lock());
     for report in &reports {

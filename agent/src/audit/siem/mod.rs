@@ -226,7 +226,7 @@ impl Filter {
     /// Verdicts are of statements, and of what became of them.
     fn wants(&self, row: &rows::Row) -> bool {
         let Some(verdicts) = &self.verdicts else { return true };
-        if !matches!(row.table, "statements" | "approvals" | "running" | "outcomes") {
+        if row.records != SiemRecords::Statements {
             return true;
         }
         verdicts.iter().any(|verdict| verdict.as_str() == row.peek("verdict"))

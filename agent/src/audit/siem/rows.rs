@@ -34,6 +34,7 @@ const LIST: [&str; 5] = ["groups", "actions", "objects", "features", "places"];
 #[derive(Debug)]
 pub(super) struct Row {
     pub table: &'static str,
+    pub records: SiemRecords,
     pub seq: i64,
     columns: Map<String, Value>,
 }
@@ -187,7 +188,7 @@ pub(super) fn read<T>(
 ) -> Result<Vec<T>, AuditError> {
     let mut read = || {
         let mut all = Vec::new();
-        for Table { name, columns, from, .. } in tables(only) {
+        for Table { name, records, columns, from, .. } in tables(only) {
             let own = if columns == "t.*" { String::new() } else { "t.*, ".to_owned() };
             let sql = format!(
                 "SELECT *, {ISO_TIME} AS iso FROM (SELECT {own}{columns} FROM {from} WHERE t.seq > ?1 AND t.seq <= ?2)"
@@ -201,7 +202,7 @@ pub(super) fn read<T>(
                     columns.insert(column.clone(), value(column, row.get_ref(index)?));
                 }
                 let seq = columns.remove("seq").and_then(|seq| seq.as_i64()).unwrap_or_default();
-                all.extend(each(Row { table: name, seq, columns }).map(|made| (seq, made)));
+                all.extend(each(Row { table: name, records, seq, columns }).map(|made| (seq, made)));
             }
         }
         all.sort_by_key(|(seq, _)| *seq);

@@ -10,7 +10,6 @@ mod tests;
 mod waiting;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use uuid::Uuid;
 use super::Proxy;
 use super::sessions::{Owner, Session};
 use super::statement::{self, NotHeld};
-use crate::audit::{self, Approval, AuditError, Caller, Recorded, Ruling, now};
+use crate::audit::{self, Approval, AuditError, Caller, Recorded, Ruling};
 use crate::config;
 use crate::snowflake::{Operation, QueryRequest, Refusal};
 
@@ -94,12 +93,17 @@ pub struct HeldRequest {
 #[derive(Default)]
 pub struct Approvals {
     settings: Option<config::Approvals>,
-    held: Mutex<HashMap<Uuid, Held>>,
-    /// How many statements of a session are on their way, without those that were held.
-    under_way: Mutex<HashMap<Uuid, usize>>,
+    register: Mutex<Register>,
     changed: Notify,
+}
+
+#[derive(Default)]
+struct Register {
+    held: HashMap<Uuid, Held>,
+    /// How many statements of a session are on their way, without those that were held.
+    under_way: HashMap<Uuid, usize>,
     /// The agent ends: nothing is held, and nobody rules, any more.
-    is_closed: AtomicBool,
+    is_closed: bool,
 }
 
 /// That a statement of a session is on its way.
@@ -193,20 +197,21 @@ impl Proxy {
             if ids.is_empty() {
                 return;
             }
-            for id in ids {
-                if let Some(taken) = self.approvals.take(id, Taking::Any) {
-                    self.end_noted(taken, Ruled::nobody(Ruling::Withdrawn, "the agent has ended")).await;
-                }
-            }
+            self.withdraw(ids, "the agent has ended").await;
             tokio::time::sleep(ENDING).await;
         }
     }
 
     /// Ends what a session waits for.
     pub(super) async fn end_held(&self, session: &Session) {
-        for id in self.approvals.ids(|one| one.session == session.id) {
+        let ids = self.approvals.ids(|one| one.session == session.id);
+        self.withdraw(ids, "its session was closed").await;
+    }
+
+    async fn withdraw(&self, ids: Vec<Uuid>, reason: &str) {
+        for id in ids {
             if let Some(taken) = self.approvals.take(id, Taking::Any) {
-                self.end_noted(taken, Ruled::nobody(Ruling::Withdrawn, "its session was closed")).await;
+                self.end_noted(taken, Ruled::nobody(Ruling::Withdrawn, reason)).await;
             }
         }
     }
@@ -223,7 +228,8 @@ impl Proxy {
         let refusal = ruled.refusal(&taken.open);
         let outcome = statement::refused(&refusal, id, taken.open.request.started);
         // What is approved has its ruling.
-        let approval = (!taken.is_approved).then(|| ruled.record(id).into());
+        let approval = || Approval::new(id, ruled.ruling, &ruled.approver, ruled.reason.clone()).into();
+        let approval = (!taken.is_approved).then(approval);
         match self.journal.append(approval.into_iter().chain([outcome.into()]).collect()).await {
             Ok(()) => {
                 self.approvals.set(id, State::Ended(refusal.clone()));
@@ -250,7 +256,7 @@ impl Approvals {
 
     /// From now on nothing is held, and nobody rules: the agent ends.
     pub fn close(&self) {
-        self.is_closed.store(true, Ordering::Relaxed);
+        self.lock().is_closed = true;
     }
 
     /// How long a statement waits for a person.
@@ -264,7 +270,7 @@ impl Approvals {
             Some((Arc::clone(&one.state.open()?.about), matches!(one.state, State::Approved(_))))
         };
         // They may be long: they are copied when the lock is free again.
-        let open: Vec<_> = self.lock().values().filter_map(about).collect();
+        let open: Vec<_> = self.lock().held.values().filter_map(about).collect();
         let list = open
             .into_iter()
             .map(|(about, is_approved)| HeldStatement { is_approved, ..HeldStatement::clone(&about) });
@@ -275,42 +281,44 @@ impl Approvals {
 
     /// How many wait for a person.
     pub fn waiting(&self) -> usize {
-        self.lock().values().filter(|one| matches!(one.state, State::Waiting(_))).count()
+        self.lock().held.values().filter(|one| matches!(one.state, State::Waiting(_))).count()
     }
 
     /// Notes that a driver's statement is on its way, on a session that has none that waits or is about to be forwarded.
     pub fn enter(&self, session: &Session) -> Option<UnderWay<'_>> {
-        let held = self.lock();
+        let mut register = self.lock();
         let waits = |one: &Held| one.session == session.id && !one.is_of_api && one.state.is_under_way();
-        if held.values().any(waits) {
+        if register.held.values().any(waits) {
             return None;
         }
-        *self.lock_under_way().entry(session.id).or_default() += 1;
+        *register.under_way.entry(session.id).or_default() += 1;
         Some(UnderWay { approvals: self, session: session.id })
     }
 
     /// The held statement of a session that a query's identifier stands for, at the door where it came in.
     pub fn of_query(&self, session: &Session, operation: &Operation) -> Option<Uuid> {
+        self.settings.as_ref()?;
         let id: Uuid = operation.query()?.as_str().parse().ok()?;
-        let mut held = self.lock();
-        let one = held.get_mut(&id).filter(|one| one.is_of(session, operation))?;
+        let mut register = self.lock();
+        let one = register.held.get_mut(&id).filter(|one| one.is_of(session, operation))?;
         one.seen = Instant::now();
         Some(id)
     }
 
     /// The held statement of a session that was asked for by this request, at the same door.
     pub fn of_request(&self, session: &Session, operation: &Operation, request_id: &str) -> Option<Uuid> {
-        let held = self.lock();
-        let is_it = |one: &Held| {
-            one.is_of(session, operation)
-                && one.request_id.eq_ignore_ascii_case(request_id)
-                && !request_id.is_empty()
-        };
-        held.iter().find(|(_, one)| is_it(one)).map(|(id, _)| *id)
+        // Each statement asks this.
+        if self.settings.is_none() || request_id.is_empty() {
+            return None;
+        }
+        let register = self.lock();
+        let is_it =
+            |one: &Held| one.is_of(session, operation) && one.request_id.eq_ignore_ascii_case(request_id);
+        register.held.iter().find(|(_, one)| is_it(one)).map(|(id, _)| *id)
     }
 
     fn ids(&self, of: impl Fn(&Held) -> bool) -> Vec<Uuid> {
-        self.lock().iter().filter(|(_, one)| of(one)).map(|(id, _)| *id).collect()
+        self.lock().held.iter().filter(|(_, one)| of(one)).map(|(id, _)| *id).collect()
     }
 
     /// Takes a place for a statement that is about to be recorded.
@@ -322,25 +330,26 @@ impl Approvals {
         request_id: &str,
     ) -> Result<(), NotHeld> {
         let (now, owner) = (Instant::now(), Owner::of(session));
-        let mut held = self.lock();
-        if self.is_closed.load(Ordering::Relaxed) {
+        let mut register = self.lock();
+        let Register { held, under_way, is_closed } = &mut *register;
+        if *is_closed {
             return Err(NotHeld::Ending);
         }
         // Its own one is on its way.
-        if !operation.is_of_api() && self.lock_under_way().get(&session.id).is_some_and(|count| *count > 1) {
+        if !operation.is_of_api() && under_way.get(&session.id).is_some_and(|count| *count > 1) {
             return Err(NotHeld::SessionBusy);
         }
         let of_workload = |one: &Held| one.cgroup == about.cgroup;
-        let under_way = || held.values().filter(|one| one.state.is_under_way());
-        if under_way().count() >= MOST
-            || under_way().filter(|one| of_workload(one)).count() >= MOST_OF_A_WORKLOAD
-            || under_way().filter(|one| one.owner == owner).count() >= MOST_OF_A_CALLER
+        let waiting = || held.values().filter(|one| one.state.is_under_way());
+        if waiting().count() >= MOST
+            || waiting().filter(|one| of_workload(one)).count() >= MOST_OF_A_WORKLOAD
+            || waiting().filter(|one| one.owner == owner).count() >= MOST_OF_A_CALLER
         {
             return Err(NotHeld::TooMany);
         }
         let ended = |one: &Held| !one.state.is_under_way();
-        forget_oldest(&mut held, REMEMBERED_OF_A_WORKLOAD, |one| ended(one) && of_workload(one));
-        forget_oldest(&mut held, REMEMBERED_IN_ALL, ended);
+        forget_oldest(held, REMEMBERED_OF_A_WORKLOAD, |one| ended(one) && of_workload(one));
+        forget_oldest(held, REMEMBERED_IN_ALL, ended);
         let one = Held {
             session: session.id,
             is_of_api: operation.is_of_api(),
@@ -357,7 +366,7 @@ impl Approvals {
 
     /// It could not be recorded.
     fn give_up(&self, id: Uuid) {
-        self.lock().remove(&id);
+        self.lock().held.remove(&id);
     }
 
     /// What its client finds; waits for a change until `deadline`.
@@ -377,8 +386,8 @@ impl Approvals {
     }
 
     fn peek(&self, id: Uuid) -> Found {
-        let mut held = self.lock();
-        let Some(one) = held.get_mut(&id) else { return Found::InProgress };
+        let mut register = self.lock();
+        let Some(one) = register.held.get_mut(&id) else { return Found::InProgress };
         one.seen = Instant::now();
         match &one.state {
             State::Approved(_) => Found::Approved,
@@ -389,7 +398,7 @@ impl Approvals {
 
     /// Takes one that waits.
     fn take(&self, id: Uuid, taking: Taking) -> Option<Taken> {
-        self.lock().get_mut(&id)?.take(taking)
+        self.lock().held.get_mut(&id)?.take(taking)
     }
 
     /// It could not be ruled on.
@@ -400,7 +409,8 @@ impl Approvals {
 
     /// Takes those that nobody waits for, or nobody ruled on in time, and forgets those that ended long ago.
     fn overdue(&self, now: Instant) -> Vec<(Taken, Ruled)> {
-        let mut held = self.lock();
+        let mut register = self.lock();
+        let held = &mut register.held;
         held.retain(|_, one| one.state.is_under_way() || now.duration_since(one.seen) < REMEMBERED);
         for one in held.values_mut() {
             if matches!(one.state, State::Busy(since) if now.duration_since(since) > STUCK) {
@@ -424,25 +434,22 @@ impl Approvals {
     }
 
     fn set(&self, id: Uuid, state: State) {
-        if let Some(one) = self.lock().get_mut(&id) {
+        if let Some(one) = self.lock().held.get_mut(&id) {
             one.seen = Instant::now();
             one.state = state;
         }
         self.changed.notify_waiters();
     }
 
-    fn lock_under_way(&self) -> MutexGuard<'_, HashMap<Uuid, usize>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Register> {
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        let mut under_way = self.approvals.lock_under_way();
+        let mut register = self.approvals.lock();
+        let under_way = &mut register.under_way;
         let Some(count) = under_way.get_mut(&self.session) else { return };
         *count -= 1;
         if *count == 0 {
@@ -504,17 +511,6 @@ impl Ruled {
         Self { ruling, approver: Caller::default(), reason: reason.to_owned() }
     }
 
-    fn record(&self, statement: Uuid) -> Approval {
-        Approval {
-            statement,
-            time: now(),
-            ruling: self.ruling,
-            approver_issuer: self.approver.issuer.clone(),
-            approver: self.approver.subject.clone(),
-            reason: self.reason.clone(),
-        }
-    }
-
     /// What the driver's exception says.
     fn refusal(&self, open: &Open) -> Refusal {
         let why = match (self.approver.subject.as_str(), self.reason.as_str()) {
@@ -532,6 +528,12 @@ impl Ruled {
 }
 
 impl HeldStatement {
+    /// Whether a text names it: its identifier, or the end of that. Not the beginning, which is the time: soon another statement
+    /// may have the same.
+    pub fn is_named(&self, text: &str) -> bool {
+        self.id.to_string().ends_with(&text.to_ascii_lowercase())
+    }
+
     fn of(record: &audit::Statement, with: String, wait: Duration) -> Self {
         let wait = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
         Self {

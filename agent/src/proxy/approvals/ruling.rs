@@ -1,10 +1,8 @@
 //! The side of whoever rules: a person whose token names a group that may, and who did not ask for the statement.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::{HeldStatement, Open, Ruled, State, Taking};
 use crate::audit::{AuditError, Caller, Event, EventKind, Ruling};
@@ -54,7 +52,7 @@ pub enum ApprovalError {
 impl Proxy {
     /// Rules on a held statement.
     pub async fn rule(&self, rule: &Rule) -> Result<HeldStatement, ApprovalError> {
-        if self.approvals.is_closed.load(Ordering::Relaxed) {
+        if self.approvals.lock().is_closed {
             return Err(ApprovalError::Ending);
         }
         let about = self.approvals.find(&rule.statement)?;
@@ -112,17 +110,14 @@ impl super::Approvals {
         if self.settings.is_none() {
             return Err(ApprovalError::NotConfigured);
         }
-        let text = text.to_ascii_lowercase();
         if text.len() < PART {
-            return Err(ApprovalError::TooShort(text));
+            return Err(ApprovalError::TooShort(text.to_owned()));
         }
-        // Not by the beginning, which is the time: soon another statement may have the same.
-        let is_meant = |id: Uuid| id.to_string().ends_with(&text);
-        let mut meant = self.list().into_iter().filter(|one| !one.is_approved && is_meant(one.id));
+        let mut meant = self.list().into_iter().filter(|one| !one.is_approved && one.is_named(text));
         match (meant.next(), meant.next()) {
             (Some(one), None) => Ok(one),
-            (None, _) => Err(ApprovalError::Unknown(text)),
-            (Some(_), Some(_)) => Err(ApprovalError::Ambiguous(text)),
+            (None, _) => Err(ApprovalError::Unknown(text.to_owned())),
+            (Some(_), Some(_)) => Err(ApprovalError::Ambiguous(text.to_owned())),
         }
     }
 

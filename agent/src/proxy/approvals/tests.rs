@@ -121,7 +121,7 @@ async fn what_nobody_waits_for_ends() {
     assert!(bench.approvals.list().is_empty());
     bench.approvals.set(waits, State::Ended(Refusal::request(String::new())));
     bench.approvals.overdue(now + 30 * MINUTE);
-    assert!(!bench.approvals.lock().contains_key(&waits), "it is forgotten");
+    assert!(!bench.approvals.lock().held.contains_key(&waits), "it is forgotten");
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn what_is_asked_for_and_not_ruled_on_expires() {
     let (waits, approved) = (bench.hold("1").await, bench.hold("2").await);
     bench.approve(approved).await;
     let late = Instant::now() + 16 * MINUTE;
-    for one in bench.approvals.lock().values_mut() {
+    for one in bench.approvals.lock().held.values_mut() {
         one.seen = late;
     }
     let overdue = bench.approvals.overdue(late);
@@ -171,7 +171,7 @@ async fn what_has_ended_is_remembered_for_so_many_of_a_workload() {
         ids.push(id);
     }
     assert_eq!(bench.room("/pods/other"), Ok(()));
-    let known = bench.approvals.lock();
+    let known = &bench.approvals.lock().held;
     assert_eq!(known.len(), REMEMBERED_OF_A_WORKLOAD + 1);
     assert!(!known.contains_key(&ids[0]) && known.contains_key(&ids[1]));
 }
@@ -186,7 +186,7 @@ async fn a_session_has_one_statement_under_way_while_one_waits() {
     assert_eq!(bench.room("/pods/analyst"), Ok(()));
     assert!(bench.approvals.enter(&bench.session).is_none());
     drop(own);
-    assert!(bench.approvals.lock_under_way().is_empty());
+    assert!(bench.approvals.lock().under_way.is_empty());
 }
 
 #[tokio::test]

@@ -148,7 +148,7 @@ pub async fn cancel(exchange: &Exchange<'_>, id: Uuid) -> Option<Reaction> {
             Err(error) => exchange.refuse(&statement::not_recorded(&error, id)),
         });
     }
-    match &approvals.lock().get(&id)?.state {
+    match &approvals.lock().held.get(&id)?.state {
         State::Forwarded => None,
         State::Ended(refusal) => Some(answered(refusal.clone())),
         _ => Some(exchange.refuse(&Refusal::on_its_way(id))),
